@@ -1,0 +1,9 @@
+"""Engines: how a program runs on shares. `stock` is CrypTen's own operators, `lean` is ours.
+
+An engine is a module with a class for each role its processes play. The driver (`bench.parties`) starts the
+processes; `bench.worker` makes the node of a role inside one and obeys the driver's commands on it.
+"""
+
+from bench.engines.base import ENGINES, Helper, Meter, Node, NotPrepared, Setting, StepCost
+
+__all__ = ["ENGINES", "Helper", "Meter", "Node", "NotPrepared", "Setting", "StepCost"]

@@ -1,0 +1,170 @@
+"""What an engine's processes have in common: their setting, the meter, the walk over a program."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.program import Program, Step
+
+
+class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
+    """Raised by `infer` when no offline phase for this batch precedes it."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Where an engine lives and how many parties it runs with."""
+
+    module: str
+    parties: tuple[int, ...]
+
+
+ENGINES = {
+    "stock": EngineInfo("bench.engines.stock", parties=(2, 3)),
+    "lean": EngineInfo("bench.engines.lean", parties=(2,)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a process is told when it starts.
+
+    `role` is "party" or a helper's name; `rank` counts parties first, then helpers; `parties` is the number
+    of parties; `rendezvous` a torch.distributed URL of the whole group (parties and helpers); `provider` the
+    source of correlated randomness; `timeout_s` bounds every wait for a peer.
+    """
+
+    engine: str
+    role: str
+    rank: int
+    parties: int
+    rendezvous: str
+    provider: str
+    timeout_s: float
+
+
+@dataclass
+class Meter:
+    """Counts what this process sends: collective rounds and payload bytes."""
+
+    rounds: int = 0
+    bytes_sent: int = 0
+
+    def count(self, bytes_sent: int) -> None:
+        """Counts one round in which this process sends `bytes_sent` bytes."""
+        self.rounds += 1
+        self.bytes_sent += bytes_sent
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step took in one run of this process."""
+
+    name: str
+    kind: str
+    seconds: float
+    rounds: int
+    bytes_sent: int
+
+
+class Node(ABC):
+    """A party: loads a program, prepares the randomness of one inference, runs it.
+
+    Party 0 holds the weights, party 1 the image. All parties are driven through the same calls at the same
+    time. A subclass gives the shares' arithmetic; the walk over the program is here.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.rank = setting.rank
+        self.meter = Meter()
+        self.program: Program | None = None
+
+    @abstractmethod
+    def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
+        """Shares the weights. `weights` (float64) are party 0's; the others are given None."""
+
+    @abstractmethod
+    def prepare(self, batch: int) -> int:
+        """Makes the correlated randomness of one inference; returns its bytes held by this party."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Returns when every party is here; counted nowhere."""
+
+    @abstractmethod
+    def start(self, batch: int) -> None:
+        """Takes the prepared randomness, once; raises NotPrepared if there is none for this batch."""
+
+    @abstractmethod
+    def share(self, images: torch.Tensor | None, batch: int) -> Any:
+        """Shares the input [batch, *input_shape] (float), which party 1 alone is given."""
+
+    @abstractmethod
+    def apply(self, step: Step, *inputs: Any) -> Any:
+        """Runs one step on shares."""
+
+    @abstractmethod
+    def reveal(self, value: Any) -> torch.Tensor | None:
+        """Opens the output: float logits, or None at a party that does not see them."""
+
+    def run(self, shared: Any, after: Callable[[Step], None] | None = None) -> torch.Tensor | None:
+        """Walks the program from the shared input to the opened output."""
+        last = self.program.last_uses()
+        values = {self.program.input: shared}
+        for step in self.program.steps:
+            values[step.name] = self.apply(step, *(values[name] for name in step.inputs))
+            for name in {name for name in step.inputs if last.get(name) == step.name}:
+                del values[name]
+            if after is not None:
+                after(step)
+        return self.reveal(values[self.program.output])
+
+    def profile(self, shared: Any) -> list[StepCost]:
+        """Runs once and returns the cost of each step, and of the opening as the last."""
+        costs: list[StepCost] = []
+        mark = [time.perf_counter(), self.meter.rounds, self.meter.bytes_sent]
+
+        def note(name: str, kind: str) -> None:
+            now = [time.perf_counter(), self.meter.rounds, self.meter.bytes_sent]
+            costs.append(StepCost(name, kind, now[0] - mark[0], now[1] - mark[1], now[2] - mark[2]))
+            mark[:] = now
+
+        self.run(shared, after=lambda step: note(step.name, step.kind))
+        note("open", "open")
+        return costs
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of connections."""
+
+
+class Helper(ABC):
+    """A process that is no party (a dealer): it takes part in load and prepare, never online.
+
+    `load` and `prepare` are called at the same time as the parties'. A helper with `serves` set instead
+    obeys its own protocol: `serve` is called once and returns when the parties are gone.
+    """
+
+    serves = False
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @abstractmethod
+    def load(self, program: Program) -> None:
+        """Learns the public program."""
+
+    @abstractmethod
+    def prepare(self, batch: int) -> int:
+        """Deals the randomness of one inference; returns the bytes it sent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of connections."""
