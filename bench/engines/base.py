@@ -19,15 +19,22 @@ class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Where an engine lives and how many parties it runs with."""
+    """Where an engine lives, the numbers of parties it runs with and its usual provider of randomness.
+
+    `exact_truncation` tells that no truncation is ever wrong by more than one unit in the last place.
+    Its module gives `helper_roles(provider) -> tuple[str, ...]` (processes beside the parties) and
+    `make_node(setting) -> Node | Helper`.
+    """
 
     module: str
     parties: tuple[int, ...]
+    provider: str
+    exact_truncation: bool
 
 
 ENGINES = {
-    "stock": EngineInfo("bench.engines.stock", parties=(2, 3)),
-    "lean": EngineInfo("bench.engines.lean", parties=(2,)),
+    "stock": EngineInfo("bench.engines.stock", parties=(2, 3), provider="TFP", exact_truncation=False),
+    "lean": EngineInfo("bench.engines.lean", parties=(2,), provider="dealer", exact_truncation=True),
 }
 
 
@@ -89,6 +96,10 @@ class Node(ABC):
     @abstractmethod
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         """Shares the weights. `weights` (float64) are party 0's; the others are given None."""
+
+    def plan(self, batch: int) -> None:
+        """Does once for a batch what the offline phase must not be charged with; by default nothing."""
+        return
 
     @abstractmethod
     def prepare(self, batch: int) -> int:

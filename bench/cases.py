@@ -1,0 +1,99 @@
+"""What is measured: cases are data.
+
+A case is a variant on an engine at a width and batch. `reference` names the case whose rounds are interleaved
+with its own, so that a ratio of the two is paired and outlives a drift of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+HEADLINE = (
+    "baseline",
+    "senet-0.36",
+    "senet-0.18",
+    "senet-0.09",
+    "senet-0.045",
+    "joint-0.208",
+    "joint-0.104",
+    "joint-0.052",
+    "joint-0.026",
+    "merged-exact",
+)
+WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of results/bench.json.
+
+    `rounds` are measured ones, after one warm-up; `reference` is the case measured in turn with this one;
+    `role` groups rows in reports: "headline", "batch" (more than one image) or "extra" (other settings).
+    """
+
+    variant: str
+    engine: str = "stock"
+    width: int = WIDTH
+    batch: int = 1
+    parties: int = 2
+    provider: str | None = None
+    link: str = "loopback"
+    role: str = "headline"
+    rounds: int = 8
+    reference: Case | None = None
+
+    @property
+    def id(self) -> str:
+        """Names the case in files and reports."""
+        parts = [self.engine, self.variant, f"w{self.width}", f"b{self.batch}", f"{self.parties}p", self.link]
+        return "/".join(parts + ([self.provider] if self.provider else []))
+
+
+STOCK = Case("baseline")
+LEAN = Case("baseline", engine="lean", rounds=15, reference=STOCK)
+
+
+def default_cases() -> tuple[Case, ...]:
+    """The cases of `make bench`: the headline on both engines, batches, and the other set-ups of CrypTen."""
+    reduced = [variant for variant in HEADLINE if variant != "baseline"]
+    batch = replace(STOCK, batch=16, role="batch", rounds=3)
+    return (
+        STOCK,
+        LEAN,
+        *(replace(STOCK, variant=variant, reference=STOCK, rounds=6) for variant in reduced),
+        *(replace(LEAN, variant=variant, reference=LEAN) for variant in reduced),
+        *(replace(LEAN, batch=size, role="batch", rounds=8, reference=None) for size in (2, 4, 8)),
+        batch,
+        replace(LEAN, batch=16, role="batch", rounds=3, reference=batch),
+        replace(STOCK, provider="TTP", role="extra", rounds=3),
+        replace(STOCK, parties=3, role="extra", rounds=3),
+    )
+
+
+def smoke_cases(width: int = 8) -> tuple[Case, ...]:
+    """Every code path of the default cases once, at a small width."""
+
+    def small(case: Case | None) -> Case | None:
+        if case is None:
+            return None
+        batch = min(case.batch, 2)
+        return replace(case, width=width, batch=batch, rounds=1, reference=small(case.reference))
+
+    seen: dict[str, Case] = {}
+    for case in default_cases():
+        seen.setdefault(small(case).id, small(case))
+    return tuple(seen.values())
+
+
+def select(cases: Iterable[Case], engine: str | None = None) -> tuple[Case, ...]:
+    """The cases of one engine, without references to another."""
+    return tuple(
+        replace(
+            case, reference=case.reference if case.reference and case.reference.engine == engine else None
+        )
+        if engine
+        else case
+        for case in cases
+        if engine in (None, case.engine)
+    )

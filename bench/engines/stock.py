@@ -1,0 +1,271 @@
+"""The stock engine: CrypTen's own operators, two or three parties, TFP or TTP as provider.
+
+Arithmetic shares in Z_2^64 with 16 fractional bits; Beaver tuples from a dealer (party 0 itself under TFP, a
+process of its own under TTP). The offline phase is CrypTen's tuple cache: the requests of one inference are
+recorded once for each batch size (`plan`), and `prepare` makes the tuples for exactly one inference.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import singledispatchmethod, wraps
+from typing import Any
+
+import torch
+
+from bench import program as ir
+from bench.compat import crypten
+from bench.engines.base import Helper, Meter, Node, NotPrepared, Setting
+
+PROVIDERS = {"TFP": (), "TTP": ("ttp",)}  # provider -> helper processes
+
+
+def helper_roles(provider: str) -> tuple[str, ...]:
+    """Names the processes that a provider needs beside the parties."""
+    if provider not in PROVIDERS:
+        raise ValueError(
+            f"the stock engine has no provider {provider!r}; choose one of {', '.join(PROVIDERS)}"
+        )
+    return PROVIDERS[provider]
+
+
+def make_node(setting: Setting) -> Node | Helper:
+    """Joins CrypTen's process group and gives the node of this process."""
+    crypten.cfg.mpc.provider = setting.provider
+    os.environ.update(
+        DISTRIBUTED_BACKEND="gloo",
+        RENDEZVOUS=setting.rendezvous,
+        WORLD_SIZE=str(setting.parties),
+        RANK=str(setting.rank),
+    )
+    if setting.role == "ttp":
+        return TrustedThirdParty(setting)
+    return StockParty(setting)
+
+
+class TrustedThirdParty(Helper):
+    """CrypTen's TTP server: deals tuples to the parties on request."""
+
+    serves = True
+
+    def serve(self) -> None:
+        """Serves requests until party 0 leaves."""
+        from crypten.mpc.provider.ttp_provider import TTPServer
+
+        TTPServer()
+
+    def load(self, program: ir.Program) -> None:
+        """Needs nothing: requests carry their sizes."""
+
+    def prepare(self, batch: int) -> int:
+        """Is driven by the parties' requests."""
+        return 0
+
+    def close(self) -> None:
+        """Leaves nothing behind: the process ends."""
+
+
+class StockParty(Node):
+    """A party that computes with CrypTen tensors."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        crypten.init()
+        _attach(self.meter, crypten.communicator.get(), setting.parties)
+        self.provider = crypten.mpc.get_default_provider()
+        self.weights: dict[str, Any] = {}
+        self.requests: dict[int, list[Any]] = {}
+        self.prepared: int | None = None
+
+    def load(self, program: ir.Program, weights: Mapping[str, torch.Tensor] | None) -> None:
+        self.program = program
+        self.requests.clear()
+        self.drop()
+        self.weights = {}
+        for step in program.steps:
+            for name, shape in _weight_shapes(step.operator):
+                plain = torch.zeros(shape) if weights is None else weights[name]
+                self.weights[name] = crypten.cryptensor(plain, src=0)
+
+    def plan(self, batch: int) -> None:
+        """Records the tuple requests of one inference by running one on zeros."""
+        if batch in self.requests:
+            return
+        shared = self.share(torch.zeros(batch, *self.program.input_shape), batch)
+        self.drop()
+        self.provider.request_cache = []
+        self.provider.trace(True)
+        try:
+            self.run(shared)
+        finally:
+            self.provider.trace(False)
+        self.requests[batch] = self.provider.request_cache
+
+    def prepare(self, batch: int) -> int:
+        self.drop()
+        self.provider.request_cache = self.requests[batch]
+        self.provider.fill_cache()
+        self.prepared = batch
+        return sum(
+            part.share.nelement() * part.share.element_size()
+            for results in self.provider.tuple_cache.values()
+            for result in results
+            for part in result
+        )
+
+    def drop(self) -> None:
+        """Forgets prepared tuples, so that none outlives its inference."""
+        self.prepared = None
+        self.provider.tuple_cache = {}
+
+    def barrier(self) -> None:
+        torch.distributed.barrier(group=crypten.communicator.get().main_group)
+
+    def start(self, batch: int) -> None:
+        if self.prepared != batch:
+            raise NotPrepared(f"no tuples are prepared for a batch of {batch}; call prepare({batch}) first")
+        self.prepared = None
+
+    def share(self, images: torch.Tensor | None, batch: int) -> Any:
+        plain = torch.zeros(batch, *self.program.input_shape) if images is None else images
+        return crypten.cryptensor(plain, src=1)
+
+    def run(self, shared: Any, after: Callable[[ir.Step], None] | None = None) -> torch.Tensor | None:
+        with crypten.no_grad():
+            logits = super().run(shared, after)
+        if not self.provider.tracing:
+            self.drop()
+        return logits
+
+    def reveal(self, value: Any) -> torch.Tensor:
+        """Opens to every party, as CrypTen's users do."""
+        return value.get_plain_text()
+
+    def close(self) -> None:
+        crypten.uninit()
+
+    # One small function for each operator.
+
+    def apply(self, step: ir.Step, *inputs: Any) -> Any:
+        return self._apply(step.operator, *inputs)
+
+    @singledispatchmethod
+    def _apply(self, op: Any, *inputs: Any) -> Any:
+        raise TypeError(f"the stock engine has no operator {type(op).__name__}")
+
+    @_apply.register
+    def _(self, op: ir.Convolution, x: Any) -> Any:
+        y = x.conv2d(
+            self.weights[op.weight],
+            stride=op.stride,
+            padding=op.padding,
+            dilation=op.dilation,
+            groups=op.groups,
+        )
+        return y if op.bias is None else y.add(self.weights[op.bias].view(1, -1, 1, 1))
+
+    @_apply.register
+    def _(self, op: ir.Linear, x: Any) -> Any:
+        y = x.matmul(self.weights[op.weight].t())
+        return y if op.bias is None else y.add(self.weights[op.bias])
+
+    @_apply.register
+    def _(self, op: ir.Relu, x: Any) -> Any:
+        if op.kept is None:
+            return x.relu()
+        # Positions are public: gather, compare once, scatter. Indexing and writing shares is local.
+        y = x.clone()
+        flat = y.share.flatten(1)
+        flat[:, op.kept] = x.flatten(start_dim=1)[:, op.kept].relu().share
+        y.share = flat.view(x.share.shape)
+        return y
+
+    @_apply.register
+    def _(self, op: ir.AveragePool, x: Any) -> Any:
+        return x.avg_pool2d(op.kernel, stride=op.stride, padding=op.padding)
+
+    @_apply.register
+    def _(self, op: ir.MaxPool, x: Any) -> Any:
+        """Pads first: CrypTen mixes up the axes of an uneven padding, and pads with only -2^8 a party."""
+        if any(op.padding):
+            x = x.pad((op.padding[1], op.padding[1], op.padding[0], op.padding[0]), value=PADDING)
+        return x.max_pool2d(op.kernel, padding=0, stride=op.stride, dilation=op.dilation)
+
+    @_apply.register
+    def _(self, op: ir.Add, x: Any, y: Any) -> Any:
+        return x.add(y)
+
+    @_apply.register
+    def _(self, op: ir.Multiply, x: Any, y: Any) -> Any:
+        return x.mul(y)
+
+    @_apply.register
+    def _(self, op: ir.Square, x: Any) -> Any:
+        return x.square()
+
+    @_apply.register
+    def _(self, op: ir.Scale, x: Any) -> Any:
+        return x.mul(op.factor)
+
+    @_apply.register
+    def _(self, op: ir.Concatenate, *inputs: Any) -> Any:
+        return crypten.cat(list(inputs), dim=op.dim)
+
+    @_apply.register
+    def _(self, op: ir.Flatten, x: Any) -> Any:
+        return x.flatten(start_dim=op.start, end_dim=op.end)
+
+    @_apply.register
+    def _(self, op: ir.Mean, x: Any) -> Any:
+        return x.mean(op.dims, keepdim=op.keepdim)
+
+
+PADDING = -(2.0**14)  # below any value that max pooling meets; its integer -2^30 leaves room for differences
+
+
+def _weight_shapes(op: ir.Operator) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the weights that an operator uses."""
+    if not isinstance(op, ir.Convolution | ir.Linear):
+        return []
+    shapes = [(op.weight, op.weight_shape)]
+    return shapes if op.bias is None else [*shapes, (op.bias, op.weight_shape[:1])]
+
+
+def _attach(meter: Meter, communicator: Any, parties: int) -> None:
+    """Counts at each collective what this party sends, on the communicator of this process.
+
+    Bytes are those of gloo's algorithms for a payload of n bytes: a ring all-reduce sends 2 (P - 1) / P n; a
+    gather sends n to its destination; scatter and broadcast send n to each other party; an all-gather n to
+    each. With two parties the total equals CrypTen's own counter divided by two.
+    """
+    rank = communicator.get_rank()
+
+    def size(payload: Any) -> int:
+        tensors = payload if isinstance(payload, list) else [payload]
+        return sum(t.nelement() * t.element_size() for t in tensors)
+
+    def shares_to(payload: Any, src: int, *_: Any, **__: Any) -> int:
+        return sum(size(p) for i, p in enumerate(payload) if i != rank) if src == rank else 0
+
+    sends: dict[str, Callable[..., int]] = {
+        "all_reduce": lambda payload, *_, **__: 2 * (parties - 1) * size(payload) // parties,
+        "reduce": lambda payload, dst, *_, **__: 0 if dst == rank else size(payload),
+        "gather": lambda payload, dst, *_, **__: 0 if dst == rank else size(payload),
+        "all_gather": lambda payload, *_, **__: (parties - 1) * size(payload),
+        "scatter": shares_to,
+        "broadcast": lambda payload, src, *_, **__: (parties - 1) * size(payload) if src == rank else 0,
+        "send": lambda payload, *_, **__: size(payload),
+        "isend": lambda payload, *_, **__: size(payload),
+    }
+
+    def counted(call: Callable[..., Any], sent: Callable[..., int]) -> Callable[..., Any]:
+        @wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            meter.count(sent(*args, **kwargs))
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name, sent in sends.items():
+        setattr(communicator, name, counted(getattr(communicator, name), sent))

@@ -1,0 +1,408 @@
+"""The processes that hold shares, behind one context manager.
+
+    with Parties(engine="stock") as parties:
+        parties.load(model, example)
+        parties.prepare(batch=1)
+        logits = parties.infer(images)
+
+Each party is a process with one thread; helpers (a dealer, CrypTen's TTP) are processes too. The driver
+sends the weights to party 0 and the image to party 1, and holds both only to check the answer. A process
+that fails, dies or hangs ends the whole group with PartyFailed; no process outlives the driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.engines.base import ENGINES, NotPrepared, Setting, StepCost
+from bench.export import VALUE_LIMIT, Lowered, lower
+from bench.worker import receive, send
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# One thread a party. glibc gives large blocks back to the system at every step unless told to keep them
+# (about 20 % of the time at batch 1). Gloo listens on loopback.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    "GLOO_SOCKET_IFNAME": "lo",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+class PartyFailed(RuntimeError):  # noqa: N818 (a state, named in the interface)
+    """Raised when a process of the group failed, died or hung; the group is gone then."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one inference sends online.
+
+    `rounds` are collective calls with the opening; `bytes_sent` those of the party that sends most;
+    `by_party` the bytes that each party sends.
+    """
+
+    rounds: int
+    bytes_sent: int
+    by_party: tuple[int, ...]
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes sent by all parties together."""
+        return sum(self.by_party)
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """What loading a network costs: the slower party's seconds, rounds, and the bytes each party sends."""
+
+    seconds: float
+    rounds: int
+    by_party: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Offline:
+    """What one offline phase makes: bytes of correlated randomness each party holds, bytes a dealer sends."""
+
+    seconds: float
+    correlated_bytes: tuple[int, ...]
+    dealt_bytes: int | None
+
+
+@dataclass
+class _Process:
+    """A started process and the driver's end of its connection."""
+
+    title: str
+    popen: subprocess.Popen[bytes]
+    connection: Connection
+    log: Path
+
+
+class Parties:
+    """Persistent processes that run one network privately.
+
+    `count` parties; `engine` a key of ENGINES; `provider` the source of correlated randomness (stock: "TFP"
+    or "TTP"; lean: its dealer); `timeout_s` bounds every command. Not safe for use by several threads.
+    """
+
+    def __init__(
+        self, count: int = 2, engine: str = "stock", provider: str | None = None, timeout_s: float = 300.0
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+        info = ENGINES[engine]
+        if count not in info.parties:
+            allowed = " or ".join(map(str, info.parties))
+            raise ValueError(f"the {engine} engine runs with {allowed} parties, not {count}")
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
+        self.count = count
+        self.engine = engine
+        self.provider = provider or info.provider
+        self.timeout_s = timeout_s
+        self.exact_truncation = info.exact_truncation
+        self.helpers: tuple[str, ...] = importlib.import_module(info.module).helper_roles(self.provider)
+        self.lowered: Lowered | None = None
+        self.set_up: SetUp | None = None
+        self.offline: Offline | None = None
+        self.online_s: float | None = None
+        self.driver_s: float | None = None
+        self._prepared: int | None = None
+        self._processes: list[_Process] = []
+        self._lifeline: int | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    # Life.
+
+    def __enter__(self) -> Parties:
+        self._folder = tempfile.TemporaryDirectory(prefix="pibench-", ignore_cleanup_errors=True)
+        lifeline, self._lifeline = os.pipe()
+        try:
+            rendezvous = f"file://{self._folder.name}/rendezvous"
+            for rank, role in enumerate(["party"] * self.count + list(self.helpers)):
+                setting = Setting(
+                    self.engine, role, rank, self.count, rendezvous, self.provider, self.timeout_s
+                )
+                self._processes.append(self._start(setting, lifeline))
+            self._await(range(len(self._processes)), "start")
+        except BaseException:
+            self._kill()
+            raise
+        finally:
+            os.close(lifeline)
+        return self
+
+    def _start(self, setting: Setting, lifeline: int) -> _Process:
+        ours, theirs = socket.socketpair()
+        title = f"party {setting.rank}" if setting.role == "party" else setting.role
+        log = Path(self._folder.name) / f"{setting.rank}.log"
+        with theirs, log.open("wb") as output:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "bench.worker", str(theirs.fileno()), str(lifeline)],
+                pass_fds=(theirs.fileno(), lifeline),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | ENVIRONMENT,
+                start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends the group
+            )
+        connection = Connection(ours.detach())
+        send(connection, setting)
+        return _Process(title, popen, connection, log)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
+        """Ends every process of the group and waits until it is gone."""
+        processes, self._processes = self._processes, []
+        self._prepared = None
+        for process in processes:
+            process.popen.kill()
+        for process in processes:
+            process.popen.wait()
+            process.connection.close()
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the parties, then of the helpers; empty when the group is gone."""
+        return tuple(process.popen.pid for process in self._processes)
+
+    # What is run.
+
+    def load(self, model: nn.Module, example: torch.Tensor) -> None:
+        """Lowers `model` for inputs like `example` [N, ...] and shares its weights among the parties.
+
+        Raises ExportError before any process is bothered when the model cannot be run (see `bench.export`).
+        `set_up` then holds the cost, `lowered` the program and the plaintext logits of the example.
+        """
+        lowered = lower(model, example)
+        self._prepared = None
+        replies = self._call(
+            "load", lambda rank: (lowered.program, lowered.weights if rank == 0 else None), helpers=True
+        )
+        self.lowered = lowered
+        self.set_up = SetUp(
+            max(reply["seconds"] for reply in replies[: self.count]),
+            max(reply["rounds"] for reply in replies[: self.count]),
+            tuple(reply["bytes_sent"] for reply in replies[: self.count]),
+        )
+
+    def prepare(self, batch: int = 1) -> float:
+        """Runs the offline phase of one inference of `batch` images; returns the slower party's seconds."""
+        self._loaded()
+        if batch < 1:
+            raise ValueError(f"a batch holds at least one image, not {batch}")
+        self._prepared = None
+        self._call("plan", lambda _: (batch,), helpers=True)
+        replies = self._call("prepare", lambda _: (batch,), helpers=True)
+        parties, helpers = replies[: self.count], replies[self.count :]
+        self.offline = Offline(
+            max(reply["seconds"] for reply in parties),
+            tuple(reply["bytes"] for reply in parties),
+            sum(reply["bytes"] for reply in helpers) if helpers else None,
+        )
+        self._prepared = batch
+        return self.offline.seconds
+
+    def infer(self, images: torch.Tensor) -> torch.Tensor:
+        """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
+
+        `online_s` then holds the slower party's seconds. Raises NotPrepared without a matching `prepare`,
+        ValueError for images of another shape or beyond fixed point.
+        """
+        return self._online("infer", images)[0]
+
+    def traffic(self, images: torch.Tensor) -> Traffic:
+        """Counts rounds and bytes of one inference of `images` (prepares it first; untimed)."""
+        self.prepare(len(images))
+        replies = self._online("infer", images)[1]
+        sent = tuple(reply["bytes_sent"] for reply in replies)
+        return Traffic(max(reply["rounds"] for reply in replies), max(sent), sent)
+
+    def profile(self, images: torch.Tensor) -> list[StepCost]:
+        """Profiles one inference of `images` (prepares it first): the cost of each step, and of the opening.
+
+        Seconds are the slower party's, rounds and bytes those of the party that sends most.
+        """
+        self._checked(images)
+        self.prepare(len(images))
+        replies = self._online("profile", images, logits=False)[1]
+        return [
+            StepCost(
+                costs[0].name,
+                costs[0].kind,
+                max(cost.seconds for cost in costs),
+                max(cost.rounds for cost in costs),
+                max(cost.bytes_sent for cost in costs),
+            )
+            for costs in zip(*replies, strict=True)
+        ]
+
+    def idle(self) -> float:
+        """Runs an empty command, barrier and clock included; returns the driver's seconds (the floor)."""
+        started = time.perf_counter()
+        self._call("idle", lambda _: ())
+        return time.perf_counter() - started
+
+    def peak_memory(self) -> tuple[int, ...]:
+        """Returns the largest resident size of each party's process so far, in bytes."""
+        return tuple(self._call("peak_memory", lambda _: ()))
+
+    def _online(self, command: str, images: torch.Tensor, logits: bool = True) -> tuple[Any, list[Any]]:
+        self._checked(images)
+        batch = len(images)
+        if self._prepared != batch:
+            raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
+        self._prepared = None
+        started = time.perf_counter()
+        replies = self._call(command, lambda rank: (images if rank == 1 else None, batch))
+        self.driver_s = time.perf_counter() - started
+        if not logits:
+            return None, replies
+        self.online_s = max(reply["seconds"] for reply in replies)
+        return next(reply["logits"] for reply in replies if reply["logits"] is not None), replies
+
+    def _loaded(self) -> Lowered:
+        if self.lowered is None:
+            raise RuntimeError("no network is loaded; call load(model, example) first")
+        return self.lowered
+
+    def _checked(self, images: torch.Tensor) -> None:
+        shape = self._loaded().program.input_shape
+        if tuple(images.shape[1:]) != shape or len(images) < 1:
+            raise ValueError(
+                f"the loaded network takes images of shape [N, {', '.join(map(str, shape))}], "
+                f"not {list(images.shape)}"
+            )
+        if not images.isfinite().all() or images.abs().max() >= VALUE_LIMIT:
+            raise ValueError("the images hold NaN, infinity or values beyond 2^30; repair or normalise them")
+
+    # Talking to the processes.
+
+    def _call(
+        self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False
+    ) -> list[Any]:
+        """Gives each party (and commanded helper) a command at once; returns the replies in rank order."""
+        if not self._processes:
+            raise PartyFailed("the parties are not running; open a new Parties")
+        ranks = list(range(self.count))
+        if helpers and not self._serving():
+            ranks += range(self.count, len(self._processes))
+        threads = []
+        for rank in ranks:
+            message = (command, arguments(rank))
+            thread = threading.Thread(target=self._send, args=(self._processes[rank], message), daemon=True)
+            thread.start()
+            threads.append(thread)
+        try:
+            replies = self._await(ranks, command)
+        except BaseException:
+            self._kill()  # a command under way cannot be taken back
+            raise
+        for thread in threads:
+            thread.join()
+        return replies + [{"bytes": 0}] * (helpers and self._serving()) * len(self.helpers)
+
+    def _serving(self) -> bool:
+        """Tells whether the helpers obey their own protocol instead of commands."""
+        return self.provider == "TTP"
+
+    @staticmethod
+    def _send(process: _Process, message: Any) -> None:
+        try:
+            send(process.connection, message)
+        except OSError:
+            return  # the process is gone, which the wait for its reply reports
+
+    def _await(self, ranks: Sequence[int], command: str) -> list[Any]:
+        """Waits for the replies of `ranks`; raises PartyFailed with the cause when one does not come."""
+        deadline = time.monotonic() + self.timeout_s
+        pending = {self._processes[rank].connection: rank for rank in ranks}
+        others = {p.connection: rank for rank, p in enumerate(self._processes) if rank not in ranks}
+        replies: dict[int, Any] = {}
+        refusals: list[str] = []
+        failures: list[tuple[int, str | None]] = []
+        while pending:
+            left = deadline - time.monotonic()
+            ready = wait([*pending, *others], timeout=max(left, 0.0))
+            if not ready:
+                break
+            for connection in ready:
+                rank = pending.pop(connection, None)
+                rank = others.pop(connection) if rank is None else rank
+                try:
+                    kind, value = receive(connection)
+                except (EOFError, OSError):
+                    kind, value = "failed", None
+                if kind == "failed":
+                    failures.append((rank, value))
+                    # Peers fail in turn; what they say within a second helps to find the first cause.
+                    deadline = min(deadline, time.monotonic() + 1.0)
+                elif kind == "not prepared":
+                    refusals.append(value)
+                else:
+                    replies[rank] = value
+        if failures:
+            raise PartyFailed(self._cause(failures, command))
+        if pending:
+            silent = ", ".join(self._processes[rank].title for rank in pending.values())
+            raise PartyFailed(
+                f"{silent} did not answer {command!r} within {self.timeout_s:g} s; all were ended"
+            )
+        if refusals:
+            raise NotPrepared(refusals[0])
+        return [replies[rank] for rank in ranks]
+
+    def _cause(self, failures: list[tuple[int, str | None]], command: str) -> str:
+        """Tells the likely first cause: a process that was killed, else the first that reported."""
+        killed = [rank for rank, trace in failures if trace is None]
+        rank, trace = (killed[0], None) if killed else failures[0]
+        process = self._processes[rank]
+        if trace is not None:
+            return f"{process.title} failed in {command!r}:\n{trace}"
+        try:
+            code = process.popen.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = f"with exit code {code}"
+        if code is not None and code < 0:
+            how = f"by signal {-code} ({signal.Signals(-code).name})"
+        text = f"{process.title} died {how} in {command!r}"
+        said = process.log.read_text(errors="replace")[-2000:].strip()
+        traces = [f"{self._processes[r].title} then failed:\n{t}" for r, t in failures if t is not None]
+        return "\n".join([text, *([f"its last words:\n{said}"] if said else []), *traces])

@@ -1,0 +1,155 @@
+"""The process of one party or helper: makes its node and obeys the driver.
+
+Started by `bench.parties` as `python -m bench.worker`, never by hand. It is told its setting first; from
+then on it answers each command with a reply. Parties talk to each other through their engine alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.engines.base import ENGINES, Helper, Node, NotPrepared, Setting
+
+
+def make_node(setting: Setting) -> Node | Helper:
+    """Makes the node of this process."""
+    return import_module(ENGINES[setting.engine].module).make_node(setting)
+
+
+class Session:
+    """The commands a driver may give; each returns what the driver is told."""
+
+    def __init__(self, node: Node | Helper) -> None:
+        self.node = node
+
+    def load(self, program: Any, weights: Any) -> dict[str, Any]:
+        """Shares the weights; returns the set-up's seconds, rounds and bytes."""
+        if isinstance(self.node, Helper):
+            self.node.load(program)
+            return {}
+        meter = self.node.meter
+        rounds, sent = meter.rounds, meter.bytes_sent
+        started = time.perf_counter()
+        self.node.load(program, weights)
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "rounds": meter.rounds - rounds, "bytes_sent": meter.bytes_sent - sent}
+
+    def plan(self, batch: int) -> None:
+        """Does what is needed once for a batch size."""
+        if isinstance(self.node, Node):
+            self.node.plan(batch)
+
+    def prepare(self, batch: int) -> dict[str, Any]:
+        """Runs the offline phase of one inference; returns its seconds and bytes."""
+        if isinstance(self.node, Node):
+            self.node.barrier()
+        started = time.perf_counter()
+        held = self.node.prepare(batch)
+        return {"seconds": time.perf_counter() - started, "bytes": held}
+
+    def infer(self, images: torch.Tensor | None, batch: int) -> dict[str, Any]:
+        """Runs the online phase; returns its seconds, rounds, bytes and the logits this party sees."""
+        node = self.node
+        node.start(batch)
+        shared = node.share(images, batch)
+        rounds, sent = node.meter.rounds, node.meter.bytes_sent
+        node.barrier()
+        started = time.perf_counter()
+        logits = node.run(shared)
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": seconds,
+            "rounds": node.meter.rounds - rounds,
+            "bytes_sent": node.meter.bytes_sent - sent,
+            "logits": logits,
+        }
+
+    def profile(self, images: torch.Tensor | None, batch: int) -> list[Any]:
+        """Runs the online phase with a clock at each step."""
+        self.node.start(batch)
+        shared = self.node.share(images, batch)
+        self.node.barrier()
+        return self.node.profile(shared)
+
+    def idle(self) -> dict[str, Any]:
+        """Does nothing, measured like an inference."""
+        self.node.barrier()
+        started = time.perf_counter()
+        return {"seconds": time.perf_counter() - started}
+
+    def peak_memory(self) -> int:
+        """Returns the largest resident size so far, in bytes."""
+        status = Path("/proc/self/status").read_text()
+        (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(kilobytes) * 1024
+
+
+def obey(connection: Connection, setting: Setting) -> None:
+    """Answers commands until the driver closes the connection."""
+    node = make_node(setting)
+    send(connection, ("ready", None))
+    if getattr(node, "serves", False):
+        node.serve()
+        return
+    session = Session(node)
+    while True:
+        try:
+            command, arguments = receive(connection)
+        except EOFError:
+            return
+        try:
+            reply = ("done", getattr(session, command)(*arguments))
+        except NotPrepared as error:
+            reply = ("not prepared", str(error))
+        send(connection, reply)
+
+
+def send(connection: Connection, message: Any) -> None:
+    """Sends by value: plain pickle, so that no tensor lives in memory shared with another process."""
+    connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def receive(connection: Connection) -> Any:
+    """Receives what `send` sent; raises EOFError when the other side is gone."""
+    return pickle.loads(connection.recv_bytes())
+
+
+def end_with_driver(lifeline: int) -> None:
+    """Ends this process when the driver's end of a pipe closes, whatever this process is doing then."""
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Runs the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
+    descriptor, lifeline = map(int, sys.argv[1:])
+    end_with_driver(lifeline)
+    torch.set_num_threads(1)
+    with Connection(descriptor) as connection:
+        try:
+            obey(connection, receive(connection))
+        except Exception:
+            send(connection, ("failed", traceback.format_exc()))
+        sys.stdout.flush()
+        os._exit(0)  # destructors of a broken process group may wait for ever
+
+
+if __name__ == "__main__":
+    main()
