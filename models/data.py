@@ -1,0 +1,202 @@
+"""Images: CIFAR-100 from its original files, or crops of one small embedded picture.
+
+`python -m models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from
+Tiny Images", 2009) to ROOT, by default data/. The files are the original python pickles; they are checked
+against their md5 and read by an unpickler that makes nothing but arrays. Without them the default images are
+crops of `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis, public domain, by way
+of matplotlib's sample data).
+"""
+
+import hashlib
+import io
+import pickle
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
+FOLDER = "cifar-100-python"
+MD5 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
+PICTURE = Path(__file__).with_name("default_picture.png")
+MEAN = (0.5071, 0.4865, 0.4409)
+"""Mean of CIFAR-100's training images for red, green and blue in [0, 1]."""
+STD = (0.2673, 0.2564, 0.2762)
+"""Their standard deviation."""
+
+
+class DataError(RuntimeError):
+    """Raised when image files are missing, damaged or not to be had."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes dictionaries, lists, numbers, bytes and numpy arrays; refuses to call anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np._core.multiarray._reconstruct
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
+
+
+def _checked(path: Path, md5: str | None) -> bytes:
+    """Returns the content of `path`; DataError if it is missing or its md5 is another."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): `make data` fetches it") from error
+    if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise DataError(f"{path} is damaged (md5 differs from the original's): remove it and run `make data`")
+    return content
+
+
+def load_cifar100(
+    root: str | Path = "data", split: str = "test", checksums: Mapping[str, str] | None = MD5
+) -> tuple[Tensor, Tensor]:
+    """Returns images uint8 [N, 3, 32, 32] and fine labels int64 [N] of the split "train" or "test".
+
+    `root` holds the folder cifar-100-python; `checksums` maps a file to its md5 (None checks nothing).
+    Raises DataError when a file is missing, damaged or of another format.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}: known are 'train' and 'test'")
+    path = Path(root) / FOLDER / split
+    content = _checked(path, None if checksums is None else checksums[split])
+    try:
+        entries = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        images = torch.from_numpy(np.array(entries[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
+        labels = torch.tensor(entries[b"fine_labels"], dtype=torch.int64)
+    except (pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
+        raise DataError(f"{path} is no CIFAR-100 file: {error}") from error
+    if len(images) != len(labels):
+        raise DataError(f"{path} has {len(images)} images but {len(labels)} labels")
+    return images, labels
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Maps uint8 [N, 3, H, W] to float32 with CIFAR-100's mean 0 and standard deviation 1 in each colour."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def picture_crops(count: int, size: int = 32) -> Tensor:
+    """Returns `count` different crops of the embedded picture, uint8 [count, 3, size, size].
+
+    The crops are squares of a third of the picture's width and more, drawn from a fixed seed: the first n of
+    them are the same for every count.
+    """
+    picture = Image.open(PICTURE).convert("RGB")
+    generator = torch.Generator().manual_seed(0)
+    seen: set[tuple[int, int, int]] = set()
+    crops = []
+    while len(crops) < count:
+        u, v, w = torch.rand(3, generator=generator).tolist()
+        side = picture.width // 3 + int(u * (picture.width - picture.width // 3))
+        left, top = int(v * (picture.width - side + 1)), int(w * (picture.height - side + 1))
+        if (left, top, side) in seen:
+            continue
+        seen.add((left, top, side))
+        crop = picture.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+        crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+    return torch.stack(crops)
+
+
+def default_images(
+    count: int, size: int = 32, root: str | Path = "data", checksums: Mapping[str, str] | None = MD5
+) -> tuple[Tensor, str]:
+    """Returns `count` images float32 [count, 3, size, size], normalised as for CIFAR-100, and their source.
+
+    They are the first of CIFAR-100's test set when it lies at `root`, else crops of the embedded picture.
+    """
+    if count < 1 or size < 1:
+        raise ValueError(f"count and size are positive, not {count} and {size}")
+    if not (Path(root) / FOLDER / "test").exists():
+        return normalised(
+            picture_crops(count, size)
+        ), "crops of the embedded picture (Grace Hopper, public domain)"
+    images, _ = load_cifar100(root, "test", checksums)
+    if count > len(images):
+        raise ValueError(f"{count} images asked for, CIFAR-100's test set has {len(images)}")
+    source = "CIFAR-100 test set"
+    chosen = normalised(images[:count])
+    if size != 32:
+        chosen = F.interpolate(chosen, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        source += f", resized to {size}x{size}"
+    return chosen, source
+
+
+def download(
+    root: str | Path = "data",
+    url: str = URL,
+    archive_md5: str = ARCHIVE_MD5,
+    checksums: Mapping[str, str] = MD5,
+) -> Path:
+    """Downloads CIFAR-100 to `root` and returns its folder; does nothing when the checked files are there.
+
+    Archive and files are checked before any of them appears under its name. Raises DataError when the
+    archive cannot be had or differs from the original.
+    """
+    folder = Path(root) / FOLDER
+    try:
+        for name, md5 in checksums.items():
+            _checked(folder / name, md5)
+    except DataError:
+        pass
+    else:
+        return folder
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise DataError(
+            f"CIFAR-100 cannot be downloaded from {url} ({reason}): the benchmark runs without it, on the "
+            f"embedded picture; with a copy of your own, put train, test and meta into {folder}"
+        ) from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != archive_md5:
+        raise DataError(f"what {url} sent is not the CIFAR-100 archive (md5 differs): nothing was written")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tarfile.open(fileobj=io.BytesIO(content)) as archive,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+    ):
+        for name, md5 in checksums.items():
+            member = archive.extractfile(f"{FOLDER}/{name}")
+            (Path(scratch) / name).write_bytes(member.read())
+            _checked(Path(scratch) / name, md5)
+        for name in checksums:
+            (Path(scratch) / name).replace(folder / name)
+    return folder
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the download from the command line; returns the exit status."""
+    try:
+        folder = download(*arguments[:1])
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"CIFAR-100 is at {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

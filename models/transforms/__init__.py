@@ -1,0 +1,35 @@
+"""Network -> network: one file, one idea. No transform changes the model that it is given.
+
+A policy (what to keep, which blocks) is an argument after the model: bind it with `functools.partial` to get
+a `Transform`.
+"""
+
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from models.transforms.absorb_skips import absorb_skips
+from models.transforms.average_pools import average_pools
+from models.transforms.fold_batchnorm import fold_batchnorm
+from models.transforms.hoist_padding import hoist_padding
+from models.transforms.linearize_relus import linearize_relus
+from models.transforms.merge_convs import merge_convs
+from models.transforms.shallow_blocks import shallow_blocks
+
+Transform = Callable[[nn.Module], fx.GraphModule]
+
+EXACT = (fold_batchnorm, absorb_skips, merge_convs)
+APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools)
+
+__all__ = [
+    "APPROXIMATE",
+    "EXACT",
+    "Transform",
+    "absorb_skips",
+    "average_pools",
+    "fold_batchnorm",
+    "hoist_padding",
+    "linearize_relus",
+    "merge_convs",
+    "shallow_blocks",
+]

@@ -1,0 +1,73 @@
+"""Conv2[p2] . Conv1[p1] -> Conv2[0] . Conv1[p1 + s1 p2]: the padding moves to the head of the chain.
+
+Conv2 reads y at j = -p2 ... n + p2 - 1, and finds zeros outside 0 ... n - 1. Conv1 with padding p1 + s1 p2,
+
+    y[j - p2] = b1 + sum_m W1[m] x[s1 j - (p1 + s1 p2) + d1 m],
+
+gives the same y inside and 2 p2 more values outside: what Conv1 makes of the zeros (and of the image's edge)
+in place of zeros. The size of the result is the same.
+
+Approximate: values that depend on y outside 0 ... n - 1 change (the border); the interior is exact. It makes
+merge_convs possible. Refuses paddings other than zeros, and a first convolution with other users.
+"""
+
+from collections.abc import Collection
+
+from torch import fx, nn
+
+from models.convolution import Pair, convolution, padding_obstacle, padding_of
+from models.graph import callers, finish, module_of, replace_module, sole_user, source, trace
+
+
+def hoisted(padding1: Pair, stride1: Pair, padding2: Pair) -> Pair:
+    """Returns the first convolution's new padding p1 + s1 p2 for each axis."""
+    return tuple(p1 + s1 * p2 for p1, s1, p2 in zip(padding1, stride1, padding2, strict=True))
+
+
+def obstacle(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
+    """Says why the padding of `second` cannot move to `first`, None when it can."""
+    return padding_obstacle(first) or padding_obstacle(second)
+
+
+def _refusal(graph: fx.GraphModule, node: fx.Node) -> str | None:
+    """Says why the padding of the convolution `node` does not move to the one before."""
+    first = module_of(graph, source(node), nn.Conv2d)
+    if first is None:
+        return f"its input {source(node)} is no convolution"
+    if sole_user(source(node)) is None:
+        return f"its input {source(node)} has other users"
+    if len(callers(graph, node.target)) > 1 or len(callers(graph, source(node).target)) > 1:
+        return "one of the two convolutions is called more than once"
+    return obstacle(first, module_of(graph, node))
+
+
+def hoist_padding(model: nn.Module, names: Collection[str] | None = None) -> fx.GraphModule:
+    """Moves the padding of convolutions that follow a convolution to the head of their chain.
+
+    `names` gives the module names of the second convolutions (ValueError with the reason when one cannot
+    give its padding away); None takes all that can.
+    """
+    graph = trace(model)
+    missing = set(names or ())
+    for node in reversed(list(graph.graph.nodes)):  # the last one's padding travels through the whole chain
+        second = module_of(graph, node, nn.Conv2d)
+        if second is None or (names is not None and node.target not in names):
+            continue
+        missing.discard(node.target)
+        if reason := _refusal(graph, node):
+            if names is not None:
+                raise ValueError(f"cannot hoist the padding of {node.target}: {reason}")
+            continue
+        if padding_of(second) == (0, 0):
+            continue
+        first = module_of(graph, source(node))
+        _pad(graph, source(node), first, hoisted(padding_of(first), first.stride, padding_of(second)))
+        _pad(graph, node, second, (0, 0))
+    if missing:
+        raise ValueError(f"no convolution named {sorted(missing)} in this network")
+    return finish(graph)
+
+
+def _pad(graph: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, padding: Pair) -> None:
+    new = convolution(conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
+    replace_module(graph, node, new)

@@ -1,0 +1,112 @@
+"""x + deep(x) -> x + Conv(x): the deep branch of a residual block becomes one 3x3 convolution.
+
+    ReLU(BN(Conv(ReLU(BN(Conv(x))))) + shortcut(x))  ->  ReLU(BN(Conv'(x)) + shortcut(x))
+
+Conv' is 3x3 with "same" padding, the branch's channels and the product of its strides. Where the branch ends
+in a BatchNorm, a fresh one follows Conv' (fold_batchnorm takes it away). The block's last ReLU and its skip
+stay; absorb_skips folds the skip in. Exact merging would give a 5x5 or 7x7 kernel and more operations.
+
+Approximate: only the structure is made here, the weights are drawn at random and learnt elsewhere
+(after arXiv 2304.13274; kernel size and gate are not published there, so the 3x3 is our choice). Refuses what
+is not a residual block: a sum of the block's input, or a shortcut of it, and a chain of at least two
+convolutions.
+"""
+
+import operator
+from collections.abc import Collection
+from contextlib import nullcontext
+from math import prod
+
+import torch
+from torch import fx, nn
+
+from models.graph import finish, insert_module, module_of, trace
+
+_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+
+def _chain(graph: fx.GraphModule, node: object, block: str) -> tuple[list[fx.Node], object]:
+    """Walks up from `node` inside `block`; returns the nodes in order and the value they start from."""
+    nodes = []
+    while module_of(graph, node) is not None and node.target.startswith(f"{block}."):
+        nodes.insert(0, node)
+        node = node.args[0]
+    return nodes, node
+
+
+def _convolutions(graph: fx.GraphModule, nodes: list[fx.Node]) -> list[nn.Conv2d]:
+    return [conv for node in nodes if (conv := module_of(graph, node, nn.Conv2d)) is not None]
+
+
+def deep_branch(graph: fx.GraphModule, block: str) -> tuple[list[fx.Node], fx.Node, fx.Node]:
+    """Returns the nodes of the deep branch of `block`, its input and the addition that ends it.
+
+    Raises ValueError with the reason when `block` is no residual block.
+    """
+    inside = [n for n in graph.graph.nodes if n.op == "call_module" and n.target.startswith(f"{block}.")]
+    if not inside:
+        raise ValueError(f"no block named {block!r} in this network")
+    for node in graph.graph.nodes:
+        if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
+            continue
+        (left, start), (right, other) = (_chain(graph, argument, block) for argument in node.args[:2])
+        if start is not other:
+            continue
+        deep = max(left, right, key=lambda nodes: len(_convolutions(graph, nodes)))
+        if len(_convolutions(graph, deep)) >= 2:
+            if any(len(inner.users) > 1 for inner in deep):
+                raise ValueError(
+                    f"{block} cannot become shallow: a value inside its deep branch has other users"
+                )
+            return deep, start, node
+    raise ValueError(
+        f"{block} cannot become shallow: it is no sum of its input (or a shortcut of it) and two or more "
+        "convolutions in a chain"
+    )
+
+
+def obstacle(graph: fx.GraphModule, block: str) -> str | None:
+    """Says why the block named `block` cannot become shallow, None when it can."""
+    try:
+        deep, _, _ = deep_branch(graph, block)
+    except ValueError as error:
+        return str(error)
+    if any(conv.groups != 1 for conv in _convolutions(graph, deep)):
+        return f"{block} cannot become shallow: its convolutions are grouped"
+    return None
+
+
+def shallow_blocks(model: nn.Module, blocks: Collection[str], seed: int | None = 0) -> fx.GraphModule:
+    """Replaces the deep branch of each residual block named in `blocks` ("layer1.0") by one 3x3 convolution.
+
+    The convolution is drawn from N(0, 2 / fan_out) with a generator of its own seeded by `seed`; None draws
+    from torch's global one.
+    """
+    graph = trace(model)
+    with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for block in blocks:
+            if reason := obstacle(graph, block):
+                raise ValueError(reason)
+            _replace(graph, block)
+    return finish(graph)
+
+
+def _replace(graph: fx.GraphModule, block: str) -> None:
+    deep, start, addition = deep_branch(graph, block)
+    convs = _convolutions(graph, deep)
+    norm = module_of(graph, deep[-1], nn.BatchNorm2d)
+    like = {"device": convs[0].weight.device, "dtype": convs[0].weight.dtype}
+    stride = tuple(prod(conv.stride[axis] for conv in convs) for axis in (0, 1))
+    conv = nn.Conv2d(
+        convs[0].in_channels, convs[-1].out_channels, 3, stride, padding=1, bias=norm is None, **like
+    )
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    new = insert_module(graph, f"{block}.shallow", conv, start, deep[0])
+    if norm is not None:
+        fresh = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, **like)
+        new = insert_module(graph, f"{block}.shallow_bn", fresh, new, deep[0])
+    addition.replace_input_with(deep[-1], new)

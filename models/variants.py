@@ -1,0 +1,244 @@
+"""The named recipes: a ResNet-18 on CIFAR-100 and its reductions.
+
+The number in a name is the fraction of the original network's ReLUs (557,056 at width 64 on 32x32) that is
+kept. In every variant BatchNorm is folded.
+
+- `senet-F`: ReLUs only. SENet's allocation of the budget, random masks of that size until trained.
+- `snl-F`: ReLUs only, one random per-pixel mask over the entire network. SNL learns how many ReLUs each layer
+  keeps; until it is trained the even distribution is ours.
+- `joint-F`: the five blocks with the least sensitive mid ReLU become shallow (one 3x3 convolution), their
+  skips are absorbed, then SENet's allocation on the ReLU layers that are left. `joint3-F` has three such
+  blocks.
+- `merged-exact`: in the same five blocks the mid ReLU is dropped, the padding hoisted, the two convolutions
+  are merged exactly (5x5, 7x7 where the first strides) and the skip is absorbed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from models import checkpoint
+from models.checkpoint import Checkpoint, WeightsError, put_weights, read_manifest, read_weights
+from models.cost import relu_shapes
+from models.data import normalised, picture_crops
+from models.selection import (
+    RESNET18_RELUS,
+    SENET_SENSITIVITY,
+    allocate,
+    least_sensitive_blocks,
+    random_masks,
+    random_network_masks,
+)
+from models.transforms import (
+    Transform,
+    absorb_skips,
+    fold_batchnorm,
+    hoist_padding,
+    linearize_relus,
+    merge_convs,
+    shallow_blocks,
+)
+from models.zoo import resnet18
+
+CALIBRATION_IMAGES = 32
+Shapes = Mapping[str, tuple[int, ...]]
+Masks = dict[str, Tensor]
+
+
+def senet_masks(shapes: Shapes, budget: int, seed: int) -> Masks:
+    """Draws random masks whose sizes are SENet's allocation of the budget over ResNet-18's ReLU layers."""
+    sensitivity = dict(zip(RESNET18_RELUS, SENET_SENSITIVITY, strict=True))
+    sizes = [prod(shape) for shape in shapes.values()]
+    counts = allocate(sizes, [sensitivity[name] for name in shapes], budget)
+    return random_masks(shapes, dict(zip(shapes, counts, strict=True)), seed)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe from an architecture to the network that is run.
+
+    `structure` are the transforms that make the trainable structure, before BatchNorm is folded; `fraction`
+    of the architecture's ReLUs is then kept (None keeps those that are left), at positions that `masks` draws;
+    `finish` are the transforms after calibration or training, BatchNorm folding first.
+    """
+
+    name: str
+    architecture: Callable[..., nn.Module]
+    structure: tuple[Transform, ...] = ()
+    fraction: float | None = None
+    masks: Callable[[Shapes, int, int], Masks] | None = None
+    finish: tuple[Transform, ...] = (fold_batchnorm,)
+
+    def build(
+        self,
+        width: int = 64,
+        weights: str | Path | None = "auto",
+        seed: int = 0,
+        classes: int = 100,
+        image_size: int = 32,
+    ) -> fx.GraphModule:
+        """Returns the network in eval mode, for images [N, 3, image_size, image_size].
+
+        `weights` is "auto" (trained weights if the project has them for this width, number of classes and
+        image size, else seeded ones), None (seeded), or the path of a weights file. Seeded networks take
+        their BatchNorm statistics from one batch of the embedded picture, so that activations stay near 1.
+        torch's global generator is left as it was. `meta` of the result says variant, width, seed and whether the
+        weights are `trained`. Raises WeightsError when a file is damaged or made for another architecture.
+        """
+        stored = self._stored(width, weights, classes, image_size)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            if stored is None:
+                model = self.trainable(width, seed, classes, image_size)
+                calibrate(model, normalised(picture_crops(CALIBRATION_IMAGES, image_size)))
+            else:
+                model = self._structured(width, classes)
+                model = linearize_relus(model, self._stored_masks(stored, model, width, image_size))
+            model.eval()
+            for transform in self.finish:
+                model = transform(model)
+        if stored is not None:
+            put_weights(model, stored)
+        model.meta.update(variant=self.name, width=width, seed=seed, trained=stored is not None)
+        return model.requires_grad_(False).eval()
+
+    def trainable(
+        self, width: int = 64, seed: int = 0, classes: int = 100, image_size: int = 32
+    ) -> nn.Module:
+        """Returns the network before BatchNorm is folded, masks drawn, weights random: what is trained."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self._structured(width, classes)
+            if self.fraction is None:
+                return model
+            shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
+            return linearize_relus(model, self.masks(shapes, self.budget(width, image_size), seed))
+
+    def budget(self, width: int = 64, image_size: int = 32) -> int | None:
+        """Returns how many ReLUs are kept, `fraction` of the architecture's rounded; None without a fraction."""
+        if self.fraction is None:
+            return None
+        shapes = relu_shapes(self.architecture(width=width), torch.zeros(1, 3, image_size, image_size))
+        return round(self.fraction * sum(prod(shape) for shape in shapes.values()))
+
+    def _structured(self, width: int, classes: int) -> nn.Module:
+        model = self.architecture(classes=classes, width=width)
+        for transform in self.structure:
+            model = transform(model)
+        return model
+
+    def _stored(
+        self, width: int, weights: str | Path | None, classes: int, image_size: int
+    ) -> Checkpoint | None:
+        if weights is None:
+            return None
+        if weights != "auto":
+            return read_weights(weights)
+        path = checkpoint.FOLDER / checkpoint.file_name(self.name, width)
+        entry = read_manifest(path.parent).get(path.name)
+        if entry is None or (entry["classes"], entry["image_size"]) != (classes, image_size):
+            return None
+        return read_weights(path)
+
+    def _stored_masks(
+        self, stored: Checkpoint, model: nn.Module, width: int, image_size: int
+    ) -> dict[str, Tensor | bool]:
+        """Returns what each ReLU of `model` keeps by the file; WeightsError if that is not this variant."""
+        shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
+        foreign = sorted(set(stored.relus) - set(shapes))
+        misfits = sorted(
+            name
+            for name, mask in stored.relus.items()
+            if name in shapes and isinstance(mask, Tensor) and mask.shape != shapes[name]
+        )
+        if foreign or misfits:
+            name = (foreign + misfits)[0]
+            what = "this variant has no such ReLU" if foreign else f"the activation is {list(shapes[name])}"
+            raise WeightsError(
+                f"{stored.path.name} was made for another architecture: mask of {name}, but {what}"
+            )
+        keep = {name: stored.relus.get(name, False) for name in shapes}
+        kept = sum(
+            int(mask.count_nonzero()) if isinstance(mask, Tensor) else mask * prod(shapes[name])
+            for name, mask in keep.items()
+        )
+        wanted = self.budget(width, image_size)
+        if wanted is None:
+            wanted = sum(prod(shape) for shape in shapes.values())
+        if kept != wanted:
+            raise WeightsError(f"{stored.path.name} keeps {kept} ReLUs, {self.name} has {wanted}")
+        return keep
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: Tensor) -> None:
+    """Sets every BatchNorm's running statistics, in place, to those of one batch `images` [N, 3, H, W]."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    training = model.training
+    model.train()
+    for norm in norms:
+        norm.momentum = 1.0
+    model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
+
+
+def is_trained(name: str, width: int = 64) -> bool:
+    """Returns whether the project has trained weights for a variant at a width."""
+    return checkpoint.file_name(variant(name).name, width) in read_manifest(checkpoint.FOLDER)
+
+
+def _senet(fraction: float) -> Variant:
+    return Variant(f"senet-{fraction}", resnet18, fraction=fraction, masks=senet_masks)
+
+
+def _joint(fraction: float, blocks: int = 5) -> Variant:
+    return Variant(
+        f"joint{'' if blocks == 5 else blocks}-{fraction}",
+        resnet18,
+        structure=(partial(shallow_blocks, blocks=least_sensitive_blocks(blocks), seed=None),),
+        fraction=fraction,
+        masks=senet_masks,
+        finish=(fold_batchnorm, absorb_skips),
+    )
+
+
+_DROPPED = {f"{block}.relu1": False for block in least_sensitive_blocks(5)}
+
+VARIANTS: dict[str, Variant] = {
+    recipe.name: recipe
+    for recipe in (
+        Variant("baseline", resnet18),
+        _senet(0.36),
+        _senet(0.18),
+        _senet(0.09),
+        _senet(0.045),
+        Variant("snl-0.09", resnet18, fraction=0.09, masks=random_network_masks),
+        _joint(0.208),
+        _joint(0.104),
+        _joint(0.09),
+        _joint(0.052),
+        _joint(0.026),
+        _joint(0.052, blocks=3),
+        Variant(
+            "merged-exact",
+            resnet18,
+            structure=(partial(linearize_relus, keep=_DROPPED),),
+            finish=(fold_batchnorm, hoist_padding, merge_convs, absorb_skips),
+        ),
+    )
+}
+
+
+def variant(name: str) -> Variant:
+    """Returns the variant of this name; ValueError that names the known ones if there is none."""
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}: known are {', '.join(VARIANTS)}")
+    return VARIANTS[name]

@@ -1,0 +1,74 @@
+"""Wide residual networks, pre-activation (Zagoruyko and Komodakis, BMVC 2016)."""
+
+import torch
+from torch import Tensor, nn
+
+from models.zoo.initialise import check_sizes, initialise
+
+
+class PreActivationBlock(nn.Module):
+    """Computes Conv(ReLU(BN(Conv(ReLU(BN(x)))))) + shortcut, both convolutions 3x3.
+
+    The shortcut is x itself, or where stride or channels change a 1x1 convolution of ReLU(BN(x)):
+    [N, C, H, W] -> [N, O, H / stride, W / stride].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.bn1(x))
+        deep = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        return deep + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """A 3x3 stem of `width` channels, three groups of (depth - 4) / 6 blocks, BN, ReLU, pooling, linear.
+
+    Group i has `factor` `width` 2^i channels. Images [N, 3, H, W] of any size -> logits [N, classes].
+    """
+
+    def __init__(self, depth: int, factor: int, classes: int, width: int) -> None:
+        super().__init__()
+        check_sizes(classes, width)
+        blocks, rest = divmod(depth - 4, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"a wide ResNet has depth 6 n + 4, not {depth}")
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.groups = ["group1", "group2", "group3"]
+        channels = width
+        for index, group in enumerate(self.groups):
+            out_channels = factor * width * 2**index
+            layers = []
+            for block in range(blocks):
+                layers.append(PreActivationBlock(channels, out_channels, 2 if index and not block else 1))
+                channels = out_channels
+            self.add_module(group, nn.Sequential(*layers))
+        self.bn = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        for group in self.groups:
+            x = self.get_submodule(group)(x)
+        return self.fc(torch.flatten(self.avgpool(self.relu(self.bn(x))), 1))
+
+
+def wrn_22_8(classes: int = 100, width: int = 16) -> WideResNet:
+    """Returns WRN-22-8: 1,392,640 ReLUs on 32x32 images at the stem's usual width of 16.
+
+    Its groups are 8, 16 and 32 `width` wide. Papers that leave the last ReLU layer out count 1,359,872.
+    """
+    return WideResNet(22, 8, classes, width)
