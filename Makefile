@@ -21,13 +21,13 @@ test: .venv lint
 
 # Every default case at full width, then the table and the figures. Rows are written as they finish.
 bench: .venv
-	$(BIN)/pytest bench -o python_files='bench_*.py' --benchmark-disable-gc
+	$(BIN)/pytest bench --benchmark-disable-gc
 	$(BIN)/python -m bench.report
 	$(BIN)/python -m bench.figures
 
 # Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
 smoke: .venv
-	$(BIN)/pytest bench -o python_files='bench_*.py' --smoke --benchmark-disable
+	$(BIN)/pytest bench --smoke --benchmark-disable
 
 report: .venv
 	$(BIN)/python -m bench.report

@@ -112,8 +112,8 @@ class Subject:
         chance = stats.poisson.sf(self.wrong - 1, law) if law else 0.0
         if not repeated or chance < IMPLAUSIBLE:
             raise WrongAnswer(
-                f"{self.wrong} of {self.attempted} answers are off by {self.tolerance:.3g} or more "
-                f"(2 % of the spread {self.spread:.3g} between images); the parties do not compute this network"
+                f"{self.wrong} of {self.attempted} answers are off by {self.tolerance:.3g} or more (2 % of "
+                f"the spread {self.spread:.3g} between images); the parties do not compute this network"
             )
 
 

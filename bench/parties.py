@@ -198,6 +198,11 @@ class Parties:
             self._folder = None
 
     @property
+    def setting(self) -> tuple[str, int, str]:
+        """What processes of this group are told: engine, number of parties, provider."""
+        return self.engine, self.count, self.provider
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the parties, then of the helpers; empty when the group is gone."""
         return tuple(process.popen.pid for process in self._processes)

@@ -34,6 +34,7 @@ class EngineInfo:
 
 ENGINES = {
     "stock": EngineInfo("bench.engines.stock", parties=(2, 3), provider="TFP", exact_truncation=False),
+    "byhand": EngineInfo("bench.engines.byhand", parties=(2,), provider="TFP", exact_truncation=False),
     "lean": EngineInfo("bench.engines.lean", parties=(2,), provider="dealer", exact_truncation=True),
 }
 

@@ -30,8 +30,8 @@ def helper_roles(provider: str) -> tuple[str, ...]:
     return PROVIDERS[provider]
 
 
-def make_node(setting: Setting) -> Node | Helper:
-    """Joins CrypTen's process group and gives the node of this process."""
+def connect(setting: Setting) -> None:
+    """Tells CrypTen which process group to join, and its provider of tuples."""
     crypten.cfg.mpc.provider = setting.provider
     os.environ.update(
         DISTRIBUTED_BACKEND="gloo",
@@ -39,6 +39,11 @@ def make_node(setting: Setting) -> Node | Helper:
         WORLD_SIZE=str(setting.parties),
         RANK=str(setting.rank),
     )
+
+
+def make_node(setting: Setting) -> Node | Helper:
+    """Gives the node of this process, joined to CrypTen's process group."""
+    connect(setting)
     if setting.role == "ttp":
         return TrustedThirdParty(setting)
     return StockParty(setting)

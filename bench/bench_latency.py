@@ -1,0 +1,29 @@
+"""Measures every case under pytest-benchmark: `make bench`.
+
+pytest-benchmark's own column is the driver's clock around one online phase; results/bench.json holds the
+parties' clocks, which reports use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench.cases import Case
+from bench.conftest import progress
+from bench.laboratory import Laboratory
+from bench.measure import Measurement
+
+
+def bench_latency(
+    case: Case, laboratory: Laboratory, benchmark: Any, announce: Callable[[str], None], request: Any
+) -> None:
+    """Measures one case and writes its row."""
+    total = sum("case" in getattr(item, "fixturenames", ()) for item in request.session.items)
+
+    def timed(measurement: Measurement, rounds: int) -> None:
+        benchmark.pedantic(measurement.online, setup=measurement.before, rounds=rounds, warmup_rounds=0)
+
+    row = laboratory.measure(case, timed)
+    benchmark.extra_info.update({key: row[key] for key in ("case", "cost", "traffic", "answer", "rounds")})
+    announce(progress(row, laboratory, total))

@@ -1,0 +1,143 @@
+"""Keeps the parties of a benchmark session: the case being measured and the references still needed.
+
+A case gets processes of its own, so that its peak memory is its own; a reference stays loaded until the last
+case that pairs with it. A rehearsal (`make smoke`) loads network after network into the same processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from bench.cases import Case
+from bench.measure import Measurement, Subject, context, cost_of
+from bench.parties import Parties
+from bench.results import Store
+from models.data import default_images
+from models.variants import variant
+
+IMAGES = 16  # the largest batch; also what the spread of logits is taken over
+TIMEOUT_S = 600.0
+
+
+@cache
+def images(size: int = 32) -> tuple[torch.Tensor, str]:
+    """The default images [16, 3, size, size] and their source."""
+    return default_images(IMAGES, size)
+
+
+class Laboratory:
+    """Measures cases one after the other; use it by `with`.
+
+    `rehearsal` runs each case once, untimed, without warm-up, and reuses processes.
+    """
+
+    def __init__(self, cases: Sequence[Case], results: Path, run: str, rehearsal: bool = False) -> None:
+        self.store = Store(results / "bench.json")
+        self.waiting = list(cases)
+        self.run = run
+        self.rehearsal = rehearsal
+        self.context = context()
+        self.subjects: dict[str, Subject] = {}
+        self.idle: list[Parties] = []
+        self.started = time.monotonic()
+        self.total_work = sum(map(_work, cases))
+
+    def __enter__(self) -> Laboratory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for subject in self.subjects.values():
+            subject.parties.__exit__(None, None, None)
+        for parties in self.idle:
+            parties.__exit__(None, None, None)
+        self.subjects.clear()
+        self.idle.clear()
+
+    def measure(self, case: Case, timed: Callable[[Measurement, int], object]) -> dict:
+        """Measures `case` and stores its row at once.
+
+        `timed(measurement, rounds)` calls `before` and `online` of the measurement that many times.
+        """
+        try:
+            model = self.model(case)
+            subject = self.subject(case, model)
+            reference = None
+            if case.reference is not None:
+                reference = self.subject(case.reference, self.model(case.reference))
+            measurement = Measurement(case, subject, reference)
+            if not self.rehearsal:
+                measurement.before()
+                measurement.online()
+                measurement.forget_warm_up()
+            timed(measurement, case.rounds)
+            pictures, source = images()
+            row = measurement.row(
+                cost_of(model, pictures),
+                profiles=1 if self.rehearsal else 3,
+                weights="trained" if model.meta["trained"] else "seeded",
+                images=source,
+                run=self.run,
+                context=self.context,
+            )
+            self.store.add(row)
+        finally:
+            self.waiting = [other for other in self.waiting if other.id != case.id]
+            self.dismiss()
+        return row
+
+    def model(self, case: Case) -> fx.GraphModule:
+        """Builds the network of a case."""
+        return variant(case.variant).build(width=case.width)
+
+    def subject(self, case: Case, model: fx.GraphModule) -> Subject:
+        """The loaded parties of a case, started when they are not there yet."""
+        known = self.subjects.get(case.id)
+        if known is not None and known.parties.pids:
+            return known
+        parties = self.parties(case)
+        try:
+            self.subjects[case.id] = Subject(model, images()[0], case.batch, parties)
+        except BaseException:
+            parties.__exit__(None, None, None)
+            raise
+        return self.subjects[case.id]
+
+    def parties(self, case: Case) -> Parties:
+        """Idle processes that fit, or new ones."""
+        wanted = Parties(case.parties, case.engine, case.provider, timeout_s=TIMEOUT_S)
+        for parties in self.idle:
+            if parties.setting == wanted.setting and parties.pids:
+                self.idle.remove(parties)
+                return parties
+        return wanted.__enter__()
+
+    def dismiss(self) -> None:
+        """Lets go of the parties that no waiting case needs."""
+        needed = {case.id for case in self.waiting}
+        needed |= {case.reference.id for case in self.waiting if case.reference is not None}
+        for name in [name for name in self.subjects if name not in needed]:
+            parties = self.subjects.pop(name).parties
+            if self.rehearsal:
+                self.idle.append(parties)
+            else:
+                parties.__exit__(None, None, None)
+
+    def minutes_left(self) -> float:
+        """Estimates the minutes until the last case is done, from the time taken so far."""
+        left = sum(map(_work, self.waiting))
+        done = self.total_work - left
+        elapsed = time.monotonic() - self.started
+        return elapsed / done * left / 60 if done else float("nan")
+
+
+def _work(case: Case) -> float:
+    """The expected work of a case, in units of a stock round of one image."""
+    weight = {"lean": 0.25}.get(case.engine, 1.0) * case.batch * (case.parties - 1)
+    pair = 0.0 if case.reference is None else _work(case.reference) / max(case.reference.rounds, 1)
+    return case.rounds * (weight + pair) + 2.0  # processes, loading, profiles
