@@ -3,8 +3,8 @@
 `python -m models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from
 Tiny Images", 2009) to ROOT, by default data/. The files are the original python pickles; they are checked
 against their md5 and read by an unpickler that makes nothing but arrays. Without them the default images are
-crops of `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis, public domain, by way
-of matplotlib's sample data).
+crops of `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis, public
+domain, by way of matplotlib's sample data).
 """
 
 import hashlib

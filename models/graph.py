@@ -26,10 +26,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
     copied = copy.deepcopy(model)
     if not isinstance(copied, fx.GraphModule):
         copied = fx.GraphModule(copied, _Tracer().trace(copied), type(model).__name__)
-    copied.train(model.training) if model.training else copied.eval()
-    for name, module in model.named_modules():  # a copy of a GraphModule may forget single modules' modes
-        if name and name in dict(copied.named_modules()):
-            copied.get_submodule(name).training = module.training
     return copied
 
 

@@ -27,7 +27,7 @@ def allocate(sizes: Sequence[int], sensitivity: Sequence[float], budget: int) ->
 
     What a full layer cannot take goes to the others, by raising c. Fractions are cut and the ReLUs that
     are left go to the largest of them, so that the sum is exact. Layers of sensitivity 0 are given ReLUs, in
-    proportion to their sizes, only when all others are full. Source: arXiv 2301.09254, section 3.1.
+    proportion to their sizes, only when all others are full. Source: arXiv 2301.09254.
     """
     if len(sizes) != len(sensitivity):
         raise ValueError(f"{len(sizes)} layers but {len(sensitivity)} sensitivities")

@@ -26,6 +26,7 @@ from models import checkpoint
 from models.checkpoint import Checkpoint, WeightsError, put_weights, read_manifest, read_weights
 from models.cost import relu_shapes
 from models.data import normalised, picture_crops
+from models.relu import MaskedReLU
 from models.selection import (
     RESNET18_RELUS,
     SENET_SENSITIVITY,
@@ -63,8 +64,8 @@ class Variant:
     """A recipe from an architecture to the network that is run.
 
     `structure` are the transforms that make the trainable structure, before BatchNorm is folded; `fraction`
-    of the architecture's ReLUs is then kept (None keeps those that are left), at positions that `masks` draws;
-    `finish` are the transforms after calibration or training, BatchNorm folding first.
+    of the architecture's ReLUs is then kept (None keeps those that are left), at positions that `masks`
+    draws; `finish` are the transforms after calibration or training, BatchNorm folding first.
     """
 
     name: str
@@ -87,8 +88,8 @@ class Variant:
         `weights` is "auto" (trained weights if the project has them for this width, number of classes and
         image size, else seeded ones), None (seeded), or the path of a weights file. Seeded networks take
         their BatchNorm statistics from one batch of the embedded picture, so that activations stay near 1.
-        torch's global generator is left as it was. `meta` of the result says variant, width, seed and whether the
-        weights are `trained`. Raises WeightsError when a file is damaged or made for another architecture.
+        torch's global generator is left as it was. `meta` of the result says variant, width, seed and whether
+        the weights are `trained`. Raises WeightsError for a damaged file or another architecture's.
         """
         stored = self._stored(width, weights, classes, image_size)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -120,10 +121,11 @@ class Variant:
             return linearize_relus(model, self.masks(shapes, self.budget(width, image_size), seed))
 
     def budget(self, width: int = 64, image_size: int = 32) -> int | None:
-        """Returns how many ReLUs are kept, `fraction` of the architecture's rounded; None without a fraction."""
+        """Returns how many ReLUs are kept: the fraction of the architecture's, rounded; None without one."""
         if self.fraction is None:
             return None
-        shapes = relu_shapes(self.architecture(width=width), torch.zeros(1, 3, image_size, image_size))
+        with torch.device("meta"):  # shapes alone: no weights, no random numbers
+            shapes = relu_shapes(self.architecture(width=width), torch.zeros(1, 3, image_size, image_size))
         return round(self.fraction * sum(prod(shape) for shape in shapes.values()))
 
     def _structured(self, width: int, classes: int) -> nn.Module:
@@ -150,23 +152,21 @@ class Variant:
     ) -> dict[str, Tensor | bool]:
         """Returns what each ReLU of `model` keeps by the file; WeightsError if that is not this variant."""
         shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
-        foreign = sorted(set(stored.relus) - set(shapes))
-        misfits = sorted(
-            name
-            for name, mask in stored.relus.items()
-            if name in shapes and isinstance(mask, Tensor) and mask.shape != shapes[name]
-        )
-        if foreign or misfits:
-            name = (foreign + misfits)[0]
-            what = "this variant has no such ReLU" if foreign else f"the activation is {list(shapes[name])}"
-            raise WeightsError(
-                f"{stored.path.name} was made for another architecture: mask of {name}, but {what}"
-            )
+        kept = 0
+        for name, mask in stored.relus.items():
+            if name not in shapes:
+                raise WeightsError(
+                    f"{stored.path.name} was made for another architecture: {self.name} has no ReLU {name}"
+                )
+            try:
+                kept += (
+                    MaskedReLU(mask).kept(shapes[name]) if isinstance(mask, Tensor) else prod(shapes[name])
+                )
+            except (TypeError, ValueError) as error:
+                raise WeightsError(
+                    f"{stored.path.name} was made for another architecture: {name}: {error}"
+                ) from error
         keep = {name: stored.relus.get(name, False) for name in shapes}
-        kept = sum(
-            int(mask.count_nonzero()) if isinstance(mask, Tensor) else mask * prod(shapes[name])
-            for name, mask in keep.items()
-        )
         wanted = self.budget(width, image_size)
         if wanted is None:
             wanted = sum(prod(shape) for shape in shapes.values())

@@ -25,7 +25,7 @@ from models.graph import callers, finish, module_of, replace_module, sole_user, 
 
 
 def dense(kernel: Tensor, groups: int) -> Tensor:
-    """Maps a grouped kernel [O, C / groups, H, W] to its ungrouped equal [O, C, H, W], zero off the blocks."""
+    """Maps a grouped kernel [O, C / groups, H, W] to the equal [O, C, H, W], zero off the blocks."""
     if groups == 1:
         return kernel
     out_channels, per_group, height, width = kernel.shape

@@ -9,7 +9,7 @@ stay; absorb_skips folds the skip in. Exact merging would give a 5x5 or 7x7 kern
 Approximate: only the structure is made here, the weights are drawn at random and learnt elsewhere
 (after arXiv 2304.13274; kernel size and gate are not published there, so the 3x3 is our choice). Refuses what
 is not a residual block: a sum of the block's input, or a shortcut of it, and a chain of at least two
-convolutions.
+convolutions with "same" padding; and a chain that begins with an activation (pre-activation blocks).
 """
 
 import operator
@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import fx, nn
 
+from models.convolution import padding_obstacle, padding_of
 from models.graph import finish, insert_module, module_of, trace
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -71,8 +72,18 @@ def obstacle(graph: fx.GraphModule, block: str) -> str | None:
         deep, _, _ = deep_branch(graph, block)
     except ValueError as error:
         return str(error)
-    if any(conv.groups != 1 for conv in _convolutions(graph, deep)):
-        return f"{block} cannot become shallow: its convolutions are grouped"
+    if module_of(graph, deep[0], nn.Conv2d) is None:
+        return (
+            f"{block} cannot become shallow: its deep branch begins with an activation, which would be lost"
+        )
+    for conv in _convolutions(graph, deep):
+        if conv.groups != 1:
+            return f"{block} cannot become shallow: its convolutions are grouped"
+        if reason := padding_obstacle(conv):
+            return f"{block} cannot become shallow: {reason}"
+        spans = tuple(d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+        if spans != tuple(2 * p for p in padding_of(conv)):
+            return f"{block} cannot become shallow: a convolution's padding {conv.padding} is not 'same'"
     return None
 
 
