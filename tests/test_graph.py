@@ -1,0 +1,112 @@
+import pytest
+import torch
+from networks import images, small, state
+from torch import fx, nn
+
+from models.graph import (
+    bypass,
+    callers,
+    finish,
+    fresh_name,
+    insert_module,
+    module_of,
+    relu_nodes,
+    replace_module,
+    sole_user,
+    source,
+    trace,
+)
+from models.relu import MaskedReLU
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.conv(x))
+        return torch.relu(self.relu(self.conv(input=x)))
+
+
+def node_named(graph, name):
+    return next(node for node in graph.graph.nodes if node.name == name)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_trace_is_a_deep_copy_in_the_same_mode(again):
+    model = small("resnet18")
+    model.layer1[0].bn1.train()
+    if again:
+        model = trace(model)
+    before = state(model)
+    graph = trace(model)
+    assert isinstance(graph, fx.GraphModule)
+    assert graph is not model
+    assert not graph.training
+    assert graph.get_submodule("layer1.0.bn1").training
+    assert not graph.get_submodule("layer1.0.bn2").training
+    model.eval()
+    graph.eval()
+    assert torch.equal(model(images()), graph(images()))
+    for parameter in graph.parameters():
+        parameter.data.add_(1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_masked_relu_is_one_node():
+    graph = trace(nn.Sequential(nn.ReLU(), MaskedReLU(torch.ones(3, dtype=torch.bool))))
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+
+
+def test_looking_at_nodes():
+    graph = trace(Shared())
+    conv, relu = callers(graph, "conv")[0], callers(graph, "relu")[0]
+    assert isinstance(module_of(graph, conv), nn.Conv2d)
+    assert module_of(graph, conv, nn.Linear) is None
+    assert module_of(graph, 3) is None
+    assert sole_user(conv) is relu
+    assert source(callers(graph, "conv")[1]) is relu
+    assert len(callers(graph, "conv")) == 2
+    x = next(iter(trace(small("resnet18")).graph.nodes))
+    assert sole_user(x).name == "conv1"
+
+
+def test_relus_are_named_by_module_or_else_by_node():
+    assert list(relu_nodes(trace(Shared()))) == ["relu", "relu_1", "relu_2"]
+    names = list(relu_nodes(trace(small("resnet18"))))
+    assert len(names) == 17
+    assert names[:3] == ["relu", "layer1.0.relu1", "layer1.0.relu2"]
+
+
+def test_replacing_one_call_of_a_shared_module_leaves_the_other():
+    graph = trace(Shared())
+    first, second = callers(graph, "relu")
+    replace_module(graph, first, nn.Identity())
+    finish(graph)
+    assert isinstance(module_of(graph, first), nn.Identity)
+    assert isinstance(module_of(graph, second), nn.ReLU)
+
+
+def test_insert_and_bypass():
+    graph = trace(Shared()).eval()
+    x = torch.randn(1, 3, 2, 2)
+    expected = graph(x)
+    conv, relu = callers(graph, "conv")[0], callers(graph, "relu")[0]
+    new = insert_module(graph, "conv", nn.Identity(), conv, relu)
+    assert new.target == "conv_1"
+    relu.replace_input_with(conv, new)
+    assert torch.equal(finish(graph)(x), expected)
+    bypass(new)
+    assert torch.equal(finish(graph)(x), expected)
+    assert "conv_1" not in dict(graph.named_modules())
+    assert fresh_name(graph, "conv") == "conv_1"
+
+
+def test_finish_removes_what_is_unused():
+    graph = trace(small("resnet18"))
+    last = node_named(graph, "fc")
+    node_named(graph, "output").replace_input_with(last, node_named(graph, "relu"))
+    finish(graph)
+    assert [name for name, _ in graph.named_children()] == ["conv1", "bn1", "relu"]

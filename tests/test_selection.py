@@ -1,0 +1,102 @@
+from math import prod
+
+import pytest
+import torch
+
+from models.cost import relu_shapes
+from models.selection import (
+    RESNET18_BLOCKS,
+    RESNET18_RELUS,
+    SENET_SENSITIVITY,
+    allocate,
+    least_sensitive_blocks,
+    random_masks,
+    random_network_masks,
+    stages,
+)
+from models.zoo import resnet18
+
+SIZES = [65_536] * 5 + [32_768] * 4 + [16_384] * 4 + [8_192] * 4
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7, 24_600, 50_135, 100_000, 120_000, 300_000, 557_055, 557_056])
+def test_the_allocation_is_exact_and_follows_the_rule(budget):
+    counts = allocate(SIZES, SENET_SENSITIVITY, budget)
+    assert sum(counts) == budget
+    assert all(0 <= count <= size for count, size in zip(counts, SIZES, strict=True))
+    layers = list(zip(counts, SIZES, SENET_SENSITIVITY, strict=True))
+    partial = [(count, eta) for count, size, eta in layers if count < size]
+    if partial and budget:
+        c = sum(count for count, _ in partial) / sum(eta for _, eta in partial)
+        assert all(abs(count - c * eta) < 1.5 for count, eta in partial)
+        assert all(c * eta >= size - 1.5 for count, size, eta in layers if count == size)
+
+
+def test_overflow_of_full_layers_goes_to_the_others():
+    assert allocate([10, 100, 100], [1.0, 1.0, 2.0], 70) == [10, 20, 40]
+    assert allocate([10, 100], [1.0, 0.0], 5) == [5, 0]
+    assert allocate([10, 30, 10], [1.0, 0.0, 0.0], 30) == [10, 15, 5]
+    assert allocate([3, 3, 3], [1.0, 1.0, 1.0], 4) == [2, 1, 1]
+
+
+def test_bad_allocations_are_refused():
+    with pytest.raises(ValueError, match="2 layers but 1 sensitivities"):
+        allocate([1, 2], [1.0], 1)
+    with pytest.raises(ValueError, match="budget of 4 ReLUs is not between 0 and all 3"):
+        allocate([1, 2], [1.0, 1.0], 4)
+    with pytest.raises(ValueError, match="budget of -1"):
+        allocate([1, 2], [1.0, 1.0], -1)
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            allocate([1, 2], [1.0, bad], 1)
+
+
+def test_the_names_and_sensitivities_are_those_of_the_network():
+    shapes = relu_shapes(resnet18(width=2), torch.zeros(1, 3, 32, 32))
+    assert tuple(shapes) == RESNET18_RELUS
+    assert len(SENET_SENSITIVITY) == 17
+    assert [32 * prod(shape) for shape in shapes.values()] == SIZES
+
+
+def test_stages():
+    groups = stages(RESNET18_RELUS)
+    assert {stage: len(names) for stage, names in groups.items()} == {
+        "stem": 1,
+        **{f"layer{stage}": 4 for stage in (1, 2, 3, 4)},
+    }
+    assert groups["layer2"][0] == "layer2.0.relu1"
+
+
+def test_least_sensitive_blocks():
+    assert least_sensitive_blocks(5) == RESNET18_BLOCKS[:5]
+    assert least_sensitive_blocks(0) == ()
+    assert least_sensitive_blocks(2, ["a", "b", "c"], [0.2, 0.3, 0.1]) == ("a", "c")
+    with pytest.raises(ValueError, match="9 blocks asked for, the network has 8"):
+        least_sensitive_blocks(9)
+    with pytest.raises(ValueError, match="1 blocks but 2"):
+        least_sensitive_blocks(1, ["a"], [0.1, 0.2])
+
+
+def test_random_masks_have_exact_counts_and_a_seed_of_their_own():
+    shapes, counts = {"a": (2, 3, 4), "b": (5,)}, {"a": 7, "b": 0}
+    before = torch.get_rng_state()
+    masks = random_masks(shapes, counts, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == counts
+    assert {name: tuple(mask.shape) for name, mask in masks.items()} == shapes
+    assert torch.equal(masks["a"], random_masks(shapes, counts, seed=3)["a"])
+    assert not torch.equal(masks["a"], random_masks(shapes, counts, seed=4)["a"])
+    with pytest.raises(ValueError, match="a has 24 ReLUs, 25 cannot be kept"):
+        random_masks(shapes, {"a": 25, "b": 0})
+    with pytest.raises(ValueError, match=r"\['b'\] have only one"):
+        random_masks(shapes, {"a": 1})
+
+
+def test_masks_over_the_network_are_even():
+    shapes = {"a": (10, 30, 30), "b": (1, 10, 100)}
+    masks = random_network_masks(shapes, 5_000, seed=1)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 5_000
+    assert abs(int(masks["a"].sum()) - 4_500) < 100
+    assert tuple(masks["b"].shape) == shapes["b"]
+    with pytest.raises(ValueError, match="budget of 10001"):
+        random_network_masks(shapes, 10_001)
