@@ -1,0 +1,38 @@
+"""The lean engine: two semi-honest parties, a dealer that is idle online, bytes that carry information.
+
+Additive shares in Z_2^64, 16 fractional bits. `plan` decides what each step costs in gadgets, `relu` and
+`linear` say what the gadgets compute, `material` what the dealer hands out for them, `kernels` is their
+compiled inner part, `channel` and `keystream` carry and make the words, `node` and `dealer` are the
+processes.
+
+Values must stay below 2^30 in absolute value (`plan.value_limits` gives the exact bound of every value).
+"""
+
+from bench.engines.base import Helper, Node, Setting
+
+PARTIES = 2
+
+
+def helper_roles(provider: str) -> tuple[str, ...]:
+    """Names the processes beside the parties: a dealer, whatever the provider."""
+    return ("dealer",)
+
+
+def make_node(setting: Setting) -> Node | Helper:
+    """Builds the process's part of the engine and connects it to the others."""
+    if setting.parties != PARTIES:
+        raise ValueError(f"the lean engine runs with 2 parties, not {setting.parties}; use engine='stock'")
+    import torch
+
+    from bench.engines.lean.dealer import Dealer
+    from bench.engines.lean.memory import keep_blocks
+    from bench.engines.lean.node import LeanNode
+
+    torch.set_num_threads(1)
+    keep_blocks()
+    return Dealer(setting) if setting.role == "dealer" else LeanNode(setting)
+
+
+def compile_all() -> None:
+    """Compiles the kernels into the cache on disk, so that no process pays for it in a measurement."""
+    from bench.engines.lean import kernels  # noqa: F401 (compiled on import, with explicit signatures)

@@ -1,0 +1,217 @@
+"""Byte streams between processes: plain TCP on this machine, one exchange a round.
+
+`Wire` is the seam for a link: whatever moves bytes without blocking and can wait. `Channel` adds what the
+protocol needs: an exchange in which both sides send and receive at once (one trip), clear errors, and a tap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import numpy as np
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from bench.engines.base import Setting
+
+_SPINS = 40
+_SLICE = 1 << 20
+_HELLO_S = 5.0
+
+
+class Wire:
+    """A connected socket that never blocks."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connection
+        self._poll = select.poll()
+        self._poll.register(connection, 0)
+
+    def send(self, view: memoryview) -> int:
+        """Sends some of `view`; 0 if nothing can be sent now."""
+        try:
+            return self._socket.send(view[:_SLICE])
+        except BlockingIOError:
+            return 0
+
+    def receive(self, view: memoryview) -> int | None:
+        """Fills the front of `view`; 0 if there is nothing yet, None at the end of the stream."""
+        try:
+            return self._socket.recv_into(view[:_SLICE]) or None
+        except BlockingIOError:
+            return 0
+
+    def wait(self, reading: bool, writing: bool, seconds: float) -> bool:
+        """Waits until the socket can be read or written; False when `seconds` pass first."""
+        self._poll.modify(
+            self._socket, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
+        )
+        return bool(self._poll.poll(1000 * seconds))
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+
+class Channel:
+    """A stream to the process called `peer`.
+
+    `tap`, when set, is shown every buffer of an exchange that is sent (for tests of what a peer can see).
+    """
+
+    def __init__(self, wire: Wire, peer: str, timeout_s: float) -> None:
+        self._wire = wire
+        self._peer = peer
+        self._timeout_s = timeout_s
+        self.tap: Callable[[memoryview], None] | None = None
+
+    def exchange(self, out: np.ndarray | bytes, into: np.ndarray | bytearray) -> None:
+        """Sends all of `out` and fills all of `into`, at once; either may be empty."""
+        sending, receiving = _bytes(out), _bytes(into)
+        if self.tap is not None and len(sending):
+            self.tap(sending)
+        idle = 0
+        while len(sending) or len(receiving):
+            moved = 0
+            try:
+                if len(sending):
+                    moved = self._wire.send(sending)
+                    sending = sending[moved:]
+                if len(receiving):
+                    got = self._wire.receive(receiving)
+                    if got is None:
+                        raise self._gone()
+                    receiving = receiving[got:]
+                    moved += got
+            except (BrokenPipeError, ConnectionResetError, ConnectionAbortedError) as error:
+                raise self._gone() from error
+            idle = 0 if moved else idle + 1
+            if idle > _SPINS and not self._wire.wait(
+                bool(len(receiving)), bool(len(sending)), self._timeout_s
+            ):
+                raise TimeoutError(
+                    f"{self._peer} was silent for {self._timeout_s:g} s in the middle of an exchange"
+                )
+
+    def send(self, out: np.ndarray | bytes) -> None:
+        """Sends all of `out`."""
+        self.exchange(out, b"")
+
+    def receive(self, into: np.ndarray | bytearray) -> None:
+        """Fills all of `into`."""
+        self.exchange(b"", into)
+
+    def close(self) -> None:
+        """Closes the stream."""
+        self._wire.close()
+
+    def _gone(self) -> ConnectionError:
+        return ConnectionError(
+            f"{self._peer} closed the connection in the middle of an exchange: its process has probably ended"
+        )
+
+
+def _bytes(data: np.ndarray | bytes | bytearray) -> memoryview:
+    view = memoryview(data)
+    return view if len(view) == 0 else view.cast("B")
+
+
+def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
+    """Connects this process with every other of the group; maps ranks to channels.
+
+    The store is returned too, for a tcp:// store lives in rank 0 as long as it is held there.
+
+    Each rank listens on a port of its own and tells the store; higher ranks call lower ones. A caller must
+    prove that it knows the token that rank 0 left in the store, and is answered with a proof; others are
+    turned away.
+    """
+    limit = timedelta(seconds=setting.timeout_s)
+    store, _, _ = next(rendezvous(setting.rendezvous, rank=setting.rank, world_size=world, timeout=limit))
+    store = PrefixStore("lean", store)
+    store.set_timeout(limit)
+    deadline = time.monotonic() + setting.timeout_s
+    if setting.rank == 0:
+        store.set("token", os.urandom(32).hex())
+    token = store.get("token")
+    channels: dict[int, Channel] = {}
+    with socket.create_server(("127.0.0.1", 0), backlog=world) as listener:
+        store.set(f"port{setting.rank}", str(listener.getsockname()[1]))
+        for rank in range(setting.rank):
+            channels[rank] = _channel(setting, rank, _call(setting, store, token, rank, deadline))
+        while len(channels) < world - 1:
+            answered = _answer(setting, listener, token, world, deadline)
+            if answered is not None and answered[0] not in channels:
+                channels[answered[0]] = _channel(setting, *answered)
+    return channels, store
+
+
+def role_of(setting: Setting, rank: int) -> str:
+    """How messages call a rank."""
+    return f"party {rank}" if rank < setting.parties else "the dealer"
+
+
+def _channel(setting: Setting, rank: int, connection: socket.socket) -> Channel:
+    return Channel(Wire(connection), role_of(setting, rank), setting.timeout_s)
+
+
+def _proof(token: bytes, what: str, caller: int) -> bytes:
+    return hmac.digest(token, f"{what} {caller}".encode(), hashlib.sha256)
+
+
+def _call(setting: Setting, store: Store, token: bytes, rank: int, deadline: float) -> socket.socket:
+    port = int(store.get(f"port{rank}"))
+    connection = socket.create_connection(("127.0.0.1", port), timeout=_left(setting, deadline))
+    connection.sendall(bytes([setting.rank]) + _proof(token, "call", setting.rank))
+    if not hmac.compare_digest(_read(connection, 32), _proof(token, "answer", setting.rank)):
+        connection.close()
+        raise ConnectionError(f"the process at the port of {role_of(setting, rank)} is a stranger")
+    return connection
+
+
+def _answer(
+    setting: Setting, listener: socket.socket, token: bytes, world: int, deadline: float
+) -> tuple[int, socket.socket] | None:
+    listener.settimeout(_left(setting, deadline))
+    try:
+        connection, _ = listener.accept()
+    except TimeoutError:
+        raise _late(setting) from None
+    try:
+        connection.settimeout(min(_HELLO_S, _left(setting, deadline)))
+        hello = _read(connection, 33)
+        rank = hello[0] if hello else -1
+        if setting.rank < rank < world and hmac.compare_digest(hello[1:], _proof(token, "call", rank)):
+            connection.sendall(_proof(token, "answer", rank))
+            return rank, connection
+    except OSError:
+        pass
+    connection.close()
+    return None
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := connection.recv(count - len(data))):
+        data += more
+    return data
+
+
+def _left(setting: Setting, deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise _late(setting)
+    return left
+
+
+def _late(setting: Setting) -> TimeoutError:
+    return TimeoutError(f"not every process of the group connected within {setting.timeout_s:g} s")

@@ -1,0 +1,59 @@
+"""What a program costs on the wire, without running it: rounds and payload bytes sent by a party.
+
+A linear layer: 8 |x| bytes, 1 round. A ReLU layer of n evaluated elements (over the whole batch):
+1,680 ceil(n / 64) + 8 n bytes, 5 rounds: 63 generate bits, 146 tree bits, 1 select bit, one word; and 8 bytes
+for each position that a mask leaves linear, if it is truncated. A truncation alone: 8 bytes, 1 round. A
+product 16, a square 8, 1 round. The opening: 8 bytes a logit from party 0 to party 1, 1 round.
+"""
+
+from typing import NamedTuple
+
+from bench.engines.lean.plan import (
+    OPENING,
+    Beaver,
+    Bilinear,
+    Gadget,
+    Opening,
+    Rectification,
+    Truncation,
+    make_plan,
+)
+from bench.program import Program
+
+
+class Traffic(NamedTuple):
+    """Rounds, and payload bytes that one party sends."""
+
+    rounds: int
+    bytes_sent: int
+
+
+def gadget_traffic(gadget: Gadget, batch: int, rank: int) -> Traffic:
+    """Costs one gadget at party `rank`."""
+    match gadget:
+        case Truncation() | Bilinear():
+            sent = 8 * batch * gadget.count
+        case Rectification():
+            n = batch * gadget.kept
+            sent = 1680 * -(-n // 64) + 8 * n + 8 * batch * gadget.linear
+        case Beaver():
+            sent = 8 * batch * gadget.count * gadget.operands
+        case Opening():
+            sent = 8 * batch * gadget.count if rank == 0 else 0
+    return Traffic(gadget.rounds, sent)
+
+
+def step_traffic(program: Program, batch: int = 1, rank: int = 0) -> dict[str, Traffic]:
+    """Costs each step, by name, and the opening (with the last truncation) under `plan.OPENING`."""
+    plan = make_plan(program)
+    total = dict.fromkeys([*plan.steps, OPENING], Traffic(0, 0))
+    for name, gadget in plan.gadgets():
+        cost = gadget_traffic(gadget, batch, rank)
+        total[name] = Traffic(total[name].rounds + cost.rounds, total[name].bytes_sent + cost.bytes_sent)
+    return total
+
+
+def program_traffic(program: Program, batch: int = 1, rank: int = 0) -> Traffic:
+    """Costs a whole inference."""
+    steps = step_traffic(program, batch, rank).values()
+    return Traffic(sum(cost.rounds for cost in steps), sum(cost.bytes_sent for cost in steps))

@@ -1,0 +1,148 @@
+"""Correlated randomness: what each gadget consumes, how a party expands it and how the dealer completes it.
+
+Of every gadget's material a part is *drawn* (independent masks: each party expands its own share from its
+key) and a part is *dealt* (functions of the masks: party 1 expands a uniform share from its key, party 0 is
+sent the rest). The dealer knows both keys. So the wire carries only the dealt part, to party 0 alone.
+
+A truncation by f draws r and deals U = r >> f (signed) and mu = msb(r); mu matters modulo 2^f only, so
+its shares are 16 bits (32 if f > 16). A fused ReLU deals rho, rho U, U, mu and rho mu beside the products of
+bit masks: 93 bytes an element, and 34 drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.engines.lean import kernels
+from bench.engines.lean.memory import Arena
+from bench.engines.lean.plan import Beaver, Bilinear, Gadget, Opening, Rectification, Truncation
+
+Fields = tuple[tuple[str, type, int], ...]
+Range = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The fields (name, type, count) of both parts."""
+
+    drawn: Fields
+    dealt: Fields
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both parts."""
+        return part_bytes(self.drawn) + part_bytes(self.dealt)
+
+
+@dataclass
+class Material:
+    """One gadget's randomness at one process; `ranges` are the keystream ranges it was expanded from."""
+
+    gadget: Gadget
+    fields: dict[str, np.ndarray]
+    ranges: list[Range] = field(default_factory=list)
+
+
+def layout(gadget: Gadget, batch: int) -> Layout:
+    """What `gadget` consumes for `batch` images."""
+    u64 = np.uint64
+    match gadget:
+        case Truncation():
+            n, bit = batch * gadget.count, _bit_type(gadget.shift)
+            return Layout((("r", u64, n),), (("u", u64, n), ("mu", bit, n)))
+        case Rectification():
+            n, m, bit = batch * gadget.kept, batch * gadget.linear, _bit_type(gadget.shift)
+            words = kernels.tiles(n) * kernels.TILE
+            masks = ("masks", u64, words * kernels.MASKS)
+            products = ("products", u64, words * kernels.PRODUCTS)
+            if gadget.shift == 0:
+                return Layout((masks, ("a", u64, n)), (products, ("rho", u64, n), ("rho_a", u64, n)))
+            fused = (("rho", u64, n), ("rho_u", u64, n), ("u", u64, n), ("mu", bit, n), ("rho_mu", bit, n))
+            linear = (("rest_u", u64, m), ("rest_mu", bit, m))
+            return Layout((masks, ("r", u64, n), ("rest_r", u64, m)), (products, *fused, *linear))
+        case Bilinear():
+            return Layout((("a", u64, batch * gadget.count),), (("c", u64, batch * gadget.outputs),))
+        case Beaver():
+            n = batch * gadget.count
+            return Layout((("a", u64, n * gadget.operands),), (("c", u64, n),))
+        case Opening():
+            return Layout((), ())
+
+
+def part_bytes(fields: Fields) -> int:
+    """Bytes of a part; every field begins at a whole word."""
+    return sum(8 * _words(dtype, count) for _, dtype, count in fields)
+
+
+def views(fields: Fields, words: np.ndarray) -> dict[str, np.ndarray]:
+    """Cuts a part's words into its fields."""
+    cut, at = {}, 0
+    for name, dtype, count in fields:
+        size = _words(dtype, count)
+        cut[name] = words[at : at + size].view(dtype)[:count]
+        at += size
+    return cut
+
+
+def expand(stream, arena: Arena, gadget: Gadget, batch: int, receive=None) -> Material:
+    """A party's material: both parts from its stream, or the dealt part from `receive(words)` (party 0)."""
+    shape = layout(gadget, batch)
+    drawn, dealt = arena.cut(part_bytes(shape.drawn)), arena.cut(part_bytes(shape.dealt))
+    ranges = [stream.fill(drawn)] if drawn.size else []
+    if dealt.size:
+        if receive is None:
+            ranges.append(stream.fill(dealt))
+        else:
+            receive(dealt)
+    return Material(gadget, views(shape.drawn, drawn) | views(shape.dealt, dealt), ranges)
+
+
+def deal(gadget: Gadget, first: Mapping, second: Mapping, corrections: Mapping, product=None) -> None:
+    """Turns party 1's shares of the dealt part (`corrections`) into party 0's, in place.
+
+    `first` and `second` are the drawn parts of parties 0 and 1; `product` computes a * B for a linear layer.
+    """
+    out = corrections
+    match gadget:
+        case Truncation():
+            kernels.deal_truncate(gadget.shift, first["r"], second["r"], out["u"], out["mu"])
+        case Rectification():
+            a, b = first["masks"], second["masks"]
+            kernels.deal_products(a, b, out["products"])
+            if gadget.shift == 0:
+                kernels.deal_select(a, b, first["a"], second["a"], out["rho"], out["rho_a"])
+                return
+            kernels.deal_select_truncate(
+                gadget.shift,
+                a,
+                b,
+                first["r"],
+                second["r"],
+                out["rho"],
+                out["rho_u"],
+                out["u"],
+                out["mu"],
+                out["rho_mu"],
+            )
+            kernels.deal_truncate(
+                gadget.shift, first["rest_r"], second["rest_r"], out["rest_u"], out["rest_mu"]
+            )
+        case Bilinear():
+            a = first["a"]
+            a += second["a"]
+            np.subtract(product(a), out["c"], out=out["c"])
+        case Beaver():
+            a = first["a"] + second["a"]
+            count = out["c"].size
+            np.subtract(a[:count] * a[-count:], out["c"], out=out["c"])
+
+
+def _bit_type(shift: int) -> type:
+    return np.uint16 if shift <= 16 else np.uint32
+
+
+def _words(dtype: type, count: int) -> int:
+    return -(-count * np.dtype(dtype).itemsize // 8)

@@ -1,0 +1,406 @@
+"""A party of the lean engine: additive shares in Z_2^64, steps run as the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from math import prod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bench.engines.base import Node, NotPrepared, Setting
+from bench.engines.lean import material, relu
+from bench.engines.lean.channel import connect
+from bench.engines.lean.dealer import DEALER_RANK, WORLD
+from bench.engines.lean.keystream import KEY_BYTES, Keystream, fresh_key
+from bench.engines.lean.linear import Lowering, bias_shape, lowering
+from bench.engines.lean.material import Material
+from bench.engines.lean.memory import Arena, Workspace
+from bench.engines.lean.plan import BASE, OPENING, Bilinear, Plan, StepPlan, make_plan
+from bench.program import (
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Flatten,
+    Linear,
+    MaxPool,
+    Mean,
+    Multiply,
+    Program,
+    Relu,
+    Scale,
+    Square,
+    Step,
+)
+
+_LOWEST = -(1 << 62)
+"""Padding of a maximum: below every value, and its difference to one does not wrap."""
+
+
+@dataclass
+class Shared:
+    """A party's share of a tensor [N, ...] (int64) at `scale` fractional bits."""
+
+    tensor: torch.Tensor
+    scale: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A party's part of a linear layer: its share of W, the opened W - B, and at party 0 the bias."""
+
+    lowering: Lowering
+    share: torch.Tensor
+    delta: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class Bundle:
+    """The prepared randomness of one inference: each step's material is handed out once."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.nbytes = 0
+        self._items: dict[str, list[Material]] = {}
+
+    def put(self, key: str, item: Material) -> None:
+        """Adds the next material of a step."""
+        self._items.setdefault(key, []).append(item)
+        self.nbytes += sum(part.nbytes for part in item.fields.values())
+
+    def take(self, key: str) -> Material:
+        """Hands out the next material of a step and forgets it."""
+        items = self._items.get(key)
+        if not items:
+            raise NotPrepared(f"the randomness of step {key!r} was used already: call prepare again")
+        return items.pop(0)
+
+
+def encode(values: torch.Tensor, scale: int) -> torch.Tensor:
+    """round(v 2^scale) as int64."""
+    return torch.round(values.detach().to(torch.float64) * 2.0**scale).to(torch.int64)
+
+
+class LeanNode(Node):
+    """Party 0 or 1.
+
+    `consumed` lists the keystream ranges (stream, start, stop) of all material taken since the start of the
+    process, and of the weights' masks and the inputs' shares: none may occur twice.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        channels, self._store = connect(setting, WORLD)
+        self.peer = channels[1 - self.rank]
+        self._dealer = channels[DEALER_RANK]
+        self._space = Workspace()
+        self._arena = Arena()
+        self._plan: Plan | None = None
+        self._weights: dict[str, Weights] = {}
+        self._stream: Keystream | None = None
+        self._pair: Keystream | None = None
+        self._prepared: Bundle | None = None
+        self._bundle: Bundle | None = None
+        self.consumed: list[material.Range] = []
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        self.peer.close()
+        self._dealer.close()
+
+    def barrier(self) -> None:
+        """Returns when the other party is here."""
+        self.peer.exchange(b"\0", bytearray(1))
+
+    def _exchange(self, out: np.ndarray, into: np.ndarray) -> None:
+        self.peer.exchange(out, into)
+        self.meter.count(out.nbytes)
+
+    # Set-up
+
+    def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
+        """Shares the weights W and opens W - B, once; B and all keys are fresh.
+
+        Party 1's share of W is expanded from a key that the parties share, so W itself is never sent.
+        """
+        if self.rank == 0 and weights is None:
+            raise ValueError("party 0 holds the weights: load(program, weights) needs them there")
+        self._prepared = self._bundle = None
+        self._weights = {}
+        self.program, self._plan = program, make_plan(program)
+        key = bytearray(KEY_BYTES)
+        self._dealer.receive(key)
+        self._stream = Keystream(bytes(key))
+        self._pair = Keystream(self._agree())
+        layers = [(name, g.step) for name, g in self._plan.gadgets() if isinstance(g, Bilinear)]
+        sizes = [prod(step.operator.weight_shape) for _, step in layers]
+        shares = self._drawn(self._pair, sum(sizes))
+        if self.rank == 0:
+            at = 0
+            for (_, step), size in zip(layers, sizes, strict=True):
+                own = encode(weights[step.operator.weight], BASE).reshape(-1).numpy()
+                np.subtract(own, shares[at : at + size], out=shares[at : at + size])
+                at += size
+        delta, at = np.empty(sum(sizes), np.int64), 0
+        for size in sizes:
+            delta[at : at + size] = self._drawn(self._stream, size)
+            at += size
+        np.subtract(shares, delta, out=delta)
+        other = np.empty_like(delta)
+        self._exchange(delta, other)
+        delta += other
+        del other
+        at = 0
+        for (name, step), size in zip(layers, sizes, strict=True):
+            how, shape = lowering(step), step.operator.weight_shape
+            share, opened = (torch.from_numpy(w[at : at + size]).view(shape) for w in (shares, delta))
+            bias = None
+            if self.rank == 0 and step.operator.bias is not None:
+                scale = self._plan.steps[name].scale
+                bias = encode(weights[step.operator.bias], scale).view(bias_shape(step))
+            self._weights[name] = Weights(how, how.arrange(share), how.arrange(opened), bias)
+            at += size
+
+    def _agree(self) -> bytes:
+        """A key of the two parties, made by party 1."""
+        key = np.frombuffer(bytearray(fresh_key()), np.uint8)
+        empty = key[:0]
+        if self.rank == 1:
+            self._exchange(key, empty)
+        else:
+            self._exchange(empty, key)
+        return key.tobytes()
+
+    def _drawn(self, stream: Keystream, count: int) -> np.ndarray:
+        words = np.empty(count, np.int64)
+        self.consumed.append(stream.fill(words))
+        return words
+
+    # Offline
+
+    def plan(self, batch: int) -> None:
+        """Takes the memory for a batch before the offline phase is timed; what was prepared is dropped."""
+        self._prepared = self._bundle = None
+        gadgets = self._loaded().gadgets()
+        self._arena.reset(sum(material.layout(gadget, batch).nbytes for _, gadget in gadgets))
+
+    def prepare(self, batch: int) -> int:
+        """Expands, or receives, one inference's randomness; what was prepared before is dropped."""
+        plan = self._loaded()
+        self._prepared = self._bundle = None
+        gadgets = plan.gadgets()
+        self._arena.reset(sum(material.layout(gadget, batch).nbytes for _, gadget in gadgets))
+        bundle = Bundle(batch)
+        receive = self._dealer.receive if self.rank == 0 else None
+        for key, gadget in gadgets:
+            item = material.expand(self._stream, self._arena, gadget, batch, receive)
+            if isinstance(gadget, Bilinear):
+                weights = self._weights[key]
+                a = _tensor(item.fields["a"], (batch, *gadget.step.input_shapes[0]))
+                c = _tensor(item.fields["c"], (batch, *gadget.step.shape))
+                c += weights.lowering.apply(a, weights.delta)
+                if weights.bias is not None:
+                    c += weights.bias
+            bundle.put(key, item)
+        self._prepared = bundle
+        return bundle.nbytes
+
+    def start(self, batch: int) -> None:
+        """Takes the prepared randomness, once."""
+        self._bundle = None
+        bundle = self._prepared
+        if bundle is None or bundle.batch != batch:
+            have = "nothing is" if bundle is None else f"batch {bundle.batch} is"
+            raise NotPrepared(f"{have} prepared, batch {batch} is asked for: call prepare({batch}) first")
+        self._prepared, self._bundle = None, bundle
+
+    def _take(self, key: str) -> Mapping[str, np.ndarray]:
+        if self._bundle is None:
+            raise NotPrepared("call prepare, then start, before each run")
+        item = self._bundle.take(key)
+        self.consumed.extend(item.ranges)
+        return item.fields
+
+    def _loaded(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("no program is loaded: call load first")
+        return self._plan
+
+    # Online
+
+    def share(self, images: torch.Tensor | None, batch: int) -> Shared:
+        """Party 0's share comes from the parties' common key, party 1's is the rest: nothing is sent."""
+        shape = (batch, *self._loaded().program.input_shape)
+        mask = torch.from_numpy(self._drawn(self._pair, prod(shape))).view(shape)
+        if self.rank == 0:
+            return Shared(mask, BASE)
+        if images is None or tuple(images.shape) != shape:
+            have = "none" if images is None else str(tuple(images.shape))
+            raise ValueError(f"party 1 holds the images: expected shape {shape}, got {have}")
+        return Shared(encode(images, BASE) - mask, BASE)
+
+    def apply(self, step: Step, *inputs: Shared) -> Shared:
+        """Truncates the inputs that the plan truncates, then runs the step."""
+        plan = self._plan.steps[step.name]
+        for name in plan.truncate:
+            self._truncate(step.name, inputs[step.inputs.index(name)])
+        tensor = self._apply(step.operator, plan, *inputs)
+        return Shared(tensor, plan.scale)
+
+    def reveal(self, value: Shared) -> torch.Tensor | None:
+        """Truncates the logits to 16 fractional bits and opens them to party 1."""
+        if self._plan.truncate_output:
+            self._truncate(OPENING, value)
+        self._take(OPENING)
+        words = _words(value.tensor)
+        if self.rank == 0:
+            self._exchange(words, words[:0])
+            return None
+        other = np.empty_like(words)
+        self._exchange(words[:0], other)
+        other += words
+        return _tensor(other, value.tensor.shape).to(torch.float64).mul_(2.0**-BASE).float()
+
+    def _truncate(self, key: str, value: Shared) -> None:
+        """Brings a value down to 16 fractional bits, for this and every later use."""
+        words = _words(value.tensor)
+        out = torch.empty_like(value.tensor, memory_format=torch.contiguous_format)
+        fields = self._take(key)
+        relu.truncate(self.rank, self._exchange, words, value.scale - BASE, fields, self._space, _words(out))
+        value.tensor, value.scale = out, BASE
+
+    @singledispatchmethod
+    def _apply(self, operator: object, plan: StepPlan, *inputs: Shared) -> torch.Tensor:
+        raise NotImplementedError(type(operator).__name__)
+
+    @_apply.register(Convolution)
+    @_apply.register(Linear)
+    def _(self, operator, plan, x):
+        weights, fields = self._weights[plan.step.name], self._take(plan.step.name)
+        eps = relu.open_difference(self._exchange, _words(x.tensor), fields["a"], self._space)
+        y = weights.lowering.apply(_tensor(eps, x.tensor.shape), weights.share)
+        return y.add_(_tensor(fields["c"], y.shape))
+
+    @_apply.register
+    def _(self, operator: Relu, plan, x):
+        if plan.kept is not None and plan.kept.numel() == 0:
+            return x.tensor
+        if plan.kept is None:
+            return self._rectify(plan, x.tensor, x.scale - BASE)
+        flat = x.tensor.reshape(x.tensor.shape[0], -1)
+        rest = flat.index_select(1, plan.rest)
+        y = torch.empty_like(flat)
+        shift = x.scale - BASE
+        if shift:
+            rest_y = torch.empty_like(rest)
+            y[:, plan.kept] = self._rectify(plan, flat.index_select(1, plan.kept), shift, rest, rest_y)
+            rest = rest_y
+        else:
+            y[:, plan.kept] = self._rectify(plan, flat.index_select(1, plan.kept), shift)
+        y[:, plan.rest] = rest
+        return y.view(x.tensor.shape)
+
+    def _rectify(self, plan, x, shift, rest=None, rest_y=None) -> torch.Tensor:
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        none = np.empty(0, np.uint64)
+        relu.rectify(
+            self.rank,
+            self._exchange,
+            _words(x),
+            none if rest is None else _words(rest),
+            shift,
+            self._take(plan.step.name),
+            self._space,
+            _words(y),
+            none if rest_y is None else _words(rest_y),
+        )
+        return y
+
+    @_apply.register
+    def _(self, operator: MaxPool, plan, x):
+        (kh, kw), (ph, pw) = operator.kernel, operator.padding
+        padded = x.tensor
+        if ph or pw:
+            padded = F.pad(padded, (pw, pw, ph, ph), value=_LOWEST if self.rank == 0 else 0)
+        left = _windows(padded, (kh, kw), operator.stride, operator.dilation, plan.step.shape)
+        while len(left) > 1:
+            pairs = len(left) // 2
+            b = torch.stack(left[pairs : 2 * pairs])
+            a = torch.stack(left[:pairs])
+            b += self._rectify(plan, a.sub_(b), 0)
+            left = [*b, *left[2 * pairs :]]
+        return left[0].contiguous()
+
+    @_apply.register
+    def _(self, operator: AveragePool, plan, x):
+        (ph, pw), (h, w) = operator.padding, x.tensor.shape[2:]
+        if operator.kernel == (h, w) and not (ph or pw):
+            y = x.tensor.sum((2, 3), keepdim=True)
+        else:
+            padded = F.pad(x.tensor, (pw, pw, ph, ph)) if ph or pw else x.tensor
+            windows = _windows(padded, operator.kernel, operator.stride, (1, 1), plan.step.shape)
+            y = windows[0].clone()
+            for window in windows[1:]:
+                y += window
+        return y if plan.factor == 1 else y.mul_(plan.factor)
+
+    @_apply.register
+    def _(self, operator: Mean, plan, x):
+        y = x.tensor.sum(operator.dims, keepdim=operator.keepdim)
+        return y if plan.factor == 1 else y.mul_(plan.factor)
+
+    @_apply.register
+    def _(self, operator: Add, plan, x, y):
+        if x.scale < y.scale:
+            x, y = y, x
+        return torch.add(x.tensor, y.tensor, alpha=1 << (x.scale - y.scale))
+
+    @_apply.register(Multiply)
+    @_apply.register(Square)
+    def _(self, operator, plan, *inputs):
+        fields = self._take(plan.step.name)
+        operands = tuple(_words(value.tensor) for value in inputs)
+        product = relu.multiply(self.rank, self._exchange, operands, fields, self._space)
+        return _tensor(product, inputs[0].tensor.shape)
+
+    @_apply.register
+    def _(self, operator: Scale, plan, x):
+        return x.tensor * plan.factor
+
+    @_apply.register
+    def _(self, operator: Concatenate, plan, *inputs):
+        return torch.cat([value.tensor << (plan.scale - value.scale) for value in inputs], operator.dim)
+
+    @_apply.register
+    def _(self, operator: Flatten, plan, x):
+        return x.tensor.flatten(operator.start, operator.end)
+
+
+def _words(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's elements as flat uint64 (the same memory if it is contiguous)."""
+    return tensor.contiguous().view(-1).numpy().view(np.uint64)
+
+
+def _tensor(words: np.ndarray, shape) -> torch.Tensor:
+    return torch.from_numpy(words.view(np.int64)).view(tuple(shape))
+
+
+def _windows(
+    x: torch.Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    shape: tuple[int, ...],
+) -> list[torch.Tensor]:
+    """Views [N, C, H', W'] of a padded map, one for each place of the kernel."""
+    h, w = shape[-2:]
+    views = []
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            rows = x[:, :, i * dilation[0] :, :][:, :, : (h - 1) * stride[0] + 1 : stride[0]]
+            views.append(rows[:, :, :, j * dilation[1] :][..., : (w - 1) * stride[1] + 1 : stride[1]])
+    return views
