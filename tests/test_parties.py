@@ -1,0 +1,327 @@
+"""Real parties in real processes: answers, exact traffic, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench.engines import NotPrepared
+from bench.export import ExportError
+from bench.parties import Parties, PartyFailed
+from models.relu import MaskedReLU
+
+OPENING = 8  # bytes a logit
+
+
+class Lambda(nn.Module):
+    """Applies a function of itself and the input."""
+
+    def __init__(self, function, **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+def run(parties: Parties, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    parties.load(model, images)
+    parties.prepare(len(images))
+    return parties.infer(images)
+
+
+OPERATORS = {
+    "conv stride padding": Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 3, stride=2, padding=1)),
+    "conv dilation groups": Lambda(
+        lambda m, x: m.c(x), c=nn.Conv2d(3, 6, 3, dilation=2, groups=3, bias=False)
+    ),
+    "conv uneven": Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, (1, 3), padding=(0, 1))),
+    "linear": Lambda(lambda m, x: m.f(torch.flatten(x, 1)), f=nn.Linear(192, 7)),
+    "linear on the last dimension": Lambda(lambda m, x: m.f(x), f=nn.Linear(8, 5, bias=False)),
+    "relu": Lambda(lambda m, x: x.relu()),
+    "average pool": Lambda(lambda m, x: F.avg_pool2d(x, 3, 2, 1)),
+    "adaptive average": Lambda(lambda m, x: F.adaptive_avg_pool2d(x, (2, 4))),
+    "max pool": Lambda(lambda m, x: F.max_pool2d(x, 2)),
+    "max pool padded": Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)),
+    "max pool uneven": Lambda(lambda m, x: F.max_pool2d(x, (3, 2), (2, 1), (1, 0))),
+    "adaptive max": Lambda(lambda m, x: F.adaptive_max_pool2d(x, 2)),
+    "x + x": Lambda(lambda m, x: x + x),
+    "add": Lambda(lambda m, x: x + x.relu()),
+    "scale": Lambda(lambda m, x: x * -0.75),
+    "multiply": Lambda(lambda m, x: x * x.relu()),
+    "square": Lambda(lambda m, x: torch.square(x)),
+    "x * x": Lambda(lambda m, x: x * x),
+    "cat": Lambda(lambda m, x: torch.cat([x, x.relu()], 1)),
+    "flatten": Lambda(lambda m, x: x.flatten(2)),
+    "mean": Lambda(lambda m, x: x.mean((2, 3))),
+    "mean keepdim": Lambda(lambda m, x: x.mean(-1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_equals_plaintext(name, stock, images):
+    model = OPERATORS[name]
+    with torch.no_grad():
+        expected = model(images[:2])
+    torch.testing.assert_close(run(stock, model, images[:2]), expected, atol=2e-3, rtol=1e-3)
+
+
+def test_max_pool_of_very_negative_values(stock):
+    """CrypTen's own padding of -2^8 a party would win here."""
+    images = torch.full((1, 3, 8, 8), -3000.0)
+    logits = run(stock, Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
+    torch.testing.assert_close(logits, torch.full((1, 3, 4, 4), -3000.0), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "rounds", "sent"),
+    [
+        (Lambda(lambda m, x: x.relu()), 9, 232 * 192),
+        (Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 3, 3, padding=1)), 1, 8 * (192 + 81)),
+        (Lambda(lambda m, x: x + x), 0, 0),
+        (Lambda(lambda m, x: x * 2.0), 0, 0),
+        (Lambda(lambda m, x: x * x), 1, 8 * 192),
+        (Lambda(lambda m, x: x * (x + x)), 1, 16 * 192),
+        (Lambda(lambda m, x: m.r(x), r=MaskedReLU(torch.arange(192).view(3, 8, 8) % 3 == 0)), 9, 232 * 64),
+    ],
+)
+def test_traffic_is_exact(model, rounds, sent, stock, images):
+    stock.load(model, images)
+    traffic = stock.traffic(images[:1])
+    assert traffic.rounds == rounds + 1
+    assert traffic.bytes_sent == sent + OPENING * 192
+    assert traffic.bytes_total == 2 * traffic.bytes_sent
+
+
+def test_max_pool_traffic(stock, images):
+    """2x2 max pooling: 46 rounds and 2,960 bytes an output (facts, measured on CrypTen's counters)."""
+    stock.load(Lambda(lambda m, x: F.max_pool2d(x, 2)), images)
+    traffic = stock.traffic(images[:1])
+    assert (traffic.rounds, traffic.bytes_sent) == (46 + 1, (2960 + OPENING) * 48)
+
+
+def test_profile_adds_up_to_the_traffic(stock, block, images):
+    stock.load(block, images)
+    traffic = stock.traffic(images[:1])
+    profile = stock.profile(images[:1])
+    assert [cost.kind for cost in profile] == [
+        "convolution",
+        "relu",
+        "averagepool",
+        "flatten",
+        "linear",
+        "open",
+    ]
+    assert sum(cost.rounds for cost in profile) == traffic.rounds
+    assert sum(cost.bytes_sent for cost in profile) == traffic.bytes_sent
+    assert all(cost.seconds > 0 for cost in profile)
+
+
+def test_prepare_is_consumed_by_one_inference(stock, block, images):
+    stock.load(block, images)
+    with pytest.raises(NotPrepared, match=r"prepare\(1\)"):
+        stock.infer(images[:1])
+    stock.prepare(batch=2)
+    with pytest.raises(NotPrepared, match="batch of 1"):
+        stock.infer(images[:1])
+    expected = block(images[:2]).detach()
+    torch.testing.assert_close(stock.infer(images[:2]), expected, atol=2e-3, rtol=0)
+    with pytest.raises(NotPrepared):
+        stock.infer(images[:2])
+    assert stock.pids, "a refusal ends nobody"
+
+
+def test_loading_again_forgets_what_was_prepared(stock, block, images):
+    stock.load(block, images)
+    stock.prepare()
+    stock.load(block, images)
+    with pytest.raises(NotPrepared):
+        stock.infer(images[:1])
+
+
+def test_tuples_are_made_offline_only(stock, block, images):
+    """A second inference of one shape costs an offline phase of its own, and no tuple is left over."""
+    stock.load(block, images)
+    first, second = stock.prepare(), None
+    held = stock.offline.correlated_bytes
+    stock.infer(images[:1])
+    second = stock.prepare()
+    assert first > 0
+    assert second > 0
+    assert stock.offline.correlated_bytes == held
+    # conv: a, b, c; relu: 44 words; linear: a, b, c.
+    words = (192 + 108 + 256) + 44 * 256 + (64 + 320 + 5)
+    assert held == (8 * words, 8 * words)
+
+
+def test_wrong_images_are_refused_and_nothing_is_lost(stock, block, images):
+    stock.load(block, images)
+    stock.prepare()
+    with pytest.raises(ValueError, match=r"shape \[N, 3, 8, 8\], not \[1, 3, 9, 9\]"):
+        stock.infer(torch.zeros(1, 3, 9, 9))
+    with pytest.raises(ValueError, match="NaN"):
+        stock.infer(torch.full((1, 3, 8, 8), float("nan")))
+    with pytest.raises(ValueError, match="2\\^30"):
+        stock.infer(torch.full((1, 3, 8, 8), 2.0**31))
+    stock.infer(images[:1])
+
+
+def test_model_that_does_not_fit_is_refused_before_the_parties_are_asked(stock, block, images):
+    stock.load(block, images)
+    with pytest.raises(ExportError, match="does not fit"):
+        stock.load(block, torch.zeros(1, 3, 12, 12))
+    stock.prepare()
+    stock.infer(images[:1])
+
+
+def test_nothing_loaded():
+    with pytest.raises(RuntimeError, match="load"):
+        Parties().prepare()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "fast"}, "unknown engine 'fast'"),
+        ({"count": 5}, "2 or 3 parties, not 5"),
+        ({"provider": "HE"}, "no provider 'HE'"),
+        ({"timeout_s": 0}, "positive"),
+        ({"engine": "lean", "count": 3}, "2 parties, not 3"),
+    ],
+)
+def test_impossible_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Parties(**arguments)
+
+
+def test_three_parties_and_the_ring(images, block):
+    """Three parties: a ring all-reduce sends 4/3 of its payload from each, truncation gathers at party 0."""
+    with Parties(count=3, timeout_s=60) as parties:
+        logits = run(parties, block, images[:1])
+        torch.testing.assert_close(logits, block(images[:1]).detach(), atol=2e-3, rtol=0)
+        parties.load(Lambda(lambda m, x: x.relu()), images)
+        traffic = parties.traffic(images[:1])
+        assert traffic.rounds == 16 + 1
+        parties.load(Lambda(lambda m, x: F.avg_pool2d(x, 2)), images)
+        traffic = parties.traffic(images[:1])
+        opening = 48 * 8 * 4 // 3
+        assert traffic.rounds == 1 + 1  # the gather of the truncation, the opening
+        assert traffic.by_party == (opening, opening + 48 * 8, opening + 48 * 8)
+
+
+def test_trusted_third_party(images, block):
+    with Parties(provider="TTP", timeout_s=60) as parties:
+        assert len(parties.pids) == 3
+        logits = run(parties, block, images[:1])
+        torch.testing.assert_close(logits, block(images[:1]).detach(), atol=2e-3, rtol=0)
+        assert parties.traffic(images[:1]).rounds == 1 + 9 + 1 + 1
+
+
+def alive(pids: tuple[int, ...]) -> list[int]:
+    def is_alive(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        except FileNotFoundError:
+            return False
+
+    return [pid for pid in pids if is_alive(pid)]
+
+
+def test_killed_party_is_reported_within_five_seconds(block, images):
+    with Parties(timeout_s=60) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        pids = parties.pids
+        os.kill(pids[1], signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(PartyFailed, match=r"party 1 died by signal 9 \(SIGKILL\)"):
+            parties.infer(images[:1])
+        assert time.monotonic() - started < 5
+        assert not alive(pids)
+        with pytest.raises(PartyFailed, match="not running"):
+            parties.prepare()
+
+
+def test_failing_party_gives_its_traceback(block, images):
+    with Parties(timeout_s=60) as parties:
+        parties.load(block, images)
+        with pytest.raises(PartyFailed, match=r"(?s)Traceback.*Session.*has no attribute 'explode'"):
+            parties._call("explode", lambda _: ())
+        assert not parties.pids
+
+
+def test_hanging_party_is_ended_after_the_timeout(block, images):
+    with Parties(timeout_s=20) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        parties.timeout_s = 1.5
+        pids = parties.pids
+        os.kill(pids[0], signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(PartyFailed, match=r"party 0, party 1 did not answer 'infer' within 1.5 s"):
+            parties.infer(images[:1])
+        assert time.monotonic() - started < 5
+        assert not alive(pids)
+
+
+SCRIPT = """
+import sys, time, torch
+from bench.parties import Parties
+with Parties(timeout_s=60) as parties:
+    print(*parties.pids, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_driver(how):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with driver:
+        pids = tuple(map(int, driver.stdout.readline().split()))
+        assert len(alive(pids)) == 2
+        driver.send_signal(how)
+        driver.wait(timeout=10)
+    deadline = time.monotonic() + 5
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pids)
+
+
+def test_party_one_never_receives_the_weights(block, images, monkeypatch):
+    """Looks at every message: weights go to party 0 alone, images to party 1 alone."""
+    sent: list[tuple[str, object]] = []
+    original = Parties._send
+    monkeypatch.setattr(
+        Parties,
+        "_send",
+        staticmethod(lambda p, message: (sent.append((p.title, message)), original(p, message))),
+    )
+    with Parties(timeout_s=60) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        parties.infer(images[:1])
+    loads = {title: message[1][1] for title, message in sent if message[0] == "load"}
+    assert loads["party 0"] is not None
+    assert loads["party 1"] is None
+    infers = {title: message[1][0] for title, message in sent if message[0] == "infer"}
+    assert infers["party 0"] is None
+    assert torch.equal(infers["party 1"], images[:1])
+
+
+def test_idle_and_memory(stock, block, images):
+    stock.load(block, images)
+    assert 0 < stock.idle() < 1
+    assert all(100e6 < size < 2e9 for size in stock.peak_memory())
