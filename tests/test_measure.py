@@ -1,0 +1,204 @@
+"""The answer check: what must make a case fail, what is explained, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.cases import Case, default_cases, select, smoke_cases
+from bench.measure import Measurement, Subject, WrongAnswer, cost_of
+from bench.parties import PartyFailed
+from bench.results import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+CASE = Case("baseline", width=8, rounds=2)
+
+
+def measure(model, images, parties, rounds: int = 2, reference: Subject | None = None) -> dict:
+    case = CASE if reference is None else replace(CASE, reference=CASE)
+    measurement = Measurement(case, Subject(model, images, 1, parties), reference)
+    for _ in range(rounds):
+        measurement.before()
+        measurement.online()
+    context = {"machine": {}, "versions": {}, "commit": None, "dirty": None}
+    return measurement.row(cost_of(model, images), 1, "seeded", "noise", "test", context)
+
+
+def test_right_answer_gives_a_full_row(block, images, stock):
+    row = measure(block, images, stock)
+    row["machine"] = dict.fromkeys(("cpu", "cores", "memory_bytes", "system", "python"))
+    validate(row)
+    assert row["rounds"] == {"attempted": 2, "succeeded": 2}
+    assert row["times"]["total_s"] == [
+        a + b for a, b in zip(row["times"]["offline_s"], row["times"]["online_s"], strict=True)
+    ]
+    assert 0 < row["answer"]["relative_error"] < 0.02
+    assert row["cost"]["relus"] == 256
+    assert [layer["relus"] for layer in row["layers"] if layer["kind"] == "relu"] == [256]
+    assert sum(layer["macs"] for layer in row["layers"]) == row["cost"]["macs"] == 64 * 108 + 64 * 5
+    assert sum(layer["bytes_sent"] for layer in row["layers"]) == row["traffic"]["bytes_sent"]
+    assert row["truncation"]["observed"] == 0
+    assert row["setup"]["bytes_sent_by_party"] == [0, 0]
+
+
+def loads_instead(monkeypatch, parties, wrong) -> None:
+    original = parties.load
+    monkeypatch.setattr(parties, "load", lambda model, example: original(wrong, example))
+
+
+def test_wrong_weights_fail(block, images, stock, monkeypatch):
+    wrong = copy.deepcopy(block)
+    wrong.fc.weight.data[2, :16].neg_()
+    loads_instead(monkeypatch, stock, wrong)
+    with pytest.raises(WrongAnswer, match=r"3 of 3 answers are off"):
+        measure(block, images, stock)
+
+
+def test_swapped_layers_fail(images, stock, monkeypatch):
+    def network(first, second):
+        return torch.nn.Sequential(first, torch.nn.ReLU(), second, torch.nn.Flatten())
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        one, two = (torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+    loads_instead(monkeypatch, stock, network(two, one))
+    with pytest.raises(WrongAnswer):
+        measure(network(one, two), images, stock)
+
+
+def test_another_image_fails(block, images, stock, monkeypatch):
+    original = stock.infer
+    monkeypatch.setattr(stock, "infer", lambda batch: original(images[1:2]))
+    with pytest.raises(WrongAnswer):
+        measure(block, images, stock)
+
+
+def test_killed_party_fails(block, images, stock):
+    subject = Subject(block, images, 1, stock)
+    measurement = Measurement(CASE, subject)
+    measurement.before()
+    os.kill(stock.pids[0], signal.SIGKILL)
+    with pytest.raises(PartyFailed, match="party 0 died"):
+        measurement.online()
+
+
+def ruin_once(monkeypatch, parties) -> None:
+    """Changes the first answer as a failed truncation would."""
+    original, calls = parties.infer, []
+
+    def infer(images):
+        logits = original(images)
+        calls.append(1)
+        return logits + 2.0**20 if len(calls) == 1 else logits
+
+    monkeypatch.setattr(parties, "infer", infer)
+
+
+def with_law(monkeypatch, parties, failures: float) -> None:
+    original = parties.load
+
+    def load(model, example):
+        original(model, example)
+        parties.lowered = replace(parties.lowered, truncation_failures=failures)
+
+    monkeypatch.setattr(parties, "load", load)
+
+
+def test_explained_truncation_failure_is_counted_and_not_timed(block, images, stock, monkeypatch):
+    ruin_once(monkeypatch, stock)
+    with_law(monkeypatch, stock, 1e-3)
+    row = measure(block, images, stock, rounds=3)
+    assert row["rounds"] == {"attempted": 3, "succeeded": 2}
+    assert len(row["times"]["online_s"]) == len(row["times"]["offline_s"]) == 2
+    assert row["truncation"]["observed"] == 1
+    assert row["truncation"]["expected"] == pytest.approx(4e-3)  # three rounds and the repetition
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_failure_that_the_law_does_not_explain_fails(exact, block, images, stock, monkeypatch):
+    ruin_once(monkeypatch, stock)
+    with_law(monkeypatch, stock, 1.0 if exact else 1e-12)
+    monkeypatch.setattr(stock, "exact_truncation", exact)
+    with pytest.raises(WrongAnswer, match="1 of 3 answers"):
+        measure(block, images, stock)
+
+
+def test_reference_rounds_pair_up(block, images, stock, monkeypatch):
+    reference = Subject(block, images, 1, stock)
+    row = measure(block, images, stock, rounds=3, reference=reference)
+    assert row["reference"]["case"] == CASE.id
+    assert len(row["reference"]["online_s"]) == 3
+    assert all(seconds > 0 for seconds in row["reference"]["total_s"])
+
+
+def test_too_few_images(block, images, stock):
+    with pytest.raises(ValueError, match="too few"):
+        Subject(block, images[:1], 1, stock)
+
+
+def test_cases_are_distinct_and_their_references_are_cases():
+    cases = default_cases()
+    assert len({case.id for case in cases}) == len(cases)
+    assert {case.reference.id for case in cases if case.reference} <= {case.id for case in cases}
+    for engine in ("stock", "lean"):
+        assert {case.variant for case in cases if case.engine == engine and case.role == "headline"} >= {
+            "baseline",
+            "senet-0.09",
+            "joint-0.052",
+            "merged-exact",
+        }
+    assert {case.engine for case in smoke_cases()} == {"stock", "lean"}
+    assert all(case.width == 8 and case.rounds == 1 for case in smoke_cases())
+    lean = select(cases, "lean")
+    assert all(case.reference is None or case.reference.engine == "lean" for case in lean)
+
+
+def test_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path):
+    results = tmp_path / "results"
+    command = [sys.executable, "-m", "pytest", "bench/bench_latency.py", "--smoke", "--benchmark-disable"]
+    run = subprocess.Popen(
+        [*command, "--engine", "stock", "--results", str(results), "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    path = results / "bench.json"
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)  # into the next case
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(children) >= 2
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=30)
+    assert run.returncode == 2, output
+    rows = json.loads(path.read_text())["rows"]
+    assert 1 <= len(rows) < 13
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert [file.name for file in results.iterdir()] == ["bench.json"]
+
+
+def test_unusable_results_file_is_found_before_anything_is_measured(tmp_path):
+    (tmp_path / "bench.json").write_text("{ not json")
+    command = [sys.executable, "-m", "pytest", "bench/bench_latency.py", "--smoke", "--benchmark-disable"]
+    run = subprocess.run(
+        [*command, "--engine", "stock", "--results", str(tmp_path), "-x", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 1
+    assert "bench.json is not valid JSON" in run.stdout
+    assert (tmp_path / "bench.json").read_text() == "{ not json"
