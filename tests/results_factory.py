@@ -1,0 +1,244 @@
+"""Synthetic rows with plausible numbers, for the tests of results, report and figures."""
+
+from __future__ import annotations
+
+import copy
+from math import ceil
+
+import numpy as np
+
+VARIANTS = (
+    "baseline",
+    "senet-0.36",
+    "senet-0.18",
+    "senet-0.09",
+    "senet-0.045",
+    "joint-0.208",
+    "joint-0.104",
+    "joint-0.052",
+    "joint-0.026",
+    "merged-exact",
+)
+SHALLOW = {(2, 1), (3, 0), (3, 1), (4, 0), (4, 1)}
+ALL_RELUS = 557_056
+SHALLOW_RELUS = 475_136  # of the network whose SHALLOW blocks have lost their middle ReLU
+
+
+def network(variant: str) -> list[dict]:
+    """The steps of ResNet-18 (width 64, 32x32 images, 100 classes) or of a reduction of it."""
+    family, _, fraction = variant.rpartition("-") if variant[-1].isdigit() else (variant, "", "1")
+    keep = float(fraction)
+    steps: list[dict] = []
+
+    def convolution(name, c_in, c_out, size, k, out):
+        macs, weights = c_in * c_out * k * k * out * out, c_in * c_out * k * k
+        steps.append(
+            {
+                "name": name,
+                "kind": "convolution",
+                "x": c_in * size * size,
+                "w": weights,
+                "macs": macs,
+                "parameters": weights + c_out,
+                "relus": 0,
+            }
+        )
+
+    def other(name, kind, size=0, relus=0):
+        steps.append(
+            {"name": name, "kind": kind, "x": size, "w": 0, "macs": 0, "parameters": 0, "relus": relus}
+        )
+
+    def relu(name, size):
+        structure = SHALLOW_RELUS if family == "joint" else ALL_RELUS
+        other(name, "relu", size, size if keep == 1 else round(size * keep * ALL_RELUS / structure))
+
+    convolution("conv1", 3, 64, 32, 3, 32)
+    relu("relu", 64 * 32 * 32)
+    c_in, size = 64, 32
+    for stage, channels in enumerate((64, 128, 256, 512), start=1):
+        for block in range(2):
+            out = size // 2 if stage > 1 and block == 0 else size
+            name = f"layer{stage}_{block}"
+            elements = channels * out * out
+            if (stage, block) in SHALLOW and family in ("joint", "merged-exact"):
+                convolution(f"{name}_conv1", c_in, channels, size, 3 if family == "joint" else 5, out)
+            else:
+                convolution(f"{name}_conv1", c_in, channels, size, 3, out)
+                relu(f"{name}_relu1", elements)
+                convolution(f"{name}_conv2", channels, channels, out, 3, out)
+                if c_in != channels:
+                    convolution(f"{name}_shortcut", c_in, channels, size, 1, out)
+                other(f"{name}_add", "add", elements)
+            relu(f"{name}_relu2", elements)
+            c_in, size = channels, out
+    other("pool", "averagepool", 512 * 16)
+    other("flatten", "flatten", 512)
+    steps.append(
+        {
+            "name": "fc",
+            "kind": "linear",
+            "x": 512,
+            "w": 51_200,
+            "macs": 51_200,
+            "parameters": 51_300,
+            "relus": 0,
+        }
+    )
+    other("open", "open", 100)
+    return steps
+
+
+def make_layers(variant: str, engine: str) -> list[dict]:
+    """Each step with the bytes and rounds that its engine needs and seconds that look measured."""
+    layers = []
+    for step in network(variant):
+        n, x, w, kind = step["relus"], step["x"], step["w"], step["kind"]
+        linear = kind in ("convolution", "linear")
+        if engine == "stock":
+            sent = 8 * (x + w) if linear else 232 * n
+            rounds = 1 if linear else 9 * (kind == "relu")
+            seconds = step["macs"] / 2e9 + 4e-9 * (x + w) if linear else 1.25e-6 * n + 0.002 * (n > 0)
+        else:
+            sent = 8 * x if linear else (1680 * ceil(n / 64) + 8 * x if kind == "relu" else 0)
+            rounds = 1 if linear else 5 * (kind == "relu")
+            seconds = step["macs"] / 9e9 + 2e-9 * x if linear else 9e-8 * n + 0.0004 * (n > 0)
+        if kind == "open":
+            sent, rounds, seconds = 800, 1, 2e-4
+        layers.append(
+            {
+                "name": step["name"],
+                "kind": kind,
+                "seconds": seconds + 3e-5,
+                "rounds": rounds,
+                "bytes_sent": sent,
+                "relus": n,
+                "macs": step["macs"],
+                "parameters": step["parameters"],
+            }
+        )
+    return layers
+
+
+def make_row(
+    variant: str = "baseline",
+    engine: str = "stock",
+    batch: int = 1,
+    role: str = "headline",
+    count: int = 15,
+    seed: int = 0,
+    **changes,
+) -> dict:
+    """A whole row; `changes` replace top-level keys."""
+    rng = np.random.default_rng([seed, batch, len(engine), *variant.encode()])
+    layers = make_layers(variant, engine)
+    base = sum(layer["seconds"] for layer in layers)
+    scale = batch if engine == "stock" else 0.15 + 0.85 * batch
+
+    def draw(seconds: float) -> list[float]:
+        return [float(value) for value in seconds * scale * np.exp(rng.normal(0, 0.02, count))]
+
+    offline = draw(base * (0.66 if engine == "stock" else 1.8))
+    online = draw(base)
+    sent = sum(layer["bytes_sent"] for layer in layers) * batch
+    relu_layers = sum(layer["kind"] == "relu" for layer in layers)
+    reference = None
+    against = None
+    if variant != "baseline":
+        against = ("baseline", engine)
+    elif engine == "lean":
+        against = ("baseline", "stock")
+    if against is not None:
+        other = make_layers(*against)
+        seconds = sum(layer["seconds"] for layer in other)
+        offline_too = draw(seconds * (0.66 if against[1] == "stock" else 1.8))
+        online_too = draw(seconds)
+        reference = {
+            "case": case_id(against[0], against[1], batch),
+            "offline_s": offline_too,
+            "online_s": online_too,
+            "total_s": [a + b for a, b in zip(offline_too, online_too, strict=True)],
+        }
+    lean = engine == "lean"
+    row = {
+        "case": case_id(variant, engine, batch),
+        "variant": variant,
+        "width": 64,
+        "engine": engine,
+        "provider": "dealer" if lean else "TFP",
+        "batch": batch,
+        "link": "loopback",
+        "parties": 2,
+        "role": role,
+        "weights": "seeded",
+        "images": "embedded public-domain picture (tests/factory)",
+        "cost": {
+            "relus": sum(layer["relus"] for layer in layers),
+            "comparisons": 0,
+            "relu_layers": relu_layers,
+            "linear_layers": sum(layer["macs"] > 0 for layer in layers),
+            "macs": sum(layer["macs"] for layer in layers),
+            "parameters": sum(layer["parameters"] for layer in layers),
+        },
+        "traffic": {
+            "rounds": sum(layer["rounds"] for layer in layers),
+            "bytes_sent": sent,
+            "bytes_sent_by_party": [sent, sent - 8 * lean],
+            "bytes_total": 2 * sent - 8 * lean,
+        },
+        "setup": {
+            "seconds": 2.4 if lean else 0.9,
+            "rounds": 21 if lean else 0,
+            "bytes_sent_by_party": [89_683_456, 89_683_456] if lean else [44_861_328, 1_000],
+        },
+        "offline": {
+            "correlated_bytes_by_party": [59_000_000, 32] if lean else [410_000_000, 410_000_000],
+            "dealt_bytes": 59_000_032 if lean else None,
+        },
+        "times": {
+            "offline_s": offline,
+            "online_s": online,
+            "total_s": [a + b for a, b in zip(offline, online, strict=True)],
+        },
+        "reference": reference,
+        "peak_memory_bytes_by_party": [900_000_000, 880_000_000] if lean else [1_500_000_000, 1_480_000_000],
+        "truncation": {
+            "expected_per_inference": 0.0 if lean else 1.4e-4,
+            "expected": 0.0 if lean else 1.4e-4 * count,
+            "observed": 0,
+        },
+        "answer": {"max_error": 3e-4, "spread": 1.9, "relative_error": 1.6e-4, "tolerance": 0.02},
+        "rounds": {"attempted": count, "succeeded": count},
+        "layers": layers,
+        "conventions": {
+            "relu": "scalar comparisons evaluated under MPC, per image",
+            "rounds": "collective calls, including opening the result",
+        },
+        "machine": {
+            "cpu": "AMD EPYC 9B14",
+            "cores": 2,
+            "memory_bytes": 8_322_342_912,
+            "system": "Linux 6.1",
+            "python": "3.11.7",
+        },
+        "versions": {"torch": "2.13.0", "crypten": "0.4.1", "numba": "0.61.2", "pibench": "0.1.0"},
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "dirty": False,
+        "run": "2026-01-02T03:04:05Z-1",
+        "started": "2026-01-02T03:04:05+00:00",
+    }
+    row.update(copy.deepcopy(changes))
+    return row
+
+
+def case_id(variant: str, engine: str, batch: int = 1) -> str:
+    """The id that make_row gives."""
+    return f"{engine}/{variant}/w64/b{batch}/2p/loopback"
+
+
+def make_rows() -> list[dict]:
+    """Every variant on both engines at batch 1, and the baseline at batches 4 and 16."""
+    rows = [make_row(variant, engine) for engine in ("stock", "lean") for variant in VARIANTS]
+    for engine in ("stock", "lean"):
+        rows += [make_row("baseline", engine, batch, role="batch") for batch in (4, 16)]
+    return rows

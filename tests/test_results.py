@@ -1,0 +1,208 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from results_factory import make_row, make_rows
+
+from bench import results
+from bench.results import ResultsError, Store, family_of, replace_file, validate
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "results" / "bench.json"
+
+
+def test_missing_file_has_no_rows_and_is_not_made_by_reading(path):
+    assert Store(path).rows() == []
+    assert not path.exists()
+
+
+def test_rows_survive_the_round_trip_in_order(path):
+    rows = make_rows()
+    for row in rows:
+        Store(path).add(row)
+    assert Store(path).rows() == rows
+    assert json.loads(path.read_text())["schema"] == results.SCHEMA
+
+
+def test_a_row_replaces_the_row_of_its_case_only(path):
+    store = Store(path)
+    store.add(make_row("baseline"))
+    store.add(make_row("senet-0.09"))
+    store.add(make_row("baseline", seed=7))
+    assert [row["variant"] for row in store.rows()] == ["baseline", "senet-0.09"]
+    assert store.rows()[0]["times"] == make_row("baseline", seed=7)["times"]
+
+
+def test_rows_that_another_store_wrote_meanwhile_are_kept(path):
+    first, second = Store(path), Store(path)
+    first.add(make_row("baseline"))
+    second.add(make_row("senet-0.09"))
+    first.add(make_row("joint-0.104"))
+    assert len(Store(path).rows()) == 3
+
+
+def test_missing_measures_are_null_and_nan_is_never_written(path):
+    row = make_row(peak_memory_bytes_by_party=[float("nan"), np.int64(3)])
+    row["answer"]["spread"] = np.float64("nan")
+    Store(path).add(row)
+    assert "NaN" not in path.read_text()
+    (read,) = Store(path).rows()
+    assert read["peak_memory_bytes_by_party"] == [None, 3]
+    assert read["answer"]["spread"] is None
+
+
+def test_nan_is_no_time(path):
+    row = make_row()
+    row["times"]["online_s"][3] = float("nan")
+    with pytest.raises(ResultsError, match=r"times\.online_s\[3\]"):
+        Store(path).add(row)
+    assert not path.exists()
+
+
+def test_infinity_is_refused(path):
+    row = make_row()
+    row["setup"]["seconds"] = float("inf")
+    with pytest.raises(ResultsError, match=r"setup\.seconds.*infinite"):
+        Store(path).add(row)
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_crash_while_writing_keeps_the_old_file(path, monkeypatch, step):
+    store = Store(path)
+    store.add(make_row("baseline"))
+    before = path.read_bytes()
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    if step == "write":
+        monkeypatch.setattr(results, "open", lambda *args: HalfFile(args[0]), raising=False)
+    else:
+        monkeypatch.setattr(os, step, crash)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(make_row("senet-0.09"))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["bench.json"]
+
+
+class HalfFile:
+    """A file on which the process is interrupted after half of the bytes."""
+
+    def __init__(self, path):
+        self.file = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+
+def test_the_file_is_replaced_in_one_step(path, monkeypatch):
+    replace_file(path, b"old")
+    seen = []
+    move = os.replace
+
+    def watch(source, target):
+        seen.append((os.path.dirname(source) == os.path.dirname(target), path.read_bytes()))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    replace_file(path, b"new")
+    assert seen == [(True, b"old")]
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"schema": 0, "rows": []}', "an older"),
+        ('{"schema": 99, "rows": []}', "a newer"),
+        ('{"schema": 1, "rows": [', "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[]", "no results file"),
+        ('{"schema": 1}', "no results file"),
+        ('{"schema": 1, "rows": [{"case": "x"}]}', "Row 0 .* lacks `variant`"),
+        ('{"schema": 1, "rows": [NaN]}', "NaN is not a number"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_and_never_overwritten(path, content, reason):
+    store = Store(path)
+    data = content if isinstance(content, bytes) else content.encode()
+    replace_file(path, data)
+    for use in (lambda: Store(path), store.rows, lambda: store.add(make_row())):
+        with pytest.raises(ResultsError, match=reason) as caught:
+            use()
+        assert str(path) in str(caught.value)
+        assert "move it away" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == data
+
+
+def test_a_case_held_twice_is_an_error(path):
+    Store(path).add(make_row())
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"rows": content["rows"] * 2}))
+    with pytest.raises(ResultsError, match="twice"):
+        Store(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.pop("commit"), "lacks `commit`"),
+        (lambda row: row["cost"].pop("macs"), r"lacks `cost\.macs`"),
+        (lambda row: row["layers"][2].pop("seconds"), r"lacks `layers\[2\]\.seconds`"),
+        (lambda row: row.pop("reference"), "`reference` is missing"),
+        (lambda row: row.update(batch="1"), "`batch` is '1' where a whole number"),
+        (lambda row: row.update(batch=True), "`batch` is True where a whole number"),
+        (lambda row: row.update(dirty="no"), "`dirty` is 'no' where true or false"),
+        (lambda row: row.update(role="main"), "`role` is 'main': use one of"),
+        (lambda row: row.update(link="wan"), "`timing` is None: use one of measured, emulated"),
+        (lambda row: row["times"]["total_s"].pop(), r"`times\.total_s` has 14 rounds"),
+        (lambda row: row["reference"]["online_s"].pop(), r"`reference\.online_s` does not pair"),
+        (lambda row: row.update(images=object()), "`row.images` is a object"),
+    ],
+)
+def test_a_wrong_row_is_refused_by_the_name_of_its_key(path, change, message):
+    row = make_row("senet-0.09")
+    change(row)
+    with pytest.raises(ResultsError, match=message):
+        Store(path).add(row)
+    assert not path.exists()
+
+
+def test_rows_over_shaped_links_and_further_keys_are_welcome():
+    validate(make_row(link="wan", timing="emulated", anything=[1, {"more": None}]))
+
+
+@pytest.mark.parametrize(
+    ("variant", "family"),
+    [
+        ("baseline", "baseline"),
+        ("senet-0.09", "senet"),
+        ("merged-exact", "merged-exact"),
+        ("joint-1", "joint"),
+    ],
+)
+def test_family_of(variant, family):
+    assert family_of(variant) == family
+
+
+def test_results_report_and_figures_import_neither_torch_nor_crypten():
+    code = (
+        "import sys, bench.results, bench.report, bench.figures\n"
+        "assert not {'torch', 'crypten', 'matplotlib.pyplot'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
