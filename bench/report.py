@@ -1,0 +1,621 @@
+"""Tables from measured rows: results/bench.json -> summary.csv, layers.csv and the README's tables.
+
+Every second is the slower party's clock. A speed-up is the median over pairs of reference / case, the two
+rounds of a pair having run one after the other, so that a machine which drifts slows both alike. Intervals
+are percentile bootstrap intervals of the median, 95 %, from a fixed seed. What is missing stays empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+from bench.results import ResultsError, Row, Store, family_of, replace_file
+
+NOISY = 0.10  # of the median: an IQR above it marks the case
+CONFIDENCE = 0.95
+CLOCKS = ("offline", "online", "total")
+CLASSES = {"convolution": "linear", "linear": "linear", "relu": "relu"}
+SECTIONS = ("headline", "engines")
+SETTING = ("case", "variant", "width", "engine", "batch", "link", "parties")
+LAYER = (
+    "position",
+    "layer",
+    "kind",
+    "class",
+    "seconds",
+    "rounds",
+    "bytes_sent",
+    "relus",
+    "macs",
+    "parameters",
+)
+FAMILIES = ("baseline", "senet", "joint", "merged-exact")
+ENGINES = ("stock", "lean")
+
+
+# Statistics
+
+
+def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """The bootstrap interval of the median (percentile, 95 %, seeded); NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    found = bootstrap(
+        (np.asarray(values, dtype=float),),
+        np.median,
+        confidence_level=CONFIDENCE,
+        n_resamples=9999,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, IQR, interval of the median and whether IQR / median exceeds `NOISY`; NaN without values."""
+    if not values:
+        return {"median_s": math.nan, "iqr_s": math.nan, "low_s": math.nan, "high_s": math.nan, "noisy": None}
+    lower, median, upper = (float(value) for value in np.percentile(values, (25, 50, 75)))
+    low, high = interval_of_median(values)
+    noisy = (upper - lower) > NOISY * median
+    return {"median_s": median, "iqr_s": upper - lower, "low_s": low, "high_s": high, "noisy": noisy}
+
+
+def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -> dict[str, float]:
+    """Median of reference / value over the pairs in which both are there, with its interval."""
+    ratios = [a / b for a, b in zip(reference, values, strict=True) if a is not None and b]
+    low, high = interval_of_median(ratios)
+    median = float(np.median(ratios)) if ratios else math.nan
+    return {"speedup": median, "speedup_low": low, "speedup_high": high}
+
+
+# Tables
+
+
+def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line a case, in the order of reports; `accuracy` is what `read_accuracy` returns.
+
+    Times of a row whose `timing` is not "measured" (a shaped or a modelled link) stand in columns of their
+    own, `emulated_online_median_s` and so on.
+    """
+    frame = _frame([_summarize_row(row) for row in rows])
+    if frame.empty:
+        return frame
+    if accuracy is not None and not accuracy.empty:
+        seeds = accuracy.groupby(["variant", "width"], as_index=False).agg(
+            accuracy_test=("accuracy_test", "mean"), accuracy_seeds=("accuracy_test", "count")
+        )
+        seeds = seeds.astype({"accuracy_seeds": "Int64"})
+        frame = frame.merge(seeds, on=["variant", "width"], how="left", validate="many_to_one")
+    order = sorted(frame.index, key=lambda index: _place(frame.loc[index]))
+    return frame.loc[order].reset_index(drop=True)
+
+
+def tabulate_layers(rows: Iterable[Row]) -> pd.DataFrame:
+    """One line a layer of a case, in the order of execution, with its class: linear, relu or other."""
+    lines = []
+    for row in sorted(rows, key=_place):
+        setting = {name: row[name] for name in SETTING}
+        timing = row.get("timing", "measured")
+        seconds = "seconds" if timing == "measured" else f"{timing}_seconds"
+        for position, layer in enumerate(row["layers"]):
+            lines.append(
+                setting
+                | {
+                    "position": position,
+                    "layer": layer["name"],
+                    "kind": layer["kind"],
+                    "class": CLASSES.get(layer["kind"], "other"),
+                    seconds: layer["seconds"],
+                    "rounds": layer["rounds"],
+                    "bytes_sent": layer["bytes_sent"],
+                    "relus": layer["relus"],
+                    "macs": layer["macs"],
+                    "parameters": layer["parameters"],
+                }
+            )
+    return _frame(lines) if lines else pd.DataFrame(columns=[*SETTING, *LAYER])
+
+
+def read_accuracy(path: Path) -> pd.DataFrame | None:
+    """Reads accuracy.json, a list of {variant, width, seed, accuracy_test (0 to 1), ...}; None without it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read ({error}): train again or remove it.") from error
+    needed = ["variant", "width", "accuracy_test"]
+    frame = pd.DataFrame(content) if isinstance(content, list) else pd.DataFrame()
+    if content and not set(needed) <= set(frame.columns):
+        raise ResultsError(
+            f"{path} is no list of objects with {', '.join(needed)}: train again or remove it."
+        )
+    if content and not frame["accuracy_test"].dropna().between(0, 1).all():
+        raise ResultsError(f"{path} has an `accuracy_test` outside 0 to 1: write fractions, not percent.")
+    return frame
+
+
+def _summarize_row(row: Row) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        name: row[name]
+        for name in ("case", "variant", "width", "engine", "provider", "batch", "link", "parties", "role")
+    }
+    line["timing"] = timing = row.get("timing", "measured")
+    line |= {"weights": row["weights"], "images": row["images"]}
+    line |= row["cost"]
+    traffic, setup, offline = row["traffic"], row["setup"], row["offline"]
+    line |= {name: traffic[name] for name in ("rounds", "bytes_sent", "bytes_total")}
+    line |= {f"bytes_sent_party_{party}": sent for party, sent in enumerate(traffic["bytes_sent_by_party"])}
+    prefix = "" if timing == "measured" else f"{timing}_"
+    line |= {
+        f"{prefix}setup_s": setup["seconds"],
+        "setup_rounds": setup["rounds"],
+        "setup_bytes_sent": _largest(setup["bytes_sent_by_party"]),
+        "offline_correlated_bytes": _largest(offline["correlated_bytes_by_party"]),
+        "offline_dealt_bytes": offline["dealt_bytes"],
+    }
+    for clock in CLOCKS:
+        found = spread(row["times"][f"{clock}_s"])
+        line |= {f"{prefix}{clock}_{name}": value for name, value in found.items()}
+    for clock in ("online", "total"):
+        median = line[f"{prefix}{clock}_median_s"]
+        line[f"{prefix}{clock}_images_per_s"] = row["batch"] / median if median else math.nan
+    reference = row["reference"]
+    line["reference_case"] = reference["case"] if reference else None
+    for clock in CLOCKS:
+        found = speedup(reference[f"{clock}_s"], row["times"][f"{clock}_s"]) if reference else speedup([], [])
+        line |= {f"{prefix}{clock}_{name}": value for name, value in found.items()}
+    line |= {
+        "peak_memory_bytes": _largest(row["peak_memory_bytes_by_party"]),
+        "truncations_expected_per_inference": row["truncation"]["expected_per_inference"],
+        "truncations_expected": row["truncation"]["expected"],
+        "truncations_observed": row["truncation"]["observed"],
+        "answer_max_error": row["answer"]["max_error"],
+        "answer_spread": row["answer"]["spread"],
+        "answer_relative_error": row["answer"]["relative_error"],
+        "answer_tolerance": row["answer"]["tolerance"],
+        "repetitions_attempted": row["rounds"]["attempted"],
+        "repetitions_succeeded": row["rounds"]["succeeded"],
+    }
+    machine = row["machine"]
+    line |= {
+        "cpu": machine["cpu"],
+        "cores": machine["cores"],
+        "machine_memory_bytes": machine["memory_bytes"],
+        "system": machine["system"],
+        "python": machine["python"],
+    }
+    line |= {f"version_{name}": version for name, version in row["versions"].items()}
+    line |= {name: row[name] for name in ("commit", "dirty", "run", "started")}
+    return line
+
+
+def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    """A table in which whole numbers and flags stay what they are beside missing values."""
+    frame = pd.DataFrame(lines)
+    for name in frame.columns:
+        kinds = {type(line[name]) for line in lines if name in line and not pd.isna(line[name])}
+        if kinds in ({int}, {bool}):
+            frame[name] = frame[name].astype("Int64" if kinds == {int} else "boolean")
+    return frame
+
+
+def _largest(values: list[int | None]) -> float:
+    return max((value for value in values if value is not None), default=math.nan)
+
+
+def _place(row: Any) -> tuple:
+    """The place of a row in reports: headline first, then by engine, family and falling ReLUs kept."""
+    family = family_of(row["variant"])
+    fraction = row["variant"][len(family) + 1 :]
+    return (
+        ("headline", "batch", "extra").index(row["role"]),
+        -row["width"],
+        row["link"] != "loopback",
+        row["link"],
+        row["parties"],
+        _rank(row["engine"], ENGINES),
+        _rank(family, FAMILIES),
+        -float(fraction) if fraction else 0.0,
+        row["batch"],
+        row["case"],
+    )
+
+
+def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known), name)
+
+
+# The README
+
+
+def headline_section(rows: Sequence[Row], summary: pd.DataFrame, accuracy: pd.DataFrame | None = None) -> str:
+    """The variants side by side on every engine, the spread of their times, and where they were measured."""
+    if summary.empty:
+        return "No case has been measured yet: run `make bench`."
+    headline = summary[(summary["role"] == "headline") & (summary["timing"] == "measured")]
+    if headline.empty:
+        return "No headline case has been measured yet: run `make bench`."
+    conditions = ["width", "batch", "link", "parties"]
+    groups = list(headline.groupby(conditions, sort=False))
+    parts = []
+    for values, group in groups:
+        parts.append(_conditions(dict(zip(conditions, values, strict=True))))
+        parts.append(_markdown(_variants_table(group, accuracy)))
+    parts.append(
+        "Seconds are medians. Speed-up is online, against the same engine's baseline: the median of paired "
+        f"rounds with its 95 % bootstrap interval. MB are 10^6 bytes sent by one party, online. *noisy*: the "
+        f"interquartile range exceeds {100 * NOISY:.0f} % of the median."
+    )
+    spreads = _markdown(_spread_table(headline))
+    parts.append(f"<details><summary>Spread of the rounds</summary>\n\n{spreads}\n\n</details>")
+    parts.append(_conventions(rows))
+    parts += _provenance(headline)
+    return "\n\n".join(part for part in parts if part)
+
+
+def engines_section(summary: pd.DataFrame) -> str:
+    """The baseline on the stock and on the lean engine, with the lean engine's gain."""
+    absent = "The two engines have not been measured side by side yet: run `make bench`."
+    if summary.empty:
+        return absent
+    measured = summary[(summary["variant"] == "baseline") & (summary["timing"] == "measured")]
+    singles = measured[measured["role"] == "headline"]
+    pair = _pair(singles)
+    if pair is None:
+        return absent
+    stock, lean = pair
+    lines = [
+        _compare("Online, s", stock, lean, "online_median_s", paired="online"),
+        _compare("Offline + online, s", stock, lean, "total_median_s", paired="total"),
+        _compare("Offline, s", stock, lean, "offline_median_s", paired="offline"),
+    ]
+    used = [stock, lean]
+    batches = measured[(measured["batch"] > stock["batch"]) & (measured["role"] != "extra")]
+    for batch, group in batches.groupby("batch"):
+        larger = _pair(group)
+        if larger is not None:
+            used += larger
+            label = f"Images per second online, batch {batch}"
+            lines.append(_compare(label, *larger, "online_images_per_s", paired="online", rate=True))
+    lines += [
+        _compare("Sent by one party online, MB", stock, lean, "bytes_sent", scale=1e6),
+        _compare("Rounds online", stock, lean, "rounds"),
+        _compare(
+            "Correlated randomness an inference, MB", stock, lean, "offline_correlated_bytes", scale=1e6
+        ),
+        _compare("Peak memory of a party, MB", stock, lean, "peak_memory_bytes", scale=1e6),
+        _compare("Set-up, once a model, s", stock, lean, "setup_s"),
+        _compare("Set-up, sent by one party, MB", stock, lean, "setup_bytes_sent", scale=1e6),
+    ]
+    conditions = {name: stock[name] for name in ("width", "batch", "link", "parties")}
+    parts = [
+        _conditions(conditions, "baseline network"),
+        _markdown(pd.DataFrame(lines)),
+        "Gain is stock / lean (for images per second lean / stock). With an interval it is the median of "
+        "paired rounds, which need not equal the quotient of the medians beside it; without one it is that "
+        "quotient.",
+        *_provenance(pd.DataFrame(used)),
+    ]
+    return "\n\n".join(parts)
+
+
+def replace_section(text: str, section: str, content: str) -> str:
+    """Puts `content` between the markers `<!-- section:begin -->` and `<!-- section:end -->`."""
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ResultsError(
+            f"The README needs the line {begin} and after it the line {end}, once each: "
+            f"put them where the table of {section} belongs."
+        )
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{content}\n\n{end}{tail}"
+
+
+def _variants_table(group: pd.DataFrame, accuracy: pd.DataFrame | None) -> pd.DataFrame:
+    """One line a variant: counts, then every engine's figures side by side."""
+    engines = sorted(group["engine"].unique(), key=lambda name: _rank(name, ENGINES))
+    both = " / ".join(engines)
+    lines = []
+    for variant in sorted(group["variant"].unique(), key=_variant_place):
+        found = _by_engine(group[group["variant"] == variant])
+        cases = [found.loc[engine] if engine in found.index else None for engine in engines]
+        known = next(case for case in cases if case is not None)
+        line = {
+            "Variant": f"`{variant}`",
+            "ReLUs, K": _number(known["relus"], 1e3, 4),
+            "MACs, M": _number(known["macs"], 1e6, 4),
+            "Parameters, M": _number(known["parameters"], 1e6),
+            f"Rounds, {both}": _join(cases, lambda case: _count(case["rounds"])),
+            f"MB sent, {both}": _join(cases, lambda case: _number(case["bytes_sent"], 1e6)),
+        }
+        for clock in CLOCKS:
+            line[f"{clock.capitalize()}, s, {both}"] = _join(
+                cases, lambda case, clock=clock: _seconds(case, clock)
+            )
+        for engine, case in zip(engines, cases, strict=True):
+            line[f"Speed-up, {engine}"] = _speedup_cell(case)
+        for width in [] if accuracy is None or accuracy.empty else sorted(accuracy["width"].unique()):
+            at_width = accuracy[(accuracy["variant"] == variant) & (accuracy["width"] == width)]
+            line[f"Accuracy at width {width}, %"] = _number(100 * at_width["accuracy_test"].mean())
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _variant_place(variant: str) -> tuple:
+    family = family_of(variant)
+    fraction = variant[len(family) + 1 :]
+    return _rank(family, FAMILIES), -float(fraction) if fraction else 0.0
+
+
+def _spread_table(headline: pd.DataFrame) -> pd.DataFrame:
+    lines = []
+    for _, case in headline.iterrows():
+        line = {"Case": f"`{case['case']}`", "Rounds run": _rounds_run(case)}
+        for clock in CLOCKS:
+            line[f"{clock.capitalize()}: median, s"] = _seconds(case, clock)
+            line["IQR, s" + " " * CLOCKS.index(clock)] = _number(case[f"{clock}_iqr_s"], digits=2)
+            interval = _interval(case[f"{clock}_low_s"], case[f"{clock}_high_s"])
+            line["95 % interval" + " " * CLOCKS.index(clock)] = interval
+        expected, observed = case["truncations_expected"], case["truncations_observed"]
+        line["Wrong truncations: expected / observed"] = f"{_number(expected, digits=2)} / {_count(observed)}"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _by_engine(cases: pd.DataFrame) -> pd.DataFrame:
+    twice = cases[cases["engine"].duplicated(keep=False)]
+    if not twice.empty:
+        raise ResultsError(
+            f"The cases {' and '.join(twice['case'])} claim one place in the table: "
+            "give one the role `extra`."
+        )
+    return cases.set_index("engine", drop=False)
+
+
+def _pair(cases: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
+    """The first stock and lean case under the same conditions."""
+    for _, group in cases.groupby(["width", "batch", "link", "parties"], sort=False):
+        found = _by_engine(group)
+        if set(ENGINES) <= set(found.index):
+            return found.loc["stock"], found.loc["lean"]
+    return None
+
+
+def _compare(
+    label: str,
+    stock: pd.Series,
+    lean: pd.Series,
+    column: str,
+    scale: float = 1.0,
+    paired: str | None = None,
+    rate: bool = False,
+) -> dict[str, str]:
+    noisy = f"{paired}_noisy" if paired else None
+    cells = [
+        (_count(case[column]) if column == "rounds" else _number(case[column], scale))
+        + (" *noisy*" if noisy and _is_true(case[noisy]) else "")
+        for case in (stock, lean)
+    ]
+    if paired and lean["reference_case"] == stock["case"] and not pd.isna(lean[f"{paired}_speedup"]):
+        gain = _ratio(*(lean[f"{paired}_{name}"] for name in ("speedup", "speedup_low", "speedup_high")))
+    else:
+        above, below = (lean[column], stock[column]) if rate else (stock[column], lean[column])
+        gain = "–" if pd.isna(above) or pd.isna(below) or not below else _ratio(above / below)
+    return {"": label, "stock": cells[0], "lean": cells[1], "Gain": gain}
+
+
+def _speedup_cell(case: pd.Series | None) -> str:
+    if case is None:
+        return "–"
+    if case["variant"] == "baseline":
+        return "1"
+    return _ratio(case["online_speedup"], case["online_speedup_low"], case["online_speedup_high"])
+
+
+def _ratio(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    if pd.isna(value):
+        return "–"
+    interval = "" if pd.isna(low) else f" [{_number(low)}, {_number(high)}]"
+    return f"{_number(value)}×{interval}"
+
+
+def _seconds(case: pd.Series, clock: str) -> str:
+    return _number(case[f"{clock}_median_s"]) + (" *noisy*" if _is_true(case[f"{clock}_noisy"]) else "")
+
+
+def _interval(low: float, high: float) -> str:
+    return "–" if pd.isna(low) else f"{_number(low)} to {_number(high)}"
+
+
+def _rounds_run(case: pd.Series) -> str:
+    attempted, succeeded = case["repetitions_attempted"], case["repetitions_succeeded"]
+    return str(succeeded) if attempted == succeeded else f"{succeeded} of {attempted}"
+
+
+def _join(cases: Sequence[pd.Series | None], text: Any) -> str:
+    return " / ".join("–" if case is None else text(case) for case in cases)
+
+
+def _number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
+    """`value / scale` to so many significant digits, without exponent; a dash when it is missing."""
+    if pd.isna(value):
+        return "–"
+    value = float(value) / scale
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))))
+    return f"{value:,.{decimals}f}"
+
+
+def _count(value: Any) -> str:
+    return "–" if pd.isna(value) else f"{int(value):,}"
+
+
+def _is_true(value: Any) -> bool:
+    return not pd.isna(value) and bool(value)
+
+
+def _conditions(values: dict[str, Any], what: str = "") -> str:
+    words = [what] if what else []
+    words += [f"width {values['width']}", f"batch {values['batch']}", f"{values['link']}"]
+    words.append(f"{values['parties']} parties")
+    return "**" + ", ".join(words) + "**"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    """A table in Markdown, text to the left and figures to the right."""
+    head = [str(name).rstrip() for name in frame.columns]
+    rule = [":--", *["--:"] * (len(head) - 1)]
+    lines = [head, rule, *frame.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _conventions(rows: Sequence[Row]) -> str:
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        for name, text in row["conventions"].items():
+            if text not in texts.setdefault(name, []):
+                texts[name].append(text)
+    return "\n".join(f"- *{name}*: {' / '.join(found)}" for name, found in texts.items())
+
+
+def _provenance(cases: pd.DataFrame) -> list[str]:
+    """Where the cases were measured, and what a reader must know before comparing them."""
+    machines = _counted(cases.apply(_machine, axis=1))
+    versions = _counted(cases.apply(_versions, axis=1))
+    commits = _counted(cases.apply(_commit, axis=1))
+    counts = sorted(set(cases["repetitions_succeeded"]))
+    rounds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    weights = " and ".join(sorted(cases["weights"].dropna().unique()))
+    images = "; ".join(sorted(cases["images"].dropna().unique()))
+    lines = [
+        f"Measured on {_listed(machines)}; {_listed(versions)}; commit {_listed(commits)}; "
+        f"{rounds} rounds a case; {weights or 'unknown'} weights; images: {images or 'unknown'}."
+    ]
+    several = [
+        f"{len(found)} {name}"
+        for name, found in (
+            ("runs", _counted(cases["run"])),
+            ("commits", commits),
+            ("machines", machines),
+            ("sets of versions", versions),
+        )
+        if len(found) > 1
+    ]
+    if several:
+        lines.append(f"**Note:** these cases come from {', '.join(several)}; compare across them with care.")
+    lost = cases[cases["repetitions_succeeded"] < cases["repetitions_attempted"]]
+    if not lost.empty:
+        names = ", ".join(f"`{case['case']}` ({_rounds_run(case)} rounds)" for _, case in lost.iterrows())
+        lines.append(f"**Note:** rounds failed and are in no median: {names}.")
+    ruined = cases[cases["truncations_observed"].fillna(0) > 0]
+    if not ruined.empty:
+        names = ", ".join(
+            f"`{case['case']}` ({_count(case['truncations_observed'])} observed, "
+            f"{_number(case['truncations_expected'])} expected)"
+            for _, case in ruined.iterrows()
+        )
+        lines.append(f"**Note:** wrong truncations ruined rounds of {names}.")
+    return lines
+
+
+def _counted(texts: pd.Series) -> dict[str, int]:
+    return texts.value_counts(sort=False).to_dict()
+
+
+def _listed(counts: dict[str, int]) -> str:
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{text} ({count} cases)" for text, count in counts.items())
+
+
+def _machine(case: pd.Series) -> str:
+    memory = (
+        "" if pd.isna(case["machine_memory_bytes"]) else f", {case['machine_memory_bytes'] / 2**30:.0f} GiB"
+    )
+    cores = "unknown" if pd.isna(case["cores"]) else case["cores"]
+    system = "" if pd.isna(case["system"]) else f", {case['system']}"
+    return f"{'unknown CPU' if pd.isna(case['cpu']) else case['cpu']}, {cores} cores{memory}{system}"
+
+
+def _versions(case: pd.Series) -> str:
+    named = {"Python": case["python"]}
+    named |= {name.removeprefix("version_"): case[name] for name in case.index if name.startswith("version_")}
+    return ", ".join(f"{name} {version}" for name, version in named.items() if not pd.isna(version))
+
+
+def _commit(case: pd.Series) -> str:
+    if pd.isna(case["commit"]):
+        return "unknown"
+    return f"{case['commit'][:10]}{' with uncommitted changes' if _is_true(case['dirty']) else ''}"
+
+
+# The command
+
+
+def build(results: Path, readme: Path | None) -> dict[Path, str]:
+    """The text of every file that a report makes from the rows in `results`; writes nothing."""
+    rows = Store(results / "bench.json").rows()
+    if not rows:
+        raise ResultsError(f"{results / 'bench.json'} has no rows: run `make bench` first.")
+    accuracy = read_accuracy(results / "accuracy.json")
+    summary = summarize(rows, accuracy)
+    made = {
+        results / "summary.csv": _csv(summary),
+        results / "layers.csv": _csv(tabulate_layers(rows)),
+    }
+    if readme is not None:
+        try:
+            text = readme.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ResultsError(f"{readme} cannot be read ({error}): name the file with --readme.") from error
+        text = replace_section(text, "headline", headline_section(rows, summary, accuracy))
+        made[readme] = replace_section(text, "engines", engines_section(summary))
+    return made
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the tables, or with --check says which of them are stale."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of bench.json")
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="file with the tables' markers"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a table is stale")
+    options = parser.parse_args(arguments)
+    try:
+        made = build(options.results, options.readme)
+    except ResultsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    stale = [path for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()]
+    if options.check:
+        for path in stale:
+            print(f"{path} is stale: run `make report`.", file=sys.stderr)
+        return 1 if stale else 0
+    for path, text in made.items():
+        if path in stale:
+            replace_file(path, text.encode())
+        print(f"{path}: {'written' if path in stale else 'up to date'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
