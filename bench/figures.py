@@ -1,0 +1,633 @@
+"""Figures from results/summary.csv and results/layers.csv: one function a figure, each returns a Figure.
+
+Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, line styles and hatches say
+the same, so that the figures can be read in grey.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from bench.results import family_of, replace_file
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pibench",
+    "pdf.fonttype": 42,
+}
+WIDTH = 7.0  # inches: two columns of a paper
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+FAMILIES = {  # family: (its name in figures, colour, marker)
+    "baseline": ("baseline", BLACK, "*"),
+    "senet": ("SENet", BLUE, "o"),
+    "joint": ("joint", VERMILLION, "s"),
+    "merged-exact": ("merged, exact", GREEN, "D"),
+    "snl": ("SNL", PURPLE, "^"),
+}
+CLASSES = {  # class: (its name in figures, colour, hatch)
+    "linear": ("linear", BLUE, ""),
+    "relu": ("ReLU", ORANGE, "////"),
+    "other": ("other", "#FFFFFF", "....."),
+}
+PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLION, "")}
+ENGINES = {"stock": ("stock (CrypTen)", "--"), "lean": ("lean (ours)", "-")}
+REDUCED = ("joint-0.052", "joint-0.104", "joint-0.208", "joint-0.026")
+RIVALS = (("senet-0.09", "joint-0.052"), ("senet-0.18", "joint-0.104"), ("senet-0.36", "joint-0.208"))
+
+
+class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)
+    """Raised by a figure whose data have not been measured; says which."""
+
+
+# Figures
+
+
+def latency_vs_relus(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """Online seconds with their 95 % intervals against the ReLUs evaluated, a line a family and engine."""
+    cases = _headline(summary)
+    if cases["variant"].nunique() < 2:
+        raise Missing("it needs at least two variants in the role headline")
+    figure = Figure(figsize=(WIDTH * 0.72, 3.7), layout="constrained")
+    axes = figure.subplots()
+    for engine in _engines(cases):
+        of_engine = cases[cases["engine"] == engine]
+        for family, group in of_engine.groupby(of_engine["variant"].map(family_of), sort=False):
+            label, colour, marker = _family_style(family)
+            group = group.sort_values("relus")
+            median = group["online_median_s"]
+            axes.errorbar(
+                group["relus"],
+                median,
+                yerr=_bars(median, group["online_low_s"], group["online_high_s"]),
+                color=colour,
+                linestyle=_engine_style(engine)[1],
+                marker=marker,
+                markersize=8 if marker == "*" else 4.5,
+                markerfacecolor=colour if engine == "lean" else "white",
+                elinewidth=0.8,
+                capsize=2,
+            )
+            _direct_label(axes, group, label, colour, family)
+        top = of_engine.loc[of_engine["online_median_s"].idxmax()]
+        axes.annotate(
+            _engine_style(engine)[0],
+            (cases["relus"].min(), top["online_median_s"]),
+            xytext=(0, 4),
+            textcoords="offset points",
+            weight="bold",
+        )
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("ReLUs evaluated per image, thousands")
+    axes.set_ylabel("online latency, seconds")
+    axes.margins(x=0.12, y=0.1)
+    _plain_log(axes.xaxis, 1e3)
+    _plain_log(axes.yaxis)
+    _caption(
+        figure,
+        cases,
+        "Bars: 95 % intervals, where wider than the marker. Open, dashed: stock; filled, solid: lean.",
+    )
+    return figure
+
+
+def linear_vs_relu(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """Seconds of linear layers, ReLUs and the rest for each variant, stacked, with their shares."""
+    cases = _headline(summary)
+    seconds = _class_seconds(cases, layers)
+    engines = _engines(cases)
+    variants = list(dict.fromkeys(cases["variant"]))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    for axes, engine in zip(panels, engines, strict=True):
+        of_engine = cases[cases["engine"] == engine].set_index("variant")["case"].reindex(variants)
+        table = seconds.reindex(of_engine).set_axis(variants)
+        _stack(axes, table, CLASSES)
+        for place, variant in enumerate(variants):
+            total = table.loc[variant].sum()
+            if total > 0:
+                shares = _percents(table.loc[variant])
+                _note(axes, total, place, " · ".join(str(share) for share in shares) + " %")
+        axes.set_title(_engine_style(engine)[0])
+        axes.set_xlabel("seconds of one profiled inference")
+        axes.margins(x=0.34)
+        axes.set_xlim(left=0)
+    _category_axis(panels[0], variants)
+    _legend(figure, CLASSES)
+    _caption(
+        figure,
+        cases,
+        "Beside the bars: shares of linear · ReLU · other. Profiled apart from the timed rounds. "
+        "The panels' scales differ.",
+        rounds=False,
+    )
+    return figure
+
+
+def relus_macs_latency(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """ReLUs, MACs and latency of each variant beside each other, relative to the baseline."""
+    cases = _headline(summary)
+    variants = list(dict.fromkeys(cases["variant"]))
+    if "baseline" not in variants or len(variants) < 2:
+        raise Missing("it needs the baseline and at least one other variant in the role headline")
+    known = cases.drop_duplicates("variant").set_index("variant")
+    columns = [
+        ("ReLUs, thousands", known["relus"] / 1e3, "0.55", ""),
+        ("MACs, millions", known["macs"] / 1e6, SKY, "\\\\\\\\"),
+    ]
+    for engine in _engines(cases):
+        times = cases[cases["engine"] == engine].set_index("variant")["online_median_s"] * 1e3
+        hatch = "" if engine == "lean" else "////"
+        columns.append((f"online, {engine}, ms", times, VERMILLION if engine == "lean" else ORANGE, hatch))
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.2 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True)
+    for axes, (title, values, colour, hatch) in zip(panels, columns, strict=True):
+        values = values.reindex(variants)
+        relative = 100 * values / values["baseline"]
+        axes.barh(
+            range(len(variants)), relative, 0.7, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4
+        )
+        for place, variant in enumerate(variants):
+            if not pd.isna(values[variant]):
+                _note(axes, relative[variant], place, _short(values[variant]))
+        axes.axvline(100, color="black", linewidth=0.6, linestyle=":")
+        axes.set_title(title)
+        axes.set_xlabel("% of baseline")
+        axes.set_xlim(0, 1.32 * max(100, relative.max()))
+        axes.set_xticks([0, 50, 100])
+    _category_axis(panels[0], variants)
+    _caption(figure, cases, "Numbers: absolute values.")
+    return figure
+
+
+def layer_profile(summary: pd.DataFrame, layers: pd.DataFrame, engine: str) -> Figure:
+    """Milliseconds and bytes of each layer, the baseline and a reduced network in one list of layers."""
+    cases = _headline(summary)
+    cases = cases[cases["engine"] == engine]
+    variants = list(cases["variant"])
+    others = [variant for variant in variants if variant != "baseline"]
+    if "baseline" not in variants or not others:
+        raise Missing(f"it needs the baseline and a reduced variant on the engine {engine}")
+    reduced = next((name for name in REDUCED if name in others), others[-1])
+    shown = cases[cases["variant"].isin(["baseline", reduced])].set_index("variant")
+    if layers.empty or not set(shown["case"]) <= set(layers["case"]):
+        raise Missing(f"layers.csv lacks the profile of {' or '.join(shown['case'])}")
+    tables = {name: _condensed(layers[layers["case"] == shown.loc[name, "case"]]) for name in shown.index}
+    names = _merged(list(tables["baseline"].index), list(tables[reduced].index))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.165 * len(names)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    looks = {"baseline": ("0.6", ""), reduced: (VERMILLION, "////")}
+    for axes, (column, scale, label) in zip(
+        panels, (("seconds", 1e3, "milliseconds"), ("bytes_sent", 1e-6, "MB sent by one party")), strict=True
+    ):
+        for place, variant in enumerate(("baseline", reduced)):
+            colour, hatch = looks[variant]
+            values = tables[variant][column].reindex(names) * scale
+            rows = [row + 0.4 * (place - 0.5) for row in range(len(names))]
+            axes.barh(rows, values, 0.4, color=colour, hatch=hatch, edgecolor="black", linewidth=0.3)
+        axes.set_xlabel(label)
+        axes.margins(y=0.01)
+    panels[0].set_title(_engine_style(engine)[0])
+    _category_axis(panels[0], [re.sub(r"_(?=\d)|(?<=\d)_", ".", name) for name in names])
+    _legend(figure, {name: (name, *looks[name]) for name in looks})
+    _caption(
+        figure,
+        shown.reset_index(),
+        "One profiled inference, layers in the order of execution; a layer without a bar is not in that "
+        "network. Steps that take under 0.2 % of the time and send nothing are summed as other steps.",
+        rounds=False,
+    )
+    return figure
+
+
+def stock_vs_lean(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """Where the time goes and what removing ReLUs or layers saves, on both engines, in seconds and shares."""
+    cases = _headline(summary)
+    if not set(ENGINES) <= set(cases["engine"]):
+        raise Missing("it needs both engines in the role headline")
+    seconds = _class_seconds(cases, layers)
+    by_name = cases.set_index(["engine", "variant"])["case"]
+
+    def profile(engine: str, variant: str) -> pd.Series | None:
+        case = by_name.get((engine, variant))
+        return seconds.loc[case] if case in seconds.index else None
+
+    baselines = {engine: profile(engine, "baseline") for engine in ENGINES}
+    if any(found is None for found in baselines.values()):
+        raise Missing("it needs the baseline's profile on both engines")
+    rivals = next(
+        (pair for pair in RIVALS if all(profile(e, v) is not None for e in ENGINES for v in pair)), None
+    )
+    if rivals is None:
+        raise Missing("it needs a SENet and a joint variant of matching budgets on both engines")
+    spent = pd.DataFrame({_engine_style(engine)[0]: found for engine, found in baselines.items()}).T
+    saved, worth = {}, {}
+    for engine, whole in baselines.items():
+        for variant in rivals:
+            label = f"{engine}, {variant}"
+            saved[label] = whole - profile(engine, variant)
+            worth[label] = 100 * saved[label] / whole.sum()
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    panels = figure.subplots(2, 2, gridspec_kw={"height_ratios": (2, 4)}, sharey="row")
+    tables = (
+        (spent, 100 * spent.div(spent.sum(axis=1), axis=0)),
+        (pd.DataFrame(saved).T, pd.DataFrame(worth).T),
+    )
+    titles = (
+        ("Baseline, seconds", "Baseline, share of its time"),
+        ("Saved against the baseline, seconds", "Saved, share of the baseline's time"),
+    )
+    for row in range(2):
+        for column in range(2):
+            axes, table = panels[row][column], tables[row][column]
+            _stack(axes, table, CLASSES)
+            for place, label in enumerate(table.index):
+                values = table.loc[label]
+                if column == 0:
+                    text = _short(values.sum()) + " s"
+                elif row == 0:
+                    text = " · ".join(str(share) for share in _percents(values)) + " %"
+                else:
+                    text = f"{values.sum():.0f} %  (linear {values['linear']:.0f}, ReLU {values['relu']:.0f})"
+                _note(axes, values.clip(lower=0).sum(), place, text)
+            axes.set_title(titles[row][column])
+            axes.set_xlabel("seconds" if column == 0 else "% of the engine's baseline")
+            axes.margins(x=0.2 if column == 0 else 0.4)
+            axes.set_xlim(left=min(0, table.clip(upper=0).sum(axis=1).min() * 1.1))
+            if column == 1:
+                axes.set_xlim(right=150)
+                axes.set_xticks([0, 25, 50, 75, 100])
+        _category_axis(panels[row][0], list(tables[row][0].index))
+    _legend(figure, CLASSES)
+    _caption(
+        figure,
+        cases,
+        f"{rivals[0]} removes ReLUs; {rivals[1]} removes layers and ReLUs. "
+        "From one profiled inference of each.",
+        rounds=False,
+    )
+    return figure
+
+
+def offline_online(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """Offline and online seconds of each variant, stacked, for each engine."""
+    cases = _headline(summary).dropna(subset=["offline_median_s", "online_median_s"])
+    if cases.empty:
+        raise Missing("it needs cases in the role headline with an offline phase of their own")
+    engines = _engines(cases)
+    variants = list(dict.fromkeys(cases["variant"]))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    for axes, engine in zip(panels, engines, strict=True):
+        table = cases[cases["engine"] == engine].set_index("variant").reindex(variants)
+        _stack(axes, table[["offline_median_s", "online_median_s"]].set_axis(list(PHASES), axis=1), PHASES)
+        for place, variant in enumerate(variants):
+            total = table.loc[variant, "total_median_s"]
+            if not pd.isna(total):
+                end = table.loc[variant, ["offline_median_s", "online_median_s"]].sum()
+                _note(axes, end, place, _short(total))
+        axes.set_title(_engine_style(engine)[0])
+        axes.set_xlabel("seconds")
+        axes.margins(x=0.16)
+        axes.set_xlim(left=0)
+    _category_axis(panels[0], variants)
+    _legend(figure, PHASES)
+    _caption(figure, cases, "Beside the bars: median of offline + online. The panels' scales differ.")
+    return figure
+
+
+def batch(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """Online seconds per image against the batch, a line a variant and engine."""
+    cases = _like_headline(_measured(summary), _headline(summary))
+    cases = cases[cases["role"].isin(["headline", "batch"])]
+    several = cases.groupby(["engine", "variant"])["batch"].transform("nunique") > 1
+    cases = cases[several]
+    if cases.empty:
+        raise Missing("it needs one variant at two batches or more")
+    figure = Figure(figsize=(WIDTH * 0.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for (engine, variant), group in cases.groupby(["engine", "variant"], sort=False):
+        _, colour, marker = _family_style(family_of(variant))
+        group = group.sort_values("batch")
+        per_image = group["online_median_s"] / group["batch"]
+        low, high = group["online_low_s"] / group["batch"], group["online_high_s"] / group["batch"]
+        axes.errorbar(
+            group["batch"],
+            per_image,
+            yerr=_bars(per_image, low, high),
+            color=colour,
+            linestyle=_engine_style(engine)[1],
+            marker="o" if marker == "*" else marker,
+            markerfacecolor=colour if engine == "lean" else "white",
+            elinewidth=0.8,
+            capsize=2,
+        )
+        last = per_image.iloc[-1]
+        axes.annotate(
+            f"{engine}, {variant}\n{_short(1 / last)} images/s",
+            (group["batch"].iloc[-1], last),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+    axes.set(xscale="log", yscale="log")
+    batches = sorted(cases["batch"].unique())
+    axes.set_xticks(batches, [str(size) for size in batches])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(batches[0] / 1.3, batches[-1] * 3.2)
+    axes.margins(y=0.15)
+    _plain_log(axes.yaxis)
+    axes.set_xlabel("images per inference (batch)")
+    axes.set_ylabel("online seconds per image")
+    _caption(figure, cases, "Bars: 95 % intervals where they are wider than the markers.", batches=True)
+    return figure
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame, pd.DataFrame], Figure]] = {
+    "latency_vs_relus": latency_vs_relus,
+    "linear_vs_relu": linear_vs_relu,
+    "relus_macs_latency": relus_macs_latency,
+    "layer_profile_stock": partial(layer_profile, engine="stock"),
+    "layer_profile_lean": partial(layer_profile, engine="lean"),
+    "stock_vs_lean": stock_vs_lean,
+    "offline_online": offline_online,
+    "batch": batch,
+}
+
+
+# Data
+
+
+def _measured(summary: pd.DataFrame) -> pd.DataFrame:
+    if summary.empty or "online_median_s" not in summary:
+        raise Missing("summary.csv has no measured case")
+    return summary[summary["timing"] == "measured"].dropna(subset=["online_median_s"])
+
+
+def _headline(summary: pd.DataFrame) -> pd.DataFrame:
+    """The headline cases of the setting (width, batch, link, parties) that most of them share."""
+    cases = _measured(summary)
+    cases = cases[cases["role"] == "headline"]
+    if cases.empty:
+        raise Missing("summary.csv has no measured case in the role headline")
+    groups = [group for _, group in cases.groupby(["width", "batch", "link", "parties"], sort=False)]
+    return max(groups, key=len)
+
+
+def _like_headline(cases: pd.DataFrame, headline: pd.DataFrame) -> pd.DataFrame:
+    first = headline.iloc[0]
+    return cases[(cases[["width", "link", "parties"]] == first[["width", "link", "parties"]]).all(axis=1)]
+
+
+def _engines(cases: pd.DataFrame) -> list[str]:
+    return sorted(cases["engine"].unique(), key=[*ENGINES, *sorted(set(cases["engine"]))].index)
+
+
+def _class_seconds(cases: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
+    """Seconds of each class [case, class]; a case without a profile has no line."""
+    found = layers[layers["case"].isin(cases["case"])] if not layers.empty else layers
+    if found.empty or "seconds" not in found or found["seconds"].isna().all():
+        raise Missing("layers.csv has no profile of these cases")
+    table = found.pivot_table(index="case", columns="class", values="seconds", aggfunc="sum")
+    return table.reindex(columns=list(CLASSES), fill_value=0.0).fillna(0.0)
+
+
+def _condensed(profile: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and bytes by layer, in order, the negligible steps summed into one line."""
+    small = (profile["seconds"].fillna(0) < 0.002 * profile["seconds"].sum()) & (profile["bytes_sent"] == 0)
+    kept = profile[~small].groupby("layer", sort=False)[["seconds", "bytes_sent"]].sum()
+    if small.any():
+        kept.loc["other steps"] = profile.loc[small, ["seconds", "bytes_sent"]].sum()
+    return kept
+
+
+def _merged(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Both lists in one order: what only the second has stands behind its predecessor there."""
+    names = list(first)
+    place = 0
+    for name in second:
+        if name in names:
+            place = names.index(name) + 1
+        else:
+            names.insert(place, name)
+            place += 1
+    return names
+
+
+def _percents(values: pd.Series) -> list[int]:
+    """Whole percents that sum to 100 (largest remainders get the rest)."""
+    exact = 100 * values / values.sum()
+    whole = exact.astype(int)
+    for name in (exact - whole).sort_values(ascending=False).index[: 100 - whole.sum()]:
+        whole[name] += 1
+    return whole.tolist()
+
+
+# Looks
+
+
+def _family_style(family: str) -> tuple[str, str, str]:
+    return FAMILIES.get(family, (family, "0.4", "v"))
+
+
+def _engine_style(engine: str) -> tuple[str, str]:
+    return ENGINES.get(engine, (engine, ":"))
+
+
+def _direct_label(axes: Axes, group: pd.DataFrame, label: str, colour: str, family: str) -> None:
+    """Names a line at its end, above or below so that neighbours keep apart."""
+    last = group.iloc[-1]
+    above = family not in ("joint", "merged-exact")
+    axes.annotate(
+        label,
+        (last["relus"], last["online_median_s"]),
+        xytext=(0, 6 if above else -6),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if above else "top",
+        color=colour,
+    )
+
+
+def _stack(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:
+    """Stacked bars, one a line of `table`; negative parts grow to the left of zero."""
+    rows = range(len(table))
+    right, left = pd.Series(0.0, table.index), pd.Series(0.0, table.index)
+    for name, (_, colour, hatch) in styles.items():
+        values = table[name].fillna(0.0)
+        start = right.where(values >= 0, left)
+        axes.barh(rows, values, 0.7, left=start, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
+        right, left = right + values.clip(lower=0), left + values.clip(upper=0)
+
+
+def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    """Lengths of error bars; never below zero, which rounded tables could ask for."""
+    return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
+
+
+def _note(axes: Axes, x: float, y: float, text: str) -> None:
+    """Small print behind the end of a bar, over the grid."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=6.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+    )
+
+
+def _category_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Names from top to bottom, without a grid across the bars."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    for panel in axes.figure.axes:
+        if panel.get_shared_y_axes().joined(axes, panel):
+            panel.grid(visible=False, axis="y")
+            panel.tick_params(axis="y", length=0)
+
+
+def _legend(figure: Figure, styles: dict[str, tuple[str, str, str]]) -> None:
+    handles = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
+        for label, colour, hatch in styles.values()
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handlelength=1.8)
+
+
+def _plain_log(axis: mpl.axis.Axis, scale: float = 1.0) -> None:
+    """Ticks at 1, 2 and 5 of each decade, written as plain numbers in units of `scale`."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    """Three significant digits without exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _caption(
+    figure: Figure, cases: pd.DataFrame, text: str, rounds: bool = True, batches: bool = False
+) -> None:
+    """Names conditions and machine in small print below the axes."""
+    first = cases.iloc[0]
+    counts = sorted(cases["repetitions_succeeded"].dropna().astype(int).unique())
+    conditions = [f"Width {first['width']}"]
+    if not batches:
+        conditions.append(f"batch {first['batch']}")
+    conditions += [f"{first['parties']} parties", str(first["link"])]
+    if rounds and counts:
+        several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        conditions.append(f"medians of {several} rounds")
+        noisy = cases[cases["online_noisy"].astype(str) == "True"]
+        if not noisy.empty:
+            names = ", ".join(noisy["engine"] + " " + noisy["variant"])
+            text += f" Noisy (IQR over 10 % of the median): {names}."
+    machines = [
+        f"{cpu}, {int(cores) if not pd.isna(cores) else 'unknown'} cores"
+        for cpu, cores in cases[["cpu", "cores"]].drop_duplicates().itertuples(index=False)
+    ]
+    commits = [str(commit)[:10] for commit in cases["commit"].dropna().unique()]
+    dirty = " with uncommitted changes" if (cases["dirty"].astype(str) == "True").any() else ""
+    parts = [
+        f"{', '.join(conditions)}. {' and '.join(machines)}; commit {', '.join(commits) or 'unknown'}{dirty}."
+    ]
+    width = int(figure.get_figwidth() * 22)
+    lines = textwrap.wrap(" ".join([text, *parts]), width)
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color="0.3")
+
+
+# The command
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Writes one figure, byte for byte the same for the same data."""
+    undated = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], metadata=undated)
+    replace_file(path, buffer.getvalue())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws every figure whose data are there and names the others."""
+    parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of summary.csv, layers.csv"
+    )
+    parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
+    options = parser.parse_args(arguments)
+    tables = []
+    for name in ("summary.csv", "layers.csv"):
+        try:
+            tables.append(pd.read_csv(options.results / name))
+        except (OSError, ValueError) as error:
+            print(f"{options.results / name} cannot be read ({error}): run `make report`.", file=sys.stderr)
+            return 1
+    for name, draw in FIGURES.items():
+        paths = [options.plots / f"{name}{suffix}" for suffix in (".svg", ".pdf")]
+        with mpl.rc_context(STYLE):
+            try:
+                figure = draw(*tables)
+            except Missing as reason:
+                for path in paths:
+                    path.unlink(missing_ok=True)
+                print(f"{name}: skipped, {reason}")
+                continue
+            for path in paths:
+                write(figure, path)
+        print(f"{name}: {', '.join(str(path) for path in paths)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
