@@ -1,0 +1,168 @@
+import hashlib
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from models import data
+from models.data import DataError, default_images, download, load_cifar100, normalised, picture_crops
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def pickled(count, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+    entries = {b"data": images, b"fine_labels": list(range(count)), b"batch_label": b"testing"}
+    return pickle.dumps(entries, protocol=4), images
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder of tiny files in CIFAR's format, its checksums, and the test images."""
+    folder = tmp_path / data.FOLDER
+    folder.mkdir()
+    checksums = {}
+    for seed, name in enumerate(("train", "test", "meta")):
+        content, images = pickled(5, seed)
+        (folder / name).write_bytes(content)
+        checksums[name] = md5(content)
+        if name == "test":
+            expected = images
+    return tmp_path, checksums, expected
+
+
+def test_the_original_format_is_read(tiny):
+    root, checksums, expected = tiny
+    images, labels = load_cifar100(root, "test", checksums)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert images.shape == (5, 3, 32, 32)
+    assert images[2, 1, 3, 4] == expected[2, 1024 + 3 * 32 + 4]
+    assert not torch.equal(images, load_cifar100(root, "train", checksums)[0])
+
+
+def test_bad_files_are_named(tiny):
+    root, checksums, _ = tiny
+    path = root / data.FOLDER / "test"
+    with pytest.raises(DataError, match="test is damaged"):
+        load_cifar100(root, "test")
+    with pytest.raises(ValueError, match="unknown split 'validation'"):
+        load_cifar100(root, "validation")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_cifar100(root / "nowhere", "test", checksums)
+    whole = path.read_bytes()
+    for content in (whole[:100], b"", pickle.dumps([1]), pickle.dumps({b"data": 3}, protocol=4)):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="is no CIFAR-100 file"):
+            load_cifar100(root, "test", None)
+    path.write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [1]}, protocol=4))
+    with pytest.raises(DataError, match="2 images but 1 labels"):
+        load_cifar100(root, "test", None)
+
+
+def test_a_pickle_that_calls_anything_is_refused(tiny, capsys):
+    root, _, _ = tiny
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("called",)
+
+    (root / data.FOLDER / "test").write_bytes(pickle.dumps(Evil(), protocol=4))
+    with pytest.raises(DataError, match=r"builtins\.print, which no CIFAR file needs"):
+        load_cifar100(root, "test", None)
+    assert "called" not in capsys.readouterr().out
+
+
+def test_default_images_are_the_test_set_when_it_is_there(tiny):
+    root, checksums, expected = tiny
+    images, source = default_images(3, root=root, checksums=checksums)
+    assert source == "CIFAR-100 test set"
+    pixel = (expected[1, 2048 + 7] / 255 - data.MEAN[2]) / data.STD[2]
+    assert images[1, 2, 0, 7].item() == pytest.approx(pixel, abs=1e-5)
+    larger, source = default_images(2, 64, root, checksums)
+    assert larger.shape == (2, 3, 64, 64)
+    assert source.endswith("resized to 64x64")
+    assert abs(float(larger.mean() - images[:2].mean())) < 0.02
+    with pytest.raises(ValueError, match="6 images asked for, CIFAR-100's test set has 5"):
+        default_images(6, root=root, checksums=checksums)
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_default_images_without_data_are_crops_of_the_picture(tmp_path, size):
+    images, source = default_images(6, size, tmp_path)
+    assert "Grace Hopper" in source
+    assert images.shape == (6, 3, size, size)
+    assert images.dtype == torch.float32
+    assert abs(float(images.mean())) < 1
+    assert 0.5 < float(images.std()) < 2
+    for one in range(6):
+        for other in range(one):
+            assert (images[one] - images[other]).abs().mean() > 0.05
+    assert torch.equal(images[:3], default_images(3, size, tmp_path)[0])
+
+
+def test_many_crops_are_all_different():
+    crops = picture_crops(64, 16)
+    assert len({crop.numpy().tobytes() for crop in crops}) == 64
+
+
+@pytest.mark.parametrize("bad", [(0, 32), (1, 0)])
+def test_no_images_cannot_be_asked_for(bad, tmp_path):
+    with pytest.raises(ValueError, match="count and size are positive"):
+        default_images(*bad, tmp_path)
+
+
+def test_normalised_has_the_mean_at_zero():
+    gray = torch.tensor([round(255 * value) for value in data.MEAN], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert normalised(gray).abs().max() < 0.01
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A tiny archive like the original: its URL, md5 and the files' checksums."""
+    checksums = {}
+    path = tmp_path / "archive.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for seed, name in enumerate(("train", "test", "meta")):
+            content, _ = pickled(2, seed)
+            checksums[name] = md5(content)
+            info = tarfile.TarInfo(f"{data.FOLDER}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path.as_uri(), md5(path.read_bytes()), checksums
+
+
+def test_download_checks_and_unpacks_once(tmp_path, archive):
+    url, archive_md5, checksums = archive
+    root = tmp_path / "data"
+    folder = download(root, url, archive_md5, checksums)
+    assert sorted(path.name for path in folder.iterdir()) == ["meta", "test", "train"]
+    assert len(load_cifar100(root, "test", checksums)[0]) == 2
+    assert download(root, "file:///nowhere", archive_md5, checksums) == folder
+    (folder / "test").write_bytes(b"damaged")
+    download(root, url, archive_md5, checksums)
+    assert len(load_cifar100(root, "test", checksums)[0]) == 2
+
+
+def test_download_writes_nothing_that_is_not_the_original(tmp_path, archive):
+    url, archive_md5, checksums = archive
+    root = tmp_path / "data"
+    with pytest.raises(DataError, match="is not the CIFAR-100 archive"):
+        download(root, url, "0" * 32, checksums)
+    assert not root.exists()
+    with pytest.raises(DataError, match="test is damaged"):
+        download(root, url, archive_md5, {**checksums, "test": "0" * 32})
+    assert list((root / data.FOLDER).iterdir()) == []
+
+
+def test_download_without_internet_says_what_to_do(tmp_path, monkeypatch, capsys):
+    with pytest.raises(DataError, match=r"cannot be downloaded from file:///nowhere .*embedded picture"):
+        download(tmp_path, "file:///nowhere")
+    monkeypatch.setattr(data, "download", lambda *_: (_ for _ in ()).throw(DataError("no internet")))
+    assert data.main([]) == 1
+    assert capsys.readouterr().err == "no internet\n"

@@ -1,0 +1,304 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from models import checkpoint
+from models.checkpoint import WeightsError, read_weights, save_weights
+from models.cost import count_cost
+from models.data import normalised, picture_crops
+from models.relu import MaskedReLU
+from models.selection import RESNET18_RELUS, SENET_SENSITIVITY, allocate
+from models.variants import VARIANTS, calibrate, is_trained, variant
+
+WIDTH = 4
+IMAGES = normalised(picture_crops(4))
+ORIGINAL = 557_056
+
+# name: (ReLUs, ReLU layers, linear layers, MACs, parameters) at width 64, 100 classes, 32x32
+EXPECTED = {
+    "baseline": (557_056, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.36": (200_540, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.18": (100_270, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.09": (50_135, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.045": (25_068, 17, 21, 555_468_800, 11_215_332),
+    "snl-0.09": (50_135, 17, 21, 555_468_800, 11_215_332),
+    "joint-0.208": (115_868, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.104": (57_934, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.09": (50_135, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.052": (28_967, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.026": (14_483, 12, 14, 362_530_816, 10_214_884),
+    "joint3-0.052": (28_967, 14, 17, 440_125_440, 10_985_572),
+    "merged-exact": (344_064, 12, 14, 731_629_568, 12_246_500),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_stored_weights(tmp_path, monkeypatch):
+    """An empty folder of weights: tests do not depend on what has been trained."""
+    monkeypatch.setattr(checkpoint, "FOLDER", tmp_path / "weights")
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Every variant once, seeded."""
+    return {name: recipe.build(width=WIDTH, weights=None) for name, recipe in VARIANTS.items()}
+
+
+def kinds(model, kind):
+    return [name for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def test_the_recipes_are_those_of_the_project():
+    assert set(VARIANTS) == set(EXPECTED)
+    assert all(name == recipe.name for name, recipe in VARIANTS.items())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_cost_at_full_width(name):
+    # Costs scale with the width: ReLUs by w, MACs and parameters by a polynomial, so the real width is built.
+    cost = count_cost(VARIANTS[name].build(weights=None), IMAGES[:1])
+    assert (cost.relus, cost.relu_layers, cost.linear_layers, cost.macs, cost.parameters) == EXPECTED[name]
+    assert cost.comparisons == 0
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if "-0." in name])
+def test_the_name_carries_the_fraction_of_the_original_relus(name, built):
+    fraction = float(name.split("-")[1])
+    assert EXPECTED[name][0] == round(fraction * ORIGINAL) == VARIANTS[name].budget()
+    assert count_cost(built[name], IMAGES[:1]).relus == round(fraction * ORIGINAL * WIDTH / 64)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_folded_frozen_and_in_eval_mode(name, built):
+    model = built[name]
+    assert not kinds(model, nn.BatchNorm2d)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.meta["trained"] is False
+    assert model.meta["variant"] == name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_activations_stay_near_one_and_images_have_different_logits(name, built):
+    model, largest = built[name], []
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output: largest.append(output.abs().mean().item())
+        )
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    logits = model(IMAGES)
+    for hook in hooks:
+        hook.remove()
+    assert 0.1 < min(largest) <= max(largest) < 10
+    assert logits.isfinite().all()
+    for one in range(len(logits)):
+        for other in range(one):
+            assert (logits[one] - logits[other]).abs().max() > 0.05 * logits.abs().max()
+
+
+@pytest.mark.parametrize("name", ["baseline", "snl-0.09", "joint-0.09"])
+def test_building_is_seeded_and_leaves_the_global_generator_alone(name, built):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    again, other = (VARIANTS[name].build(width=WIDTH, weights=None, seed=seed) for seed in (0, 1))
+    VARIANTS[name].budget(WIDTH)
+    assert torch.equal(before, torch.get_rng_state())
+    expected = built[name].state_dict()
+    assert all(torch.equal(expected[key], tensor) for key, tensor in again.state_dict().items())
+    assert not any(torch.equal(expected[key], tensor) for key, tensor in other.state_dict().items())
+
+
+def test_senet_masks_follow_the_allocation(built):
+    counts = {name: int(built["senet-0.09"].get_submodule(name).mask.sum()) for name in RESNET18_RELUS}
+    sizes = [built["senet-0.09"].get_submodule(name).mask.numel() for name in RESNET18_RELUS]
+    assert list(counts.values()) == allocate(sizes, SENET_SENSITIVITY, round(0.09 * ORIGINAL * WIDTH / 64))
+
+
+def test_joint_has_five_convolutions_in_place_of_blocks(built):
+    model = built["joint-0.09"]
+    assert len(kinds(model, nn.Conv2d)) == 13
+    assert {model.get_submodule(name).kernel_size for name in kinds(model, nn.Conv2d)} == {(3, 3), (1, 1)}
+    assert [name for name in kinds(model, nn.Conv2d) if name.endswith("shallow")] == [
+        *("layer1.0.shallow", "layer1.1.shallow", "layer2.0.shallow", "layer2.1.shallow", "layer3.0.shallow")
+    ]
+    assert sum(node.name.startswith("add") for node in model.graph.nodes) == 3
+
+
+def test_merged_exact_differs_from_its_unmerged_network_at_the_border_only(built):
+    recipe = dataclasses.replace(VARIANTS["merged-exact"], finish=VARIANTS["baseline"].finish)
+    plain, merged = recipe.build(width=WIDTH, weights=None), built["merged-exact"]
+    assert [merged.get_submodule(name).kernel_size[0] for name in kinds(merged, nn.Conv2d)][:6] == [
+        3,
+        5,
+        5,
+        7,
+        5,
+        7,
+    ]
+    images = normalised(picture_crops(2, 64))
+    stages = []
+    for model in (plain, merged):
+        model.get_submodule("layer1.1.relu2").register_forward_hook(lambda *call: stages.append(call[2]))
+        model(images)
+    one, other = stages
+    torch.testing.assert_close(one[..., 8:-8, 8:-8], other[..., 8:-8, 8:-8], rtol=1e-4, atol=1e-5)
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_classes_and_image_size_are_free():
+    model = VARIANTS["joint-0.09"].build(width=2, weights=None, classes=7, image_size=64)
+    images = normalised(picture_crops(2, 64))
+    assert model(images).shape == (2, 7)
+    assert count_cost(model, images).relus == round(0.09 * ORIGINAL * 2 / 64 * 4)
+    with pytest.raises(ValueError, match="the image size or width differs"):
+        model(IMAGES)
+
+
+def test_an_unknown_variant_is_an_error_that_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.36, "):
+        variant("senet-0.5")
+    assert variant("baseline") is VARIANTS["baseline"]
+
+
+def test_calibration_takes_the_statistics_of_the_batch():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.1)).eval()
+    calibrate(model, IMAGES)
+    activation = model[0](IMAGES)
+    torch.testing.assert_close(model[1].running_mean, activation.mean((0, 2, 3)))
+    torch.testing.assert_close(model[1].running_var, activation.var((0, 2, 3)))
+    assert not model.training
+    assert model[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("name", ["baseline", "senet-0.09", "snl-0.09", "joint-0.052", "merged-exact"])
+def test_stored_weights_and_masks_come_back(name):
+    recipe = VARIANTS[name]
+    trained = recipe.build(width=WIDTH, weights=None, seed=5)
+    path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
+    assert not is_trained(name, WIDTH)
+    save_weights(trained, path)
+    assert is_trained(name, WIDTH)
+    loaded = recipe.build(width=WIDTH)
+    assert loaded.meta["trained"] is True
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert loaded.state_dict().keys() == trained.state_dict().keys()
+    for key, tensor in trained.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], tensor, rtol=1e-3, atol=1e-4)
+    assert count_cost(loaded, IMAGES).relus == count_cost(trained, IMAGES).relus
+    assert recipe.build(width=WIDTH, weights=path).meta["trained"]
+    assert not recipe.build(width=WIDTH, weights=None).meta["trained"]
+    assert not recipe.build(width=WIDTH, classes=10).meta["trained"]  # trained for another number of classes
+    assert not recipe.build(width=2).meta["trained"]
+    single = checkpoint.FOLDER / "single.safetensors"
+    save_weights(trained, single, dtype=torch.float32)
+    assert all(
+        torch.equal(tensor, trained.state_dict()[key])
+        for key, tensor in recipe.build(width=WIDTH, weights=single).state_dict().items()
+    )
+
+
+def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
+    """SNL's own distribution: a layer that is gone and one that is whole come back as such."""
+    recipe = VARIANTS["snl-0.09"]
+    shapes = {name: (WIDTH, 32, 32) for name in ("relu", "layer1.0.relu1")}
+    budget = recipe.budget(WIDTH)
+
+    def masks(_, count, __):
+        keep = dict.fromkeys(RESNET18_RELUS, False)
+        keep["layer4.1.relu2"] = True
+        rest = count - 8 * WIDTH * 16
+        return keep | {"relu": (torch.arange(4096) < rest).view(shapes["relu"])}
+
+    learnt = dataclasses.replace(recipe, masks=masks).build(width=WIDTH, weights=None)
+    assert kinds(learnt, MaskedReLU) == ["relu"]
+    path = checkpoint.FOLDER / "learnt.safetensors"
+    save_weights(learnt, path)
+    loaded = recipe.build(width=WIDTH, weights=path)
+    assert kinds(loaded, MaskedReLU) == ["relu"]
+    assert kinds(loaded, nn.ReLU) == ["layer4.1.relu2"]
+    assert count_cost(loaded, IMAGES).relus == budget
+
+
+@pytest.fixture
+def stored():
+    """A stored senet-0.09 at WIDTH."""
+    path = checkpoint.FOLDER / checkpoint.file_name("senet-0.09", WIDTH)
+    save_weights(VARIANTS["senet-0.09"].build(width=WIDTH, weights=None), path)
+    return path
+
+
+def test_a_damaged_file_is_refused(stored):
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"senet-0\.09-w4\.safetensors is damaged: its SHA-256 is not the manifest's"
+    ):
+        VARIANTS["senet-0.09"].build(width=WIDTH)
+    stored.unlink()
+    with pytest.raises(WeightsError, match=r"lists senet-0\.09-w4\.safetensors, but the file is missing"):
+        VARIANTS["senet-0.09"].build(width=WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("senet-0.18", {"width": WIDTH}, r"keeps 3133 ReLUs, senet-0\.18 has 6267"),
+        ("baseline", {"width": WIDTH}, "keeps 3133 ReLUs, baseline has 34816"),
+        ("joint-0.09", {"width": WIDTH}, r"another architecture: joint-0\.09 has no ReLU layer1\.0\.relu1"),
+        (
+            "senet-0.09",
+            {"width": 2},
+            r"another architecture: relu: a ReLU mask of shape \[4, 32, 32\] does not fit",
+        ),
+        ("senet-0.09", {"width": WIDTH, "image_size": 64}, "another architecture: relu: a ReLU mask"),
+        (
+            "senet-0.09",
+            {"width": WIDTH, "classes": 3},
+            r"another architecture: fc\.bias is \[100\] instead of \[3\], and 1",
+        ),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(stored, name, arguments, reason):
+    with pytest.raises(WeightsError, match=reason):
+        VARIANTS[name].build(weights=stored, **arguments)
+
+
+def test_weights_of_another_structure_are_refused():
+    baseline = VARIANTS["baseline"].build(width=WIDTH, weights=None)
+    baseline.delete_submodule("layer1.0.conv2")
+    state = dict(baseline.state_dict())
+    assert "layer1.0.conv2.weight" not in state
+    path = checkpoint.FOLDER / "other.safetensors"
+    save_weights(VARIANTS["baseline"].build(width=WIDTH, weights=None), path)
+    stored = read_weights(path)
+    tensors = {name: tensor for name, tensor in stored.tensors.items() if name in state} | {
+        "new": torch.ones(1)
+    }
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv2\.bias is missing, and 2 more differences"):
+        checkpoint.put_weights(
+            VARIANTS["baseline"].build(width=WIDTH, weights=None),
+            dataclasses.replace(stored, tensors=tensors),
+        )
+
+
+def test_unlisted_and_foreign_files_are_refused(stored):
+    other = stored.with_name("other.safetensors")
+    other.write_bytes(stored.read_bytes())
+    with pytest.raises(WeightsError, match=r"other\.safetensors is not listed in"):
+        read_weights(other)
+    stored.write_bytes(b"not a safetensors file")
+    manifest = stored.parent / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries[stored.name]["sha256"] = checkpoint._sha256(stored)
+    manifest.write_text(json.dumps(entries))
+    with pytest.raises(WeightsError, match="is no weights file of this project"):
+        read_weights(stored)
+    manifest.write_text("{")
+    with pytest.raises(WeightsError, match=r"manifest\.json is no JSON"):
+        VARIANTS["baseline"].build(width=WIDTH)
