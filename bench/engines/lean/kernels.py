@@ -126,7 +126,7 @@ def _transpose(w, at):
             w[i + 7 * TILE] = y
 
 
-@njit(void(_words, _words, _words, _words), cache=True)
+@njit(void(_words, _words, _words, _words), cache=True, nogil=True)
 def slice_bits(x, masks, rows, message):
     """Round 1. Bit-slices x [n] into `rows` (64 a tile) and masks the lower 63: message = rows ^ mask."""
     n = x.size
@@ -153,7 +153,7 @@ def slice_bits(x, masks, rows, message):
                 message[o + k * TILE + j] = rows[at + k * TILE + j] ^ masks[m + k * TILE + j]
 
 
-@njit(void(_words, signed, signed, signed), cache=True)
+@njit(void(_words, signed, signed, signed), cache=True, nogil=True)
 def pack_tail(message, rows, full, live):
     """Packs the last tile's rows from TILE words to `live` ones, in place, after `full` whole tiles."""
     at = full * rows * TILE
@@ -162,7 +162,7 @@ def pack_tail(message, rows, full, live):
             message[at + r * live + j] = message[at + r * TILE + j]
 
 
-@njit(void(_words, signed, signed, signed), cache=True)
+@njit(void(_words, signed, signed, signed), cache=True, nogil=True)
 def unpack_tail(message, rows, full, live):
     """Undoes `pack_tail`, filling with zeros."""
     at = full * rows * TILE
@@ -173,7 +173,7 @@ def unpack_tail(message, rows, full, live):
             message[at + r * TILE + j] = message[at + r * live + j] if j < live else _U0
 
 
-@njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True)
+@njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def generate(rank, rows, sent, got, masks, products, message, tops):
     """Round 2. Shares G = x_0 AND x_1 and masks the inputs of the 16 upper nodes.
 
@@ -261,7 +261,7 @@ def _node(one, sent, got, w, masks, m, products, c, tops, t, up_p, up_g, u, full
             up_p[u + j] = (p0 & w_1) ^ (p1 & v_0) ^ v_i0
 
 
-@njit(void(signed, signed, _words, _words, _words, _words, _words, _words, _words), cache=True)
+@njit(void(signed, signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
     """Rounds 3 and 4. Evaluates the nodes of `level` (0 or 1) and masks the inputs of the next.
 
@@ -317,7 +317,7 @@ def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
                     message[b + 6 * TILE + j] = p[j] ^ masks[a + 6 * TILE + j]
 
 
-@njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True)
+@njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def sign(rank, sent, got, masks, products, tops, rows, message):
     """Round 5, bits. Evaluates the last node and masks b = NOT msb(x): message = b ^ rho, a row a tile."""
     one = _ONES if rank == 0 else _U0
@@ -345,14 +345,14 @@ def sign(rank, sent, got, masks, products, tops, rows, message):
             message[tile * TILE + j] = b ^ masks[m + TREE * TILE + j]
 
 
-@njit(void(_words, _words, uint64, _words), cache=True)
+@njit(void(_words, _words, uint64, _words), cache=True, nogil=True)
 def add_mask(x, r, offset, message):
     """The opened word of a truncation: c = x + r + offset."""
     for i in range(x.size):
         message[i] = x[i] + r[i] + offset
 
 
-@njit(void(_words, _words, _words), cache=True)
+@njit(void(_words, _words, _words), cache=True, nogil=True)
 def subtract(x, a, message):
     """The opened word of a product: eps = x - a."""
     for i in range(x.size):
@@ -410,13 +410,14 @@ select_truncate = njit(
         for m in (_small, _wide)
     ],
     cache=True,
+    nogil=True,
 )(_select_truncate)
 select_truncate.__doc__ = (
     """y = b floor(z / 2^f) from the open z_b = z0 ^ z1 and c = c0 + c1; within one unit."""
 )
 
 
-@njit(void(signed, _words, _words, _words, _words, _words, _words, _words, _words), cache=True)
+@njit(void(signed, _words, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def select(rank, z0, z1, e0, e1, x, rho, rho_a, y):
     """Select y = b x from the open z = b ^ rho and eps = x - a: z x + (1 - 2 z)(eps rho + rho a)."""
     n = y.size
@@ -474,7 +475,7 @@ def _deal_node(a, b, m, out, c, full):
             out[i + 21 * TILE] ^= a321 & a0
 
 
-@njit(void(_words, _words, _words), cache=True)
+@njit(void(_words, _words, _words), cache=True, nogil=True)
 def deal_products(a, b, products):
     """Dealer: turns party 1's shares of the mask products into party 0's, in place.
 
@@ -524,18 +525,19 @@ def _deal_select_truncate(f, a, b, r0, r1, rho, rho_u, u, mu, rho_mu):
                 rho_mu[i] = ((r >> _U63) & bit) - rho_mu[i]
 
 
-deal_truncate = njit([void(uint64, _words, _words, _words, m) for m in (_small, _wide)], cache=True)(
-    _deal_truncate
-)
+deal_truncate = njit(
+    [void(uint64, _words, _words, _words, m) for m in (_small, _wide)], cache=True, nogil=True
+)(_deal_truncate)
 deal_truncate.__doc__ = """Dealer: corrections of U = r >> f (signed) and of mu = msb(r), in place."""
 deal_select_truncate = njit(
     [void(uint64, _words, _words, _words, _words, _words, _words, _words, m, m) for m in (_small, _wide)],
     cache=True,
+    nogil=True,
 )(_deal_select_truncate)
 deal_select_truncate.__doc__ = """Dealer: corrections of rho, rho U, U, mu and rho mu, in place."""
 
 
-@njit(void(_words, _words, _words, _words, _words, _words), cache=True)
+@njit(void(_words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def deal_select(a, b, a0, a1, rho, rho_a):
     """Dealer: corrections of rho and rho a, in place; the bit rho is in the masks a and b."""
     n = a0.size

@@ -11,12 +11,13 @@ bit masks: 93 bytes an element, and 34 drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bench.engines.lean import kernels
+from bench.engines.lean.keystream import Keystream
 from bench.engines.lean.memory import Arena
 from bench.engines.lean.plan import Beaver, Bilinear, Gadget, Opening, Rectification, Truncation
 
@@ -87,7 +88,20 @@ def views(fields: Fields, words: np.ndarray) -> dict[str, np.ndarray]:
     return cut
 
 
-def expand(stream, arena: Arena, gadget: Gadget, batch: int, receive=None) -> Material:
+def expand_part(stream: Keystream, arena: Arena, fields: Fields) -> dict[str, np.ndarray]:
+    """One part, expanded from a stream."""
+    words = arena.cut(part_bytes(fields))
+    stream.fill(words)
+    return views(fields, words)
+
+
+def expand(
+    stream: Keystream,
+    arena: Arena,
+    gadget: Gadget,
+    batch: int,
+    receive: Callable[[np.ndarray], None] | None = None,
+) -> Material:
     """A party's material: both parts from its stream, or the dealt part from `receive(words)` (party 0)."""
     shape = layout(gadget, batch)
     drawn, dealt = arena.cut(part_bytes(shape.drawn)), arena.cut(part_bytes(shape.dealt))
@@ -100,7 +114,13 @@ def expand(stream, arena: Arena, gadget: Gadget, batch: int, receive=None) -> Ma
     return Material(gadget, views(shape.drawn, drawn) | views(shape.dealt, dealt), ranges)
 
 
-def deal(gadget: Gadget, first: Mapping, second: Mapping, corrections: Mapping, product=None) -> None:
+def deal(
+    gadget: Gadget,
+    first: Mapping[str, np.ndarray],
+    second: Mapping[str, np.ndarray],
+    corrections: Mapping[str, np.ndarray],
+    product: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
     """Turns party 1's shares of the dealt part (`corrections`) into party 0's, in place.
 
     `first` and `second` are the drawn parts of parties 0 and 1; `product` computes a * B for a linear layer.

@@ -235,13 +235,11 @@ class LeanNode(Node):
     def share(self, images: torch.Tensor | None, batch: int) -> Shared:
         """Party 0's share comes from the parties' common key, party 1's is the rest: nothing is sent."""
         shape = (batch, *self._loaded().program.input_shape)
-        mask = torch.from_numpy(self._drawn(self._pair, prod(shape))).view(shape)
-        if self.rank == 0:
-            return Shared(mask, BASE)
-        if images is None or tuple(images.shape) != shape:
+        if self.rank == 1 and (images is None or tuple(images.shape) != shape):
             have = "none" if images is None else str(tuple(images.shape))
             raise ValueError(f"party 1 holds the images: expected shape {shape}, got {have}")
-        return Shared(encode(images, BASE) - mask, BASE)
+        mask = torch.from_numpy(self._drawn(self._pair, prod(shape))).view(shape)
+        return Shared(mask if self.rank == 0 else encode(images, BASE) - mask, BASE)
 
     def apply(self, step: Step, *inputs: Shared) -> Shared:
         """Truncates the inputs that the plan truncates, then runs the step."""

@@ -56,7 +56,7 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Rectification:
-    """ReLU of `kept` elements an image; they and `linear` others are truncated by `shift` (which may be 0)."""
+    """ReLU of `kept` elements an image; these and `linear` others are truncated by `shift`, if not 0."""
 
     kept: int
     linear: int

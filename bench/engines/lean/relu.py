@@ -17,9 +17,10 @@ by 2^f and write U = floor(r / 2^f) - 2^(64 - f) mu, the signed shift of r:
 
     t = T - U - 2^(64 - f) m mu,   T = floor(c / 2^f) - 2^(62 - f),
 
-which is floor(z / 2^f) or floor(z / 2^f) + 1, linear in the dealt U and mu. The select needs y = z_b t + (1 - 2 z_b) rho t with
-rho t = T rho - rho U - 2^(64 - f) m rho mu. No element is ever wrong by more than one unit in the last place,
-while a local truncation (SecureML, S&P 2017) fails with probability |v| / 2^32.
+which is floor(z / 2^f) or floor(z / 2^f) + 1, linear in the dealt U and mu. The select needs
+y = z_b t + (1 - 2 z_b) rho t with rho t = T rho - rho U - 2^(64 - f) m rho mu. No element is ever wrong by
+more than one unit in the last place, while a local truncation (SecureML, S&P 2017) fails with probability
+|v| / 2^32.
 
 **Product** (Beaver): open x - a and y - b; **square**: open x - a, x^2 = eps^2 + 2 eps a + a^2.
 """

@@ -1,0 +1,132 @@
+"""Both parties and the dealer in one process: the protocols themselves, for tests and operator benchmarks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from bench.engines.lean import material, relu
+from bench.engines.lean.keystream import Keystream, fresh_key
+from bench.engines.lean.material import Material
+from bench.engines.lean.memory import Arena, Workspace
+from bench.engines.lean.plan import Gadget, Rectification
+
+T = TypeVar("T")
+
+
+def run_both(party: Callable[[int, relu.Exchange], T], timeout_s: float = 60.0) -> tuple[T, T]:
+    """Runs `party(rank, exchange)` for both ranks, in two threads that exchange by copying."""
+    gate = threading.Barrier(2, timeout=timeout_s)
+    posted: list[np.ndarray | None] = [None, None]
+    results: list[T | BaseException | None] = [None, None]
+
+    def run(rank: int) -> None:
+        def exchange(out: np.ndarray, into: np.ndarray) -> None:
+            posted[rank] = out
+            gate.wait()
+            into[:] = posted[1 - rank]
+            gate.wait()
+
+        try:
+            results[rank] = party(rank, exchange)
+        except BaseException as error:
+            results[rank] = error
+            gate.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+    return results[0], results[1]
+
+
+class LocalDealer:
+    """Deals a gadget's material to two parties in this process; its memory is reused by the next call."""
+
+    def __init__(self) -> None:
+        keys = fresh_key(), fresh_key()
+        self._dealer = [Keystream(key) for key in keys]
+        self._parties = [Keystream(key) for key in keys]
+        self._arenas = [Arena() for _ in range(4)]
+
+    def deal(self, gadget: Gadget, batch: int = 1) -> tuple[Material, Material]:
+        """The materials of party 0 and party 1."""
+        shape = material.layout(gadget, batch)
+        for arena in self._arenas:
+            arena.reset(shape.nbytes)
+        first, second = (
+            material.expand_part(stream, arena, shape.drawn)
+            for stream, arena in zip(self._dealer, self._arenas[:2], strict=True)
+        )
+        corrections = self._arenas[1].cut(material.part_bytes(shape.dealt))
+        self._dealer[1].fill(corrections)
+        material.deal(gadget, first, second, material.views(shape.dealt, corrections))
+
+        def receive(words: np.ndarray) -> None:
+            words[:] = corrections
+
+        return (
+            material.expand(self._parties[0], self._arenas[2], gadget, batch, receive),
+            material.expand(self._parties[1], self._arenas[3], gadget, batch),
+        )
+
+
+class Check(NamedTuple):
+    """Elements compared, those wrong by more than one unit in the last place, and the worst difference."""
+
+    elements: int
+    failures: int
+    worst: int
+
+
+class LocalRelu:
+    """ReLU of whole arrays by the protocol, both parties in this process."""
+
+    def __init__(self) -> None:
+        self._dealer = LocalDealer()
+        self._spaces = (Workspace(), Workspace())
+        self._shares = Keystream(fresh_key())
+
+    def __call__(self, z: np.ndarray, shift: int) -> np.ndarray:
+        """max(z, 0) >> shift for int64 z, shared afresh, evaluated and opened."""
+        materials = self._dealer.deal(Rectification(z.size, 0, shift))
+        other = self._shares.words(z.size)
+        shares = (z - other).view(np.uint64), other.view(np.uint64)
+        none = np.empty(0, np.uint64)
+
+        def party(rank: int, exchange: relu.Exchange) -> np.ndarray:
+            y = np.empty(z.size, np.uint64)
+            fields, space = materials[rank].fields, self._spaces[rank]
+            relu.rectify(rank, exchange, shares[rank], none, shift, fields, space, y, none)
+            return y
+
+        y0, y1 = run_both(party)
+        return (y0 + y1).view(np.int64)
+
+
+def check_relu(
+    elements: int, mean: float = 6e3, shift: int = 16, chunk: int = 1 << 19, seed: int = 0
+) -> Check:
+    """Evaluates `elements` fused ReLUs of values with mean |v| = `mean` at scale 16 + shift, and compares.
+
+    Values are two-sided exponential. Works in chunks, so memory does not grow with `elements`: 1e8 take
+    about half a minute on two cores.
+    """
+    draw = np.random.default_rng(seed)
+    relu_of = LocalRelu()
+    failures = worst = done = 0
+    while done < elements:
+        n = min(chunk, elements - done)
+        z = (draw.exponential(mean, n) * draw.choice((-1.0, 1.0), n) * 2.0 ** (16 + shift)).astype(np.int64)
+        difference = np.abs(relu_of(z, shift) - (np.maximum(z, 0) >> shift))
+        failures += int(np.count_nonzero(difference > 1))
+        worst = max(worst, int(difference.max()))
+        done += n
+    return Check(elements, failures, worst)

@@ -1,0 +1,404 @@
+"""Programs on the lean engine: answers, traffic, single use, and what a failure says."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from lean_harness import Trio, plaintext, program, random_weights, settings
+
+from bench.engines import NotPrepared, Setting
+from bench.engines.lean import cost, helper_roles, make_node
+from bench.engines.lean.channel import Channel, Wire
+from bench.engines.lean.keystream import KEY_BYTES, Keystream
+from bench.engines.lean.plan import OPENING, make_plan, value_limits
+from bench.program import (
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Flatten,
+    Linear,
+    MaxPool,
+    Mean,
+    Multiply,
+    Relu,
+    Scale,
+    Square,
+)
+
+C = (3, 8, 8)
+
+
+def conv(out=4, c=3, k=3, name="conv", bias=True, **options) -> Convolution:
+    options = {"padding": (k // 2, k // 2)} | options
+    shape = (out, c // options.get("groups", 1), k, k)
+    return Convolution(f"{name}.weight", f"{name}.bias" if bias else None, shape, **options)
+
+
+def fc(out: int, c: int, name: str = "fc", bias: bool = True) -> Linear:
+    return Linear(f"{name}.weight", f"{name}.bias" if bias else None, (out, c))
+
+
+KEPT = torch.tensor([0, 3, 5, 64, 100, 191])
+
+PROGRAMS = {
+    "convolution": program(C, ("a", conv(), ["input"], (4, 8, 8))),
+    "strided without bias": program(C, ("a", conv(stride=(2, 2), bias=False), ["input"], (4, 4, 4))),
+    "few pixels": program(C, ("a", conv(stride=(3, 2), padding=(0, 1)), ["input"], (4, 2, 4))),
+    "few pixels dilated": program(C, ("a", conv(dilation=(2, 3), padding=(0, 1)), ["input"], (4, 4, 4))),
+    "dilated": program(C, ("a", conv(dilation=(2, 2), padding=(2, 2)), ["input"], (4, 8, 8))),
+    "grouped": program(C, ("a", conv(6, groups=3), ["input"], (6, 8, 8))),
+    "depthwise 1x1": program(C, ("a", conv(3, k=1, groups=3), ["input"], C)),
+    "uneven kernel": program(
+        C, ("a", Convolution("w", None, (2, 3, 1, 3), padding=(0, 1)), ["input"], (2, 8, 8))
+    ),
+    "linear": program((7,), ("a", fc(5, 7), ["input"], (5,))),
+    "linear on the last dimension": program((3, 7), ("a", fc(5, 7, bias=False), ["input"], (3, 5))),
+    "relu of the input": program(C, ("a", Relu(), ["input"], C)),
+    "fused relu": program(C, ("a", conv(), ["input"], (4, 8, 8)), ("b", Relu(), ["a"], (4, 8, 8))),
+    "masked relu": program(C, ("a", Relu(KEPT), ["input"], C)),
+    "fused masked relu": program(
+        C, ("a", conv(3), ["input"], C), ("b", Relu(KEPT), ["a"], C), ("c", conv(3, name="d"), ["b"], C)
+    ),
+    "nothing kept": program(
+        C, ("a", conv(3), ["input"], C), ("b", Relu(KEPT[:0]), ["a"], C), ("c", conv(3, name="d"), ["b"], C)
+    ),
+    "everything kept": program(C, ("a", conv(3), ["input"], C), ("b", Relu(torch.arange(192)), ["a"], C)),
+    "convolutions in a row": program(
+        C, ("a", conv(), ["input"], (4, 8, 8)), ("b", conv(4, 4, name="d"), ["a"], (4, 8, 8))
+    ),
+    "residual": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", Add(), ["input", "a"], C),
+        ("c", Relu(), ["b"], C),
+    ),
+    "used twice at double scale": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", conv(3, name="d"), ["a"], C),
+        ("c", Add(), ["a", "b"], C),
+        ("d", conv(3, name="e"), ["a"], C),
+        ("e", Add(), ["c", "d"], C),
+    ),
+    "twice itself": program(C, ("a", Add(), ["input", "input"], C)),
+    "average pool": program(C, ("a", AveragePool((2, 2), (2, 2)), ["input"], (3, 4, 4))),
+    "average pool, padded": program(C, ("a", AveragePool((3, 3), (2, 2), (1, 1)), ["input"], (3, 4, 4))),
+    "pool and classifier": program(
+        C,
+        ("a", conv(), ["input"], (4, 8, 8)),
+        ("b", Relu(), ["a"], (4, 8, 8)),
+        ("c", AveragePool((8, 8), (8, 8)), ["b"], (4, 1, 1)),
+        ("d", Flatten(1, -1), ["c"], (4,)),
+        ("e", fc(3, 4), ["d"], (3,)),
+    ),
+    "pool between convolution and relu": program(
+        C,
+        ("a", conv(), ["input"], (4, 8, 8)),
+        ("b", AveragePool((2, 2), (2, 2)), ["a"], (4, 4, 4)),
+        ("c", Relu(), ["b"], (4, 4, 4)),
+    ),
+    "pools upon pools": program(
+        (2, 16, 16),
+        ("a", conv(2, 2), ["input"], (2, 16, 16)),
+        ("b", AveragePool((4, 4), (4, 4)), ["a"], (2, 4, 4)),
+        ("c", AveragePool((2, 2), (2, 2)), ["b"], (2, 2, 2)),
+        ("d", AveragePool((2, 2), (2, 2)), ["c"], (2, 1, 1)),
+        ("e", AveragePool((1, 1), (1, 1)), ["d"], (2, 1, 1)),
+    ),
+    "mean": program(C, ("a", Mean((2, 3), False), ["input"], (3,))),
+    "mean of seven": program((3, 7), ("a", Mean((-1,), True), ["input"], (3, 1))),
+    "max pool": program(C, ("a", MaxPool((2, 2), (2, 2)), ["input"], (3, 4, 4))),
+    "max pool, padded and overlapping": program(
+        C, ("a", MaxPool((3, 3), (2, 2), (1, 1)), ["input"], (3, 4, 4))
+    ),
+    "max pool at double scale": program(
+        C,
+        ("a", conv(), ["input"], (4, 8, 8)),
+        ("b", MaxPool((2, 2), (2, 2)), ["a"], (4, 4, 4)),
+        ("c", Relu(), ["b"], (4, 4, 4)),
+    ),
+    "max pool, dilated": program(C, ("a", MaxPool((2, 2), (1, 1), (0, 0), (2, 2)), ["input"], (3, 6, 6))),
+    "square": program(C, ("a", Square(), ["input"], C)),
+    "square of a product": program(
+        C, ("a", conv(3), ["input"], C), ("b", Square(), ["a"], C), ("c", Square(), ["b"], C)
+    ),
+    "multiply": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", conv(3, name="d"), ["input"], C),
+        ("c", Multiply(), ["a", "b"], C),
+    ),
+    "scale": program(
+        C, ("a", Scale(-0.3), ["input"], C), ("b", Scale(1.7), ["a"], C), ("c", conv(3), ["b"], C)
+    ),
+    "concatenate": program(
+        C,
+        ("a", conv(2), ["input"], (2, 8, 8)),
+        ("b", Concatenate(1), ["input", "a"], (5, 8, 8)),
+        ("c", Relu(), ["b"], (5, 8, 8)),
+    ),
+    "flatten": program(C, ("a", Flatten(2, 3), ["input"], (3, 64)), ("b", fc(2, 64), ["a"], (3, 2))),
+}
+
+
+@pytest.fixture(scope="module")
+def trio():
+    with Trio() as made:
+        yield made
+
+
+def images(made, batch: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn((batch, *made.input_shape), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_answers_and_traffic(trio, name):
+    made = PROGRAMS[name]
+    weights = random_weights(made)
+    trio.load(made, weights)
+    for batch in (1, 3):
+        x = images(made, batch)
+        expected = plaintext(made, weights, x)
+        torch.testing.assert_close(trio.infer(x).double(), expected, atol=2e-3, rtol=1e-3)
+        trio.prepare(batch)
+        for rank, costs in enumerate(trio.online(x, "profile")):
+            predicted = cost.step_traffic(made, batch, rank)
+            for step in costs[:-1]:
+                assert (step.rounds, step.bytes_sent) == predicted[step.name], step.name
+            assert (costs[-1].rounds, costs[-1].bytes_sent) == predicted[OPENING]
+            total = cost.program_traffic(made, batch, rank)
+            assert total == (sum(s.rounds for s in costs), sum(s.bytes_sent for s in costs))
+
+
+def test_the_cost_of_layers_in_numbers():
+    made = PROGRAMS["fused masked relu"]
+    steps = cost.step_traffic(made, batch=3)
+    n, linear = 3 * 6, 3 * (192 - 6)
+    assert steps["a"] == (1, 8 * 3 * 192)
+    assert steps["b"] == (5, 1680 * 1 + 8 * n + 8 * linear)
+    assert cost.step_traffic(PROGRAMS["masked relu"], batch=3)["a"] == (5, 1680 + 8 * n)
+    assert cost.step_traffic(PROGRAMS["nothing kept"])["b"] == (0, 0)
+    pool = cost.step_traffic(PROGRAMS["max pool"])["a"]
+    assert pool == (10, (1680 * 2 + 8 * 96) + (1680 * 1 + 8 * 48))
+    assert cost.step_traffic(PROGRAMS["multiply"])["c"] == (3, (8 + 8 + 16) * 192)
+    assert cost.step_traffic(PROGRAMS["square"])["a"] == (1, 8 * 192)
+    pooled = cost.step_traffic(PROGRAMS["pool and classifier"])
+    assert [pooled[name] for name in "cde"] == [(0, 0), (0, 0), (1, 8 * 4)]
+    assert pooled[OPENING] == (2, 8 * 3 + 8 * 3)
+    assert cost.step_traffic(PROGRAMS["pool and classifier"], rank=1)[OPENING] == (2, 8 * 3)
+
+
+def test_a_value_at_double_scale_is_truncated_once():
+    plan = make_plan(PROGRAMS["used twice at double scale"])
+    assert {name: entry.truncate for name, entry in plan.steps.items() if entry.truncate} == {"b": ("a",)}
+
+
+def test_scales_bound_the_values():
+    limits = value_limits(PROGRAMS["pool and classifier"])
+    assert limits["a"] == 2.0**30
+    assert limits["e"] == 2.0 ** (62 - 38)
+    for made in PROGRAMS.values():
+        assert min(value_limits(made).values()) >= 2.0**22
+
+
+def test_an_unknown_operator_is_named():
+    with pytest.raises(NotImplementedError, match=r"'str' \(step 'odd'\).*stock"):
+        make_plan(program(C, ("odd", "softmax", ["input"], C)))
+
+
+def test_load_opens_the_weights_once(trio):
+    made = PROGRAMS["pool and classifier"]
+    before = [(node.meter.rounds, node.meter.bytes_sent) for node in trio.nodes[:2]]
+    trio.load(made, random_weights(made))
+    size = 4 * 3 * 9 + 3 * 4
+    for rank, node in enumerate(trio.nodes[:2]):
+        rounds, sent = before[rank]
+        assert node.meter.rounds - rounds == 2
+        assert node.meter.bytes_sent - sent == 8 * size + (KEY_BYTES if rank == 1 else 0)
+
+
+def test_prepare_tells_the_bytes_of_randomness(trio):
+    made = program((8, 64), ("a", Relu(), ["input"], (8, 64)))
+    trio.load(made, {})
+    held0, held1, dealt = trio.prepare(2)
+    tile = 8 * 8
+    assert held0 == held1 == 2 * tile * (210 + 518) + 1024 * (8 + 16)
+    assert dealt == 2 * tile * 518 + 1024 * 16
+
+
+def test_nothing_is_consumed_twice():
+    made = PROGRAMS["pool between convolution and relu"]
+    weights = random_weights(made)
+    x = images(made, 2)
+    with Trio() as trio:
+        p0, p1, dealer = trio.nodes
+        names = set()
+        for seed in range(2):
+            trio.load(made, weights)
+            names |= {stream.name for stream in (*dealer.streams, p0._pair)}
+            trio.prepare(2)
+            trio.prepare(2)  # replaces the first
+            trio.online(x)
+            trio.prepare(2)
+            trio.online(x, "profile")
+            trio.prepare(1)
+            with pytest.raises(NotPrepared, match=r"batch 1 is prepared, batch 2 is asked for"):
+                trio.online(x)
+            trio.online(x[:1])
+            for party, stream in zip((p0, p1), dealer.streams, strict=True):
+                assert party._stream.name == stream.name
+                assert party._stream.position == stream.position
+            trio.prepare(2 + seed)
+        assert len(names) == 6  # every load has keys of its own
+        for party in (p0, p1):
+            assert {name for name, _, _ in party.consumed} < names
+            for name in names:
+                ranges = sorted((a, b) for stream, a, b in party.consumed if stream == name)
+                assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
+            total = [a for _, a, _ in party.consumed]
+            assert len(total) == len(party.consumed) > 2 * 3 * 2
+
+
+def test_what_is_taken_is_gone(trio):
+    made = PROGRAMS["fused relu"]
+    trio.load(made, random_weights(made))
+    x = images(made, 1)
+    with pytest.raises(NotPrepared, match="nothing is prepared"):
+        trio.online(x)
+    trio.prepare(1)
+    trio.online(x)
+    with pytest.raises(NotPrepared, match="nothing is prepared"):
+        trio.online(x)
+    with pytest.raises(NotPrepared, match="then start"):
+        trio.nodes[0]._take("a")
+    trio.prepare(1)
+    trio.online(x)
+    for party in trio.nodes[:2]:
+        with pytest.raises(NotPrepared, match="'b' was used already"):
+            party._take("b")
+    trio.prepare(1)
+    trio.load(made, random_weights(made))
+    with pytest.raises(NotPrepared):
+        trio.online(x)
+
+
+def test_wrong_calls_say_what_is_expected(trio):
+    made = PROGRAMS["relu of the input"]
+    trio.load(made, {})
+    trio.prepare(1)
+    with pytest.raises(ValueError, match=r"expected shape \(1, 3, 8, 8\), got \(1, 3, 4, 4\)"):
+        trio.nodes[1].share(torch.zeros(1, 3, 4, 4), 1)
+    with pytest.raises(ValueError, match="party 0 holds the weights"):
+        trio.nodes[0].load(made, None)
+
+
+def test_keystreams_advance_and_agree():
+    one, two = Keystream(b"k" * KEY_BYTES), Keystream(b"k" * KEY_BYTES)
+    whole = one.words(100_000)
+    parts = np.concatenate([two.words(n) for n in (1, 99, 65_536, 34_364)])
+    assert (whole == parts).all()
+    assert one.position == two.position == 800_000
+    assert len(np.unique(whole)) == whole.size
+    assert Keystream(b"K" * KEY_BYTES).name != one.name
+
+
+def test_three_parties_are_refused():
+    with pytest.raises(ValueError, match=r"2 parties, not 3.*engine='stock'"):
+        make_node(Setting("lean", "party", 0, 3, "file:///nowhere", "dealer", 1.0))
+    assert helper_roles("dealer") == ("dealer",)
+
+
+def pair(timeout_s: float) -> tuple[Channel, Channel]:
+    ends = socket.socketpair()
+    return tuple(Channel(Wire(end), f"party {1 - i}", timeout_s) for i, end in enumerate(ends))
+
+
+def test_large_exchanges_pass_both_ways_at_once():
+    ends = pair(10)
+    data = [np.random.default_rng(rank).integers(0, 2**63, 500_000) for rank in (0, 1)]
+    got = [np.empty_like(one) for one in data]
+    thread = threading.Thread(target=ends[1].exchange, args=(data[1], got[1]))
+    thread.start()
+    ends[0].exchange(data[0], got[0])
+    thread.join()
+    assert (got[0] == data[1]).all()
+    assert (got[1] == data[0]).all()
+    for end in ends:
+        end.close()
+
+
+def test_a_silent_peer_and_a_dead_one():
+    here, there = pair(0.1)
+    with pytest.raises(TimeoutError, match=r"party 1 was silent for 0\.1 s"):
+        here.receive(bytearray(8))
+    there.close()
+    with pytest.raises(ConnectionError, match="party 1 closed the connection"):
+        here.receive(bytearray(8))
+    with pytest.raises(ConnectionError, match="party 1 closed the connection"):
+        here.send(np.zeros(1 << 20))
+    here.close()
+
+
+def test_a_group_that_does_not_come_together_says_so():
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(Exception, match=r"(?i)time|0\.2 s|wait"):
+        make_node(settings(folder, timeout_s=0.2)[0])
+
+
+def _play(setting, connection) -> None:
+    made = PROGRAMS["pool between convolution and relu"]
+    try:
+        node = make_node(setting)
+        if setting.role == "dealer":
+            node.load(made)
+            connection.send(node.prepare(2))
+        else:
+            node.load(made, random_weights(made) if setting.rank == 0 else None)
+            node.prepare(2)
+            node.start(2)
+            shared = node.share(images(made, 2) if setting.rank == 1 else None, 2)
+            node.barrier()
+            connection.send(node.run(shared))
+            if setting.rank == 0:
+                node.barrier()
+        connection.recv()
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+
+
+def test_three_processes_and_the_death_of_one():
+    made = PROGRAMS["pool between convolution and relu"]
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        ends, processes = [], []
+        for setting in settings(folder, timeout_s=50):
+            here, there = context.Pipe()
+            process = context.Process(target=_play, args=(setting, there), daemon=True)
+            process.start()
+            there.close()
+            ends.append(here)
+            processes.append(process)
+        try:
+            replies = [end.recv() for end in ends]
+            assert replies[0] is None
+            expected = plaintext(made, random_weights(made), images(made, 2))
+            torch.testing.assert_close(replies[1].double(), expected, atol=2e-3, rtol=1e-3)
+            assert replies[2] > 0
+            os.kill(processes[1].pid, signal.SIGKILL)
+            assert ends[0].poll(10)
+            assert ends[0].recv().startswith("ConnectionError: party 1 closed the connection")
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+            for end in ends:
+                end.close()
