@@ -68,7 +68,7 @@ FAMILIES = {  # family: (its name in figures, colour, marker)
     "baseline": ("baseline", BLACK, "*"),
     "senet": ("SENet", BLUE, "o"),
     "joint": ("joint", VERMILLION, "s"),
-    "merged-exact": ("merged, exact", GREEN, "D"),
+    "merged-exact": ("merged-exact", GREEN, "D"),
     "snl": ("SNL", PURPLE, "^"),
 }
 CLASSES = {  # class: (its name in figures, colour, hatch)
@@ -99,7 +99,7 @@ def latency_vs_relus(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     for engine in _engines(cases):
         of_engine = cases[cases["engine"] == engine]
         for family, group in of_engine.groupby(of_engine["variant"].map(family_of), sort=False):
-            label, colour, marker = _family_style(family)
+            _, colour, marker = _family_style(family)
             group = group.sort_values("relus")
             median = group["online_median_s"]
             axes.errorbar(
@@ -114,25 +114,17 @@ def latency_vs_relus(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
                 elinewidth=0.8,
                 capsize=2,
             )
-            _direct_label(axes, group, label, colour, family)
-        top = of_engine.loc[of_engine["online_median_s"].idxmax()]
-        axes.annotate(
-            _engine_style(engine)[0],
-            (cases["relus"].min(), top["online_median_s"]),
-            xytext=(0, 4),
-            textcoords="offset points",
-            weight="bold",
-        )
+        _label_ends(axes, of_engine, engine)
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("ReLUs evaluated per image, thousands")
     axes.set_ylabel("online latency, seconds")
-    axes.margins(x=0.12, y=0.1)
+    axes.margins(x=0.18, y=0.1)
     _plain_log(axes.xaxis, 1e3)
     _plain_log(axes.yaxis)
     _caption(
         figure,
         cases,
-        "Bars: 95 % intervals, where wider than the marker. Open, dashed: stock; filled, solid: lean.",
+        "Bars: 95 % intervals, where wider than the marker.",
     )
     return figure
 
@@ -155,7 +147,7 @@ def linear_vs_relu(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
                 shares = _percents(table.loc[variant])
                 _note(axes, total, place, " · ".join(str(share) for share in shares) + " %")
         axes.set_title(_engine_style(engine)[0])
-        axes.set_xlabel("seconds of one profiled inference")
+        axes.set_xlabel("seconds of a profiled inference")
         axes.margins(x=0.34)
         axes.set_xlim(left=0)
     _category_axis(panels[0], variants)
@@ -239,7 +231,7 @@ def layer_profile(summary: pd.DataFrame, layers: pd.DataFrame, engine: str) -> F
     _caption(
         figure,
         shown.reset_index(),
-        "One profiled inference, layers in the order of execution; a layer without a bar is not in that "
+        "A profiled inference, layers in the order of execution; a layer without a bar is not in that "
         "network. Steps that take under 0.2 % of the time and send nothing are summed as other steps.",
         rounds=False,
     )
@@ -308,8 +300,7 @@ def stock_vs_lean(summary: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     _caption(
         figure,
         cases,
-        f"{rivals[0]} removes ReLUs; {rivals[1]} removes layers and ReLUs. "
-        "From one profiled inference of each.",
+        f"{rivals[0]} removes ReLUs; {rivals[1]} removes layers and ReLUs. From profiled inferences.",
         rounds=False,
     )
     return figure
@@ -481,19 +472,24 @@ def _engine_style(engine: str) -> tuple[str, str]:
     return ENGINES.get(engine, (engine, ":"))
 
 
-def _direct_label(axes: Axes, group: pd.DataFrame, label: str, colour: str, family: str) -> None:
-    """Names a line at its end, above or below so that neighbours keep apart."""
-    last = group.iloc[-1]
-    above = family not in ("joint", "merged-exact")
-    axes.annotate(
-        label,
-        (last["relus"], last["online_median_s"]),
-        xytext=(0, 6 if above else -6),
-        textcoords="offset points",
-        ha="center",
-        va="bottom" if above else "top",
-        color=colour,
-    )
+def _label_ends(axes: Axes, cases: pd.DataFrame, engine: str) -> None:
+    """Names each family at its case with the fewest ReLUs, on the side away from the nearest other family."""
+    order = cases.sort_values("relus")
+    ends = order.groupby(order["variant"].map(family_of), sort=False)[["relus", "online_median_s"]].first()
+    for family, (relus, seconds) in ends.iterrows():
+        name, colour, _ = _family_style(family)
+        rest = ends.drop(index=family)
+        near = (rest["relus"] / relus).where(rest["relus"] >= relus, relus / rest["relus"])
+        above = rest.empty or seconds >= rest.loc[near.idxmin(), "online_median_s"]
+        axes.annotate(
+            f"{name}, {engine}",
+            (relus, seconds),
+            xytext=(0, 6 if above else -6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            color=colour,
+        )
 
 
 def _stack(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:
@@ -582,7 +578,7 @@ def _caption(
     parts = [
         f"{', '.join(conditions)}. {' and '.join(machines)}; commit {', '.join(commits) or 'unknown'}{dirty}."
     ]
-    width = int(figure.get_figwidth() * 22)
+    width = int(figure.get_figwidth() * 20)
     lines = textwrap.wrap(" ".join([text, *parts]), width)
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color="0.3")
 

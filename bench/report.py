@@ -539,7 +539,7 @@ def _counted(texts: pd.Series) -> dict[str, int]:
 def _listed(counts: dict[str, int]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
-    return ", ".join(f"{text} ({count} cases)" for text, count in counts.items())
+    return ", ".join(f"{text} ({count} case{'s' * (count > 1)})" for text, count in counts.items())
 
 
 def _machine(case: pd.Series) -> str:

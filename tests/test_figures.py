@@ -21,6 +21,23 @@ def data():
     return tables(make_rows())
 
 
+@pytest.fixture(scope="module")
+def awkward():
+    """Long names, noise, and a merged network slower than the baseline."""
+    rows = make_rows()
+    for row in rows:
+        row["machine"]["cpu"] = "Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz"
+        row["dirty"] = True
+        slower = 1.25 if row["variant"] == "merged-exact" else 1.3 if row["engine"] == "lean" else 1.0
+        for clock, seconds in row["times"].items():
+            noisy = row["variant"] == "senet-0.18"
+            row["times"][clock] = [
+                slower * value * (1.3 if noisy and place % 3 == 0 else 1)
+                for place, value in enumerate(seconds)
+            ]
+    return tables(rows)
+
+
 @pytest.fixture(autouse=True)
 def style():
     with mpl.rc_context(figures.STYLE):
@@ -45,7 +62,15 @@ def test_every_figure_names_machine_and_conditions_and_has_units(data, name):
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_no_text_lies_over_another_or_beyond_the_edge(data, name):
-    figure = figures.FIGURES[name](*data)
+    check_texts(figures.FIGURES[name](*data))
+
+
+@pytest.mark.parametrize("name", ["latency_vs_relus", "relus_macs_latency", "offline_online"])
+def test_nor_does_it_with_awkward_data(awkward, name):
+    check_texts(figures.FIGURES[name](*awkward))
+
+
+def check_texts(figure):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
@@ -77,7 +102,7 @@ def drawn(figure):
 def overlap(first, second):
     wide = min(first.x1, second.x1) - max(first.x0, second.x0)
     high = min(first.y1, second.y1) - max(first.y0, second.y0)
-    return wide > 1 and high > 1.5
+    return wide > -2 and high > 1.5
 
 
 def test_latency_is_drawn_where_it_was_measured(data):

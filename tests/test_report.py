@@ -305,7 +305,7 @@ def test_provenance_names_machine_versions_commit_and_warns_of_mixtures():
     section = report.headline_section(rows, report.summarize(rows))
     assert "AMD EPYC 9B14, 2 cores, 8 GiB" in section
     assert "torch 2.13.0, crypten 0.4.1" in section
-    assert "0123456789 (1 cases), 0123456789 with uncommitted changes (1 cases)" in section
+    assert "0123456789 (1 case), 0123456789 with uncommitted changes (1 case)" in section
     assert "come from 2 runs, 2 commits; compare" in section
 
 
