@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: .venv install test lint bench smoke report plots data clean
+.PHONY: .venv install test lint bench operators smoke report plots data clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -21,9 +21,13 @@ test: .venv lint
 
 # Every default case at full width, then the table and the figures. Rows are written as they finish.
 bench: .venv
-	$(BIN)/pytest bench --benchmark-disable-gc
+	$(BIN)/pytest bench/bench_latency.py --benchmark-disable-gc
 	$(BIN)/python -m bench.report
 	$(BIN)/python -m bench.figures
+
+# Operators alone, the idle harness, and the suite against a network written by hand.
+operators: .venv
+	$(BIN)/pytest bench/bench_operators.py --benchmark-disable-gc
 
 # Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
 smoke: .venv

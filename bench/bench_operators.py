@@ -1,0 +1,220 @@
+"""Benchmarks operators alone, the idle harness, and the suite against a network written by hand.
+
+An operator's time and traffic are those of its step in a profiled inference, so that sharing and opening do
+not blur it. Rows go to results/operators.json.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from bench.cases import WIDTH
+from bench.laboratory import TIMEOUT_S, images
+from bench.measure import Subject, context
+from bench.parties import Parties, Traffic
+from bench.results import replace_file
+from models.variants import variant
+
+ROUNDS = 15
+PAIRS = 30
+OVERHEAD = 1.03  # what the suite may cost over the same network by hand
+
+
+def _image(channels: int, size: int) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _conv(channels: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+
+# name -> (module from channels, channels of stage 1 as a multiple of the width, size, stock and lean traffic)
+# Traffic of x elements in, y out and w weights is exact: facts (stock) and bench.engines.lean (lean).
+Expected = Callable[[int, int, int], tuple[int, int]]
+
+
+def _opened(x: int, y: int, w: int) -> tuple[int, int]:
+    return 1, 8 * (x + w)
+
+
+def _masked(x: int, y: int, w: int) -> tuple[int, int]:
+    return 1, 8 * x
+
+
+def _nothing(x: int, y: int, w: int) -> tuple[int, int]:
+    return 0, 0
+
+
+def _stock_relu(x: int, y: int, w: int) -> tuple[int, int]:
+    return 9, 232 * x
+
+
+def _lean_relu(x: int, y: int, w: int) -> tuple[int, int]:
+    return 5, 1680 * -(-x // 64) + 8 * x
+
+
+def _stock_max_pool(x: int, y: int, w: int) -> tuple[int, int]:
+    return 46, 2960 * y
+
+
+def _lean_max_pool(x: int, y: int, w: int) -> tuple[int, int]:
+    """Two levels of b + ReLU(a - b): two comparisons an output, then one."""
+    levels = [_lean_relu(n, n, 0) for n in (2 * y, y)]
+    return sum(rounds for rounds, _ in levels), sum(sent for _, sent in levels)
+
+
+OPERATORS: dict[str, tuple[Callable[[int], nn.Module], int, int, dict[str, Expected]]] = {
+    **{
+        f"convolution {size}x{size}": (_conv, multiple, size, {"stock": _opened, "lean": _masked})
+        for multiple, size in ((1, 32), (2, 16), (4, 8), (8, 4))
+    },
+    "relu": (lambda _: nn.ReLU(), 1, 32, {"stock": _stock_relu, "lean": _lean_relu}),
+    "average pool 2x2": (lambda _: nn.AvgPool2d(2), 1, 32, {"stock": _nothing, "lean": _nothing}),
+    "max pool 2x2": (lambda _: nn.MaxPool2d(2), 1, 32, {"stock": _stock_max_pool, "lean": _lean_max_pool}),
+}
+
+
+@pytest.fixture(scope="module")
+def parties() -> Iterator[Callable[[str], Parties]]:
+    """Running parties of an engine, one group an engine."""
+    running: dict[str, Parties] = {}
+
+    def of(engine: str) -> Parties:
+        if engine not in running or not running[engine].pids:
+            running[engine] = Parties(engine=engine, timeout_s=TIMEOUT_S).__enter__()
+        return running[engine]
+
+    yield of
+    for group in running.values():
+        group.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def write(results: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes a row to results/operators.json at once, in the place of the row of the same name."""
+    path = results / "operators.json"
+    where = context()
+
+    def write(row: dict[str, Any]) -> None:
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = [old for old in rows if (old["name"], old["engine"]) != (row["name"], row["engine"])]
+        text = json.dumps({"schema": 1, "rows": [*rows, row | where]}, indent=1, allow_nan=False)
+        replace_file(path, (text + "\n").encode())
+
+    return write
+
+
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+@pytest.mark.parametrize("name", OPERATORS)
+def bench_operator(
+    name: str,
+    engine: str,
+    parties: Callable[[str], Parties],
+    benchmark: Any,
+    smoke: bool,
+    write: Callable[[dict[str, Any]], None],
+    announce: Callable[[str], None],
+) -> None:
+    """Times one operator and asserts its rounds and bytes."""
+    build, multiple, size, expected = OPERATORS[name]
+    channels = multiple * (8 if smoke else WIDTH)
+    module, image = build(channels), _image(channels, size)
+    group = parties(engine)
+    subject = Subject(module, image, 1, group)
+    steps: list[Any] = []
+
+    def profile() -> None:
+        steps.append(group.profile(subject.images)[0])
+
+    subject.prepare()
+    assert subject.right(subject.infer()), f"{name} gives a wrong answer on the {engine} engine"
+    profile()  # warm-up
+    steps.clear()
+    benchmark.pedantic(profile, rounds=1 if smoke else ROUNDS)
+    x, y = image[0].numel(), subject.expected.numel()
+    weights = sum(p.numel() for p in module.parameters())
+    traffic = expected[engine](x, y, weights)
+    assert (steps[0].rounds, steps[0].bytes_sent) == traffic
+    seconds = [step.seconds for step in steps]
+    row = {
+        "name": name,
+        "engine": engine,
+        "input": [channels, size, size],
+        "outputs": y,
+        "weights": weights,
+        "online_s": seconds,
+        "rounds": traffic[0],
+        "bytes_sent": traffic[1],
+        "max_error": subject.max_error,
+    }
+    write(row)
+    benchmark.extra_info.update({key: row[key] for key in ("rounds", "bytes_sent", "input")})
+    announce(
+        f"{name}, {engine}: {statistics.median(seconds) * 1e3:.2f} ms, {traffic[1]:,} B, {traffic[0]} rounds"
+    )
+
+
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+def bench_idle(engine: str, parties: Callable[[str], Parties], benchmark: Any, write: Any) -> None:
+    """Times an empty command: what the harness adds to the driver's clock."""
+    group = parties(engine)
+    seconds: list[float] = []
+    benchmark.pedantic(lambda: seconds.append(group.idle()), rounds=200, warmup_rounds=20)
+    write({"name": "idle harness", "engine": engine, "online_s": seconds, "rounds": 0, "bytes_sent": 0})
+
+
+def bench_by_hand(benchmark: Any, smoke: bool, write: Any, announce: Callable[[str], None]) -> None:
+    """Holds the suite against the same ResNet-18 written straight on CrypTen tensors.
+
+    Rounds of the two are interleaved; the 95 % interval of the median paired ratio must reach below 1.03.
+    """
+    model, pictures = variant("baseline").build(width=8 if smoke else WIDTH), images()[0]
+    with (
+        Parties(engine="stock", timeout_s=TIMEOUT_S) as suite,
+        Parties(engine="byhand", timeout_s=TIMEOUT_S) as hand,
+    ):
+        subjects = {"suite": Subject(model, pictures, 1, suite), "hand": Subject(model, pictures, 1, hand)}
+        traffic: dict[str, Traffic] = {
+            name: subject.parties.traffic(subject.images) for name, subject in subjects.items()
+        }
+        assert traffic["suite"] == traffic["hand"]
+        seconds: dict[str, list[float]] = {"suite": [], "hand": []}
+
+        def pair() -> None:
+            order = ["suite", "hand"] if len(seconds["suite"]) % 2 else ["hand", "suite"]
+            for name in order:
+                subjects[name].prepare()
+                subjects[name].right(subjects[name].infer())
+                seconds[name].append(subjects[name].parties.online_s)
+
+        benchmark.pedantic(pair, rounds=1 if smoke else PAIRS, warmup_rounds=0)
+        for subject in subjects.values():
+            subject.demand_explanation()
+    ratios = np.array(seconds["suite"]) / np.array(seconds["hand"])
+    row = {
+        "name": "resnet18, suite against by hand",
+        "engine": "stock",
+        "online_s": seconds["suite"],
+        "by_hand_online_s": seconds["hand"],
+        "rounds": traffic["suite"].rounds,
+        "bytes_sent": traffic["suite"].bytes_sent,
+        "ratio_median": float(np.median(ratios)),
+    }
+    if len(ratios) > 1:
+        interval = stats.bootstrap(
+            (ratios,), np.median, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        row |= {"ratio_low": float(interval.low), "ratio_high": float(interval.high)}
+        assert interval.low < OVERHEAD
+        announce(f"suite / by hand: {row['ratio_median']:.3f} ({interval.low:.3f} to {interval.high:.3f})")
+    write(row)
