@@ -39,6 +39,11 @@ def test_overflow_of_full_layers_goes_to_the_others():
     assert allocate([3, 3, 3], [1.0, 1.0, 1.0], 4) == [2, 1, 1]
 
 
+def test_the_largest_fractions_are_rounded_up():
+    assert allocate([100, 100, 100], [1.1, 2.2, 2.7], 6) == [1, 2, 3]  # shares 1.1, 2.2, 2.7
+    assert allocate([100, 100, 100], [1.3, 1.9, 1.8], 5) == [1, 2, 2]
+
+
 def test_bad_allocations_are_refused():
     with pytest.raises(ValueError, match="2 layers but 1 sensitivities"):
         allocate([1, 2], [1.0], 1)

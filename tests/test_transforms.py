@@ -142,6 +142,15 @@ def test_a_convolution_with_other_users_keeps_its_kernel():
     assert difference(model, graph, images()) < TOLERANCE
 
 
+def test_a_convolutions_own_bias_is_folded_too():
+    norm = nn.BatchNorm2d(4).double()
+    model = nn.Sequential(conv(3, 4, 3), norm).eval()
+    norm.running_var.uniform_(0.2, 0.5)
+    norm.weight.data.uniform_(2, 3)
+    assert model[0].bias.abs().max() > 0.05
+    assert difference(model, fold_batchnorm(model), images()) < TOLERANCE
+
+
 def test_folding_refuses_batch_statistics():
     with pytest.raises(ValueError, match=r"bn1 takes its statistics from the batch.*model\.eval\(\)"):
         fold_batchnorm(small("resnet18").train())
