@@ -28,7 +28,8 @@ WIDTH = 64
 class Case:
     """One row of results/bench.json.
 
-    `rounds` are measured ones, after one warm-up; `reference` is the case measured in turn with this one;
+    `rounds` are measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds
+    (their median); `reference` is the case measured in turn with this one;
     `role` groups rows in reports: "headline", "batch" (more than one image) or "extra" (other settings).
     """
 
@@ -41,6 +42,8 @@ class Case:
     link: str = "loopback"
     role: str = "headline"
     rounds: int = 8
+    warm_up: bool = True
+    profiles: int = 3
     reference: Case | None = None
 
     @property
@@ -57,7 +60,8 @@ LEAN = Case("baseline", engine="lean", rounds=15, reference=STOCK)
 def default_cases() -> tuple[Case, ...]:
     """The cases of `make bench`: the headline on both engines, batches, and the other set-ups of CrypTen."""
     reduced = [variant for variant in HEADLINE if variant != "baseline"]
-    batch = replace(STOCK, batch=16, role="batch", rounds=3)
+    # Loading has run a batch once already, and a stock round of 16 images takes half a minute.
+    batch = replace(STOCK, batch=16, role="batch", rounds=2, warm_up=False, profiles=1)
     return (
         STOCK,
         LEAN,
@@ -66,8 +70,8 @@ def default_cases() -> tuple[Case, ...]:
         *(replace(LEAN, batch=size, role="batch", rounds=8, reference=None) for size in (2, 4, 8)),
         batch,
         replace(LEAN, batch=16, role="batch", rounds=3, reference=batch),
-        replace(STOCK, provider="TTP", role="extra", rounds=3),
-        replace(STOCK, parties=3, role="extra", rounds=3),
+        replace(STOCK, provider="TTP", role="extra", rounds=3, profiles=1),
+        replace(STOCK, parties=3, role="extra", rounds=3, profiles=1),
     )
 
 
@@ -78,7 +82,15 @@ def smoke_cases(width: int = 8) -> tuple[Case, ...]:
         if case is None:
             return None
         batch = min(case.batch, 2)
-        return replace(case, width=width, batch=batch, rounds=1, reference=small(case.reference))
+        return replace(
+            case,
+            width=width,
+            batch=batch,
+            rounds=1,
+            warm_up=False,
+            profiles=1,
+            reference=small(case.reference),
+        )
 
     seen: dict[str, Case] = {}
     for case in default_cases():

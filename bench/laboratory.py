@@ -34,7 +34,7 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
 class Laboratory:
     """Measures cases one after the other; use it by `with`.
 
-    `rehearsal` runs each case once, untimed, without warm-up, and reuses processes.
+    `rehearsal` loads one network after the other into the same processes.
     """
 
     def __init__(self, cases: Sequence[Case], results: Path, run: str, rehearsal: bool = False) -> None:
@@ -71,7 +71,7 @@ class Laboratory:
             if case.reference is not None:
                 reference = self.subject(case.reference, self.model(case.reference))
             measurement = Measurement(case, subject, reference)
-            if not self.rehearsal:
+            if case.warm_up:
                 measurement.before()
                 measurement.online()
                 measurement.forget_warm_up()
@@ -79,7 +79,7 @@ class Laboratory:
             pictures, source = images()
             row = measurement.row(
                 cost_of(model, pictures),
-                profiles=1 if self.rehearsal else 3,
+                profiles=case.profiles,
                 weights="trained" if model.meta["trained"] else "seeded",
                 images=source,
                 run=self.run,

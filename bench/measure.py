@@ -76,14 +76,19 @@ class Subject:
         self.wrong = 0
         parties.load(model, images)
         self.set_up = parties.set_up
+        self.traffic: Traffic | None = None
 
     def prepare(self) -> float:
         """Runs the offline phase; returns its seconds."""
         return self.parties.prepare(len(self.images))
 
     def infer(self) -> torch.Tensor:
-        """Runs the online phase; returns the logits."""
-        return self.parties.infer(self.images)
+        """Runs the online phase; returns the logits. Every round must send the same."""
+        logits = self.parties.infer(self.images)
+        if self.traffic not in (None, self.parties.sent):
+            raise WrongAnswer(f"two rounds of one case sent {self.traffic} and {self.parties.sent}")
+        self.traffic = self.parties.sent
+        return logits
 
     def right(self, logits: torch.Tensor) -> bool:
         """Judges the answer of a round and keeps count."""
@@ -154,7 +159,7 @@ class Measurement:
     def row(
         self, cost: Cost, profiles: int, weights: str, images: str, run: str, context: dict[str, Any]
     ) -> dict[str, Any]:
-        """Counts traffic, profiles layers and gives the row of results/bench.json.
+        """Profiles layers and gives the row of results/bench.json.
 
         Raises WrongAnswer when wrong rounds have no explanation.
         """
@@ -169,7 +174,6 @@ class Measurement:
             if self.reference is not None
             else None
         )
-        traffic = subject.parties.traffic(subject.images)
         offline = subject.parties.offline
         layers = layer_rows([subject.parties.profile(subject.images) for _ in range(profiles)], cost)
         return {
@@ -185,7 +189,7 @@ class Measurement:
             "weights": weights,
             "images": images,
             "cost": {name: getattr(cost, name) for name in COUNTS},
-            "traffic": traffic_row(traffic),
+            "traffic": traffic_row(subject.traffic),
             "setup": {
                 "seconds": subject.set_up.seconds,
                 "rounds": subject.set_up.rounds,

@@ -130,6 +130,7 @@ class Parties:
         self.offline: Offline | None = None
         self.online_s: float | None = None
         self.driver_s: float | None = None
+        self.sent: Traffic | None = None
         self._prepared: int | None = None
         self._processes: list[_Process] = []
         self._lifeline: int | None = None
@@ -247,17 +248,21 @@ class Parties:
     def infer(self, images: torch.Tensor) -> torch.Tensor:
         """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
 
-        `online_s` then holds the slower party's seconds. Raises NotPrepared without a matching `prepare`,
-        ValueError for images of another shape or beyond fixed point.
+        `online_s` then holds the slower party's seconds, `sent` the traffic. Raises NotPrepared without a
+        matching `prepare`, ValueError for images of another shape or beyond fixed point.
         """
-        return self._online("infer", images)[0]
+        replies = self._online("infer", images)
+        self.online_s = max(reply["seconds"] for reply in replies)
+        by_party = tuple(reply["bytes_sent"] for reply in replies)
+        self.sent = Traffic(max(reply["rounds"] for reply in replies), max(by_party), by_party)
+        return next(reply["logits"] for reply in replies if reply["logits"] is not None)
 
     def traffic(self, images: torch.Tensor) -> Traffic:
         """Counts rounds and bytes of one inference of `images` (prepares it first; untimed)."""
+        self._checked(images)
         self.prepare(len(images))
-        replies = self._online("infer", images)[1]
-        sent = tuple(reply["bytes_sent"] for reply in replies)
-        return Traffic(max(reply["rounds"] for reply in replies), max(sent), sent)
+        self.infer(images)
+        return self.sent
 
     def profile(self, images: torch.Tensor) -> list[StepCost]:
         """Profiles one inference of `images` (prepares it first): the cost of each step, and of the opening.
@@ -266,7 +271,7 @@ class Parties:
         """
         self._checked(images)
         self.prepare(len(images))
-        replies = self._online("profile", images, logits=False)[1]
+        replies = self._online("profile", images)
         return [
             StepCost(
                 costs[0].name,
@@ -288,7 +293,7 @@ class Parties:
         """Returns the largest resident size of each party's process so far, in bytes."""
         return tuple(self._call("peak_memory", lambda _: ()))
 
-    def _online(self, command: str, images: torch.Tensor, logits: bool = True) -> tuple[Any, list[Any]]:
+    def _online(self, command: str, images: torch.Tensor) -> list[Any]:
         self._checked(images)
         batch = len(images)
         if self._prepared != batch:
@@ -297,10 +302,7 @@ class Parties:
         started = time.perf_counter()
         replies = self._call(command, lambda rank: (images if rank == 1 else None, batch))
         self.driver_s = time.perf_counter() - started
-        if not logits:
-            return None, replies
-        self.online_s = max(reply["seconds"] for reply in replies)
-        return next(reply["logits"] for reply in replies if reply["logits"] is not None), replies
+        return replies
 
     def _loaded(self) -> Lowered:
         if self.lowered is None:
