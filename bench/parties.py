@@ -218,8 +218,10 @@ class Parties:
         """
         lowered = lower(model, example)
         self._prepared = None
+        # As arrays: a pickled tensor passes through a second copy in the receiving party's memory.
+        weights = {name: weight.numpy() for name, weight in lowered.weights.items()}
         replies = self._call(
-            "load", lambda rank: (lowered.program, lowered.weights if rank == 0 else None), helpers=True
+            "load", lambda rank: (lowered.program, weights if rank == 0 else None), helpers=True
         )
         self.lowered = lowered
         self.set_up = SetUp(

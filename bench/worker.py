@@ -35,10 +35,12 @@ class Session:
         self.node = node
 
     def load(self, program: Any, weights: Any) -> dict[str, Any]:
-        """Shares the weights; returns the set-up's seconds, rounds and bytes."""
+        """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes."""
         if isinstance(self.node, Helper):
             self.node.load(program)
             return {}
+        if weights is not None:
+            weights = {name: torch.from_numpy(weight) for name, weight in weights.items()}
         meter = self.node.meter
         rounds, sent = meter.rounds, meter.bytes_sent
         started = time.perf_counter()

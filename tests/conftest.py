@@ -10,6 +10,8 @@ from torch import nn
 
 from bench.parties import Parties
 
+torch.set_num_threads(1)  # the parties of the tests need the cores
+
 
 @pytest.fixture(scope="session")
 def _stock() -> Iterator[list[Parties]]:
