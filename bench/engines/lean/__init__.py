@@ -5,7 +5,7 @@ Additive shares in Z_2^64, 16 fractional bits. `plan` decides what each step cos
 compiled inner part, `channel` and `keystream` carry and make the words, `node` and `dealer` are the
 processes.
 
-Values must stay below 2^30 in absolute value (`plan.value_limits` gives the exact bound of every value).
+Values must stay below 2^28 in absolute value; `plan.value_limits` gives the exact bound of each.
 """
 
 from bench.engines.base import Helper, Node, Setting

@@ -1,7 +1,8 @@
 """What each step of a program becomes: gadgets (the protocols that talk) and scales, known before any run.
 
 Every tensor carries its scale, the number of its fractional bits. A value v is the ring element
-z = round(v 2^scale), and |z| < 2^62 must hold, so |v| < 2^(62 - scale): 2^30 at the scale of a product (32).
+z = round(v 2^scale), and |z| < 2^62 must hold, so |v| < 2^(62 - scale): 2^30 at the scale of a product (32),
+2^28 at that of a Winograd convolution (34). `value_limits` gives the bound of every value.
 A ReLU takes any scale and returns 16; sums align scales by shifting left; pooling by 2^b adds b to the scale
 (a sum, no product, exact); other consumers first truncate, lazily, and a value is truncated at most once.
 Linear layers accept up to `LINEAR_LIMIT` bits as they are, so that average pooling before the classifier
@@ -18,6 +19,7 @@ from math import ceil, log2, prod
 
 import torch
 
+from bench.engines.lean.linear import lowering
 from bench.program import (
     Add,
     AveragePool,
@@ -187,9 +189,10 @@ def _plan(operator: object, step: Step, scales: _Scales) -> dict:
 @_plan.register(Convolution)
 @_plan.register(Linear)
 def _(operator, step, scales):
-    (scale,) = scales.at_most(LINEAR_LIMIT, *step.inputs)
+    gain = lowering(step).gain
+    (scale,) = scales.at_most(min(LINEAR_LIMIT, VALUE_LIMIT - BASE - gain), *step.inputs)
     scales.gadgets.append(Bilinear(step, step.input_size, step.size))
-    return {"scale": scale + BASE}
+    return {"scale": scale + BASE + gain}
 
 
 @_plan.register

@@ -1,0 +1,195 @@
+"""Winograd's F(2 x 2, 3 x 3) over Z_2^64: four times a convolution, exactly, for 1 / 2.25 of its products.
+
+In one dimension y_i = d_i g_0 + d_(i+1) g_1 + d_(i+2) g_2, i = 0, 1, is y = A^T ((G g) . (B^T d)) with
+
+    B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1],  2 G = [2 0 0; 1 1 1; 1 -1 1; 0 0 2],
+    A^T = [1 1 1 0; 0 1 -1 -1]
+
+(Winograd 1980; Lavin and Gray, CVPR 2016). The halves in G have no place in Z_2^64, so 2 G is used: in two
+dimensions the result is 4 y, two more fractional bits, for every share, mask and correction alike.
+
+A map [C, H, W] is cut in T tiles of 2 x 2 outputs; V [16, C, T] is its transform, U [16, O, C] the kernel's,
+and M[p] = U[p] V[p] are 16 matrix products. Few tiles are multiplied as V[p]^T U[p]^T, so that the long
+dimension is the inner one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import int64 as signed
+from numba import njit, uint64, void
+
+GAIN = 2
+"""Fractional bits that the result has more than the product: 4 = 2^2."""
+_MANY_TILES = 64
+_TILES_AT_ONCE = 256
+_APART = 72  # words between planes, so that their rows do not share cache sets
+_words = uint64[::1]
+
+
+def tiles(height: int, width: int) -> int:
+    """T of one output map."""
+    return -(-height // 2) * -(-width // 2)
+
+
+def arrange(kernel: torch.Tensor, pixels: tuple[int, int]) -> torch.Tensor:
+    """U of a kernel [O, C, 3, 3]: [16, O, C], or [16, C, O] if the output map [H, W] has few tiles."""
+    for dim in (2, 3):
+        a, b, c = kernel.unbind(dim)
+        kernel = torch.stack((2 * a, a + b + c, a - b + c, 2 * c), dim)
+    order = (2, 3, 0, 1) if tiles(*pixels) >= _MANY_TILES else (2, 3, 1, 0)
+    return kernel.permute(order).flatten(0, 1).contiguous()
+
+
+def convolve(
+    x: torch.Tensor, u: torch.Tensor, padding: tuple[int, int], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """4 (x * kernel) for x [N, C, H, W] int64, an output map `shape` [O, H', W'] and stride 1."""
+    n, c, h, w = x.shape
+    o, height, width = shape
+    each = tiles(height, width)
+    many = each >= _MANY_TILES
+    step = max(1, _TILES_AT_ONCE // each)
+    y = torch.empty((n, *shape), dtype=torch.int64)
+    source, target = _flat(x), _flat(y)
+    v, m = (
+        torch.empty(16, channels * min(n, step) * each + _APART, dtype=torch.int64) for channels in (c, o)
+    )
+    for start in range(0, n, step):
+        count = min(step, n - start)
+        t = count * each
+        at = source[start * c * h * w : (start + count) * c * h * w]
+        _transform_input(at, count, c, h, w, *padding, height, width, _flat(v), v.shape[1])
+        for p in range(16):
+            part, result = v[p, : c * t].view(c, t), m[p, : o * t]
+            if many:
+                torch.matmul(u[p], part, out=result.view(o, t))
+            else:
+                torch.matmul(part.t(), u[p], out=result.view(t, o))
+        to = target[start * o * height * width : (start + count) * o * height * width]
+        if many:
+            _transform_output(_flat(m), m.shape[1], count, o, height, width, to)
+        else:
+            _transform_few(_flat(m), m.shape[1], count, o, height, width, to)
+    return y
+
+
+def _flat(tensor: torch.Tensor):
+    return tensor.contiguous().view(-1).numpy().view("uint64")
+
+
+@njit(inline="always")
+def _spread(row, columns, v, at, plane):
+    for j in range(columns):
+        d0 = row[2 * j]
+        d1 = row[2 * j + 1]
+        d2 = row[2 * j + 2]
+        d3 = row[2 * j + 3]
+        v[at + j] = d0 - d2
+        v[at + plane + j] = d1 + d2
+        v[at + 2 * plane + j] = d2 - d1
+        v[at + 3 * plane + j] = d1 - d3
+
+
+@njit(
+    void(_words, signed, signed, signed, signed, signed, signed, signed, signed, _words, signed),
+    cache=True,
+    nogil=True,
+)
+def _transform_input(x, n, c, h, w, ph, pw, height, width, v, plane):
+    """V = B^T d B of every tile: x [n, c, h, w], v [16, c, n T]."""
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    span = 2 * columns + 2
+    total = n * rows * columns
+    padded = np.zeros((2 * rows + 2) * span, np.uint64)
+    a, b = np.empty(span, np.uint64), np.empty(span, np.uint64)
+    d, e = np.empty(span, np.uint64), np.empty(span, np.uint64)
+    wide = min(w, span - pw)
+    for image in range(n):
+        for channel in range(c):
+            for i in range(min(h, 2 * rows + 2 - ph)):
+                at = (i + ph) * span + pw
+                source = ((image * c + channel) * h + i) * w
+                for j in range(wide):
+                    padded[at + j] = x[source + j]
+            for i in range(rows):
+                r = 2 * i * span
+                for j in range(span):
+                    d0 = padded[r + j]
+                    d1 = padded[r + span + j]
+                    d2 = padded[r + 2 * span + j]
+                    d3 = padded[r + 3 * span + j]
+                    a[j] = d0 - d2
+                    b[j] = d1 + d2
+                    d[j] = d2 - d1
+                    e[j] = d1 - d3
+                at = channel * total + (image * rows + i) * columns
+                _spread(a, columns, v, at, plane)
+                _spread(b, columns, v, at + 4 * plane, plane)
+                _spread(d, columns, v, at + 8 * plane, plane)
+                _spread(e, columns, v, at + 12 * plane, plane)
+
+
+@njit(void(_words, signed, signed, signed, signed, signed, _words), cache=True, nogil=True)
+def _transform_output(m, plane, n, o, height, width, y):
+    """Outputs y = A^T M A of every tile: m [16, o, n T], y [n, o, height, width]."""
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    total = n * rows * columns
+    top, low = np.empty(2 * columns, np.uint64), np.empty(2 * columns, np.uint64)
+    for image in range(n):
+        for channel in range(o):
+            for i in range(rows):
+                at = channel * total + (image * rows + i) * columns
+                for j in range(columns):
+                    k = at + j
+                    t0 = m[k] + m[k + 4 * plane] + m[k + 8 * plane]
+                    t1 = m[k + plane] + m[k + 5 * plane] + m[k + 9 * plane]
+                    t2 = m[k + 2 * plane] + m[k + 6 * plane] + m[k + 10 * plane]
+                    t3 = m[k + 3 * plane] + m[k + 7 * plane] + m[k + 11 * plane]
+                    top[2 * j] = t0 + t1 + t2
+                    top[2 * j + 1] = t1 - t2 - t3
+                    s0 = m[k + 4 * plane] - m[k + 8 * plane] - m[k + 12 * plane]
+                    s1 = m[k + 5 * plane] - m[k + 9 * plane] - m[k + 13 * plane]
+                    s2 = m[k + 6 * plane] - m[k + 10 * plane] - m[k + 14 * plane]
+                    s3 = m[k + 7 * plane] - m[k + 11 * plane] - m[k + 15 * plane]
+                    low[2 * j] = s0 + s1 + s2
+                    low[2 * j + 1] = s1 - s2 - s3
+                to = ((image * o + channel) * height + 2 * i) * width
+                for j in range(width):
+                    y[to + j] = top[j]
+                if 2 * i + 1 < height:
+                    for j in range(width):
+                        y[to + width + j] = low[j]
+
+
+@njit(void(_words, signed, signed, signed, signed, signed, _words), cache=True, nogil=True)
+def _transform_few(m, plane, n, o, height, width, y):
+    """The same for m [16, n T, o]: inner loops run over channels."""
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    four = np.empty(4 * o, np.uint64)
+    pixels = height * width
+    for image in range(n):
+        for i in range(rows):
+            for j in range(columns):
+                at = ((image * rows + i) * columns + j) * o
+                for channel in range(o):
+                    k = at + channel
+                    t0 = m[k] + m[k + 4 * plane] + m[k + 8 * plane]
+                    t1 = m[k + plane] + m[k + 5 * plane] + m[k + 9 * plane]
+                    t2 = m[k + 2 * plane] + m[k + 6 * plane] + m[k + 10 * plane]
+                    t3 = m[k + 3 * plane] + m[k + 7 * plane] + m[k + 11 * plane]
+                    four[channel] = t0 + t1 + t2
+                    four[o + channel] = t1 - t2 - t3
+                    s0 = m[k + 4 * plane] - m[k + 8 * plane] - m[k + 12 * plane]
+                    s1 = m[k + 5 * plane] - m[k + 9 * plane] - m[k + 13 * plane]
+                    s2 = m[k + 6 * plane] - m[k + 10 * plane] - m[k + 14 * plane]
+                    s3 = m[k + 7 * plane] - m[k + 11 * plane] - m[k + 15 * plane]
+                    four[2 * o + channel] = s0 + s1 + s2
+                    four[3 * o + channel] = s1 - s2 - s3
+                for part in range(4):
+                    row, column = 2 * i + part // 2, 2 * j + part % 2
+                    if row < height and column < width:
+                        to = image * o * pixels + row * width + column
+                        for channel in range(o):
+                            y[to + channel * pixels] = four[part * o + channel]
