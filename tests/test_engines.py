@@ -1,4 +1,4 @@
-"""Every network of the zoo and every variant gives the plaintext's logits, by one tolerance on both engines."""
+"""Every network of the zoo and every variant gives the plaintext's logits on both engines."""
 
 from __future__ import annotations
 
