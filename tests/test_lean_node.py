@@ -16,7 +16,7 @@ import torch
 from lean_harness import Trio, plaintext, program, random_weights, settings
 
 from bench.engines import NotPrepared, Setting
-from bench.engines.lean import cost, helper_roles, make_node
+from bench.engines.lean import cost, helper_roles, make_node, winograd
 from bench.engines.lean.channel import Channel, Wire
 from bench.engines.lean.keystream import KEY_BYTES, Keystream
 from bench.engines.lean.plan import OPENING, make_plan, value_limits
@@ -60,6 +60,20 @@ PROGRAMS = {
     "depthwise 1x1": program(C, ("a", conv(3, k=1, groups=3), ["input"], C)),
     "uneven kernel": program(
         C, ("a", Convolution("w", None, (2, 3, 1, 3), padding=(0, 1)), ["input"], (2, 8, 8))
+    ),
+    "winograd of few tiles": program(
+        (16, 9, 7),
+        ("a", conv(18, 16), ["input"], (18, 9, 7)),
+        ("b", Relu(), ["a"], (18, 9, 7)),
+        ("c", conv(16, 18, name="d", padding=(0, 1)), ["b"], (16, 7, 7)),
+        ("d", conv(16, 16, name="e", bias=False), ["c"], (16, 7, 7)),
+        ("e", Add(), ["d", "c"], (16, 7, 7)),
+    ),
+    "winograd of many tiles": program(
+        (16, 16, 17),
+        ("a", conv(16, 16), ["input"], (16, 16, 17)),
+        ("b", Add(), ["a", "input"], (16, 16, 17)),
+        ("c", Relu(torch.tensor([5, 700])), ["b"], (16, 16, 17)),
     ),
     "linear": program((7,), ("a", fc(5, 7), ["input"], (5,))),
     "linear on the last dimension": program((3, 7), ("a", fc(5, 7, bias=False), ["input"], (3, 5))),
@@ -149,6 +163,20 @@ PROGRAMS = {
     ),
     "flatten": program(C, ("a", Flatten(2, 3), ["input"], (3, 64)), ("b", fc(2, 64), ["a"], (3, 2))),
 }
+
+
+@pytest.mark.parametrize("batch", [1, 3, 70])
+@pytest.mark.parametrize(("size", "padding"), [((4, 4), 1), ((8, 5), 0), ((16, 16), 1), ((19, 22), 2)])
+def test_winograd_is_four_times_the_convolution_in_the_ring(size, padding, batch):
+    draw = torch.Generator().manual_seed(batch)
+    x, kernel = (
+        torch.randint(-(2**63), 2**63 - 1, shape, generator=draw)
+        for shape in ((batch, 3, *size), (4, 3, 3, 3))
+    )
+    expected = 4 * torch.nn.functional.conv2d(x, kernel, padding=padding)
+    u = winograd.arrange(kernel, tuple(expected.shape[2:]))
+    got = winograd.convolve(x, u, (padding, padding), tuple(expected.shape[1:]))
+    assert torch.equal(got, expected)
 
 
 @pytest.fixture(scope="module")

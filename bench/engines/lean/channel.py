@@ -20,6 +20,7 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from bench.engines.base import Setting
+from bench.network.route import port_through
 
 _SPINS = 40
 _SLICE = 1 << 20
@@ -133,7 +134,7 @@ def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
 
     Each rank listens on a port of its own and tells the store; higher ranks call lower ones. A caller must
     prove that it knows the token that rank 0 left in the store, and is answered with a proof; others are
-    turned away.
+    turned away. Where a relay shapes the link, the call goes through it.
     """
     limit = timedelta(seconds=setting.timeout_s)
     store, _, _ = next(rendezvous(setting.rendezvous, rank=setting.rank, world_size=world, timeout=limit))
@@ -144,8 +145,8 @@ def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
         store.set("token", os.urandom(32).hex())
     token = store.get("token")
     channels: dict[int, Channel] = {}
-    with socket.create_server(("127.0.0.1", 0), backlog=world) as listener:
-        store.set(f"port{setting.rank}", str(listener.getsockname()[1]))
+    with socket.create_server((setting.host, 0), backlog=world) as listener:
+        store.set(f"address{setting.rank}", f"{setting.host} {listener.getsockname()[1]}")
         for rank in range(setting.rank):
             channels[rank] = _channel(setting, rank, _call(setting, store, token, rank, deadline))
         while len(channels) < world - 1:
@@ -169,8 +170,10 @@ def _proof(token: bytes, what: str, caller: int) -> bytes:
 
 
 def _call(setting: Setting, store: Store, token: bytes, rank: int, deadline: float) -> socket.socket:
-    port = int(store.get(f"port{rank}"))
-    connection = socket.create_connection(("127.0.0.1", port), timeout=_left(setting, deadline))
+    host, port = store.get(f"address{rank}").decode().split()
+    if setting.relay:
+        port = port_through(setting.relay, setting.rank, rank, int(port))
+    connection = socket.create_connection((host, int(port)), timeout=_left(setting, deadline))
     connection.sendall(bytes([setting.rank]) + _proof(token, "call", setting.rank))
     if not hmac.compare_digest(_read(connection, 32), _proof(token, "answer", setting.rank)):
         connection.close()

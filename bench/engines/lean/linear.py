@@ -27,7 +27,7 @@ _FEW_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Lowering:
-    """How a step's map runs: `arrange(w)` once for each weight, `apply(x, arranged)` for each input.
+    """How a step's map runs: `arrange(w)`, a copy, once for each weight, `apply(x, arranged)` for each input.
 
     The result is 2^gain times the product.
     """
@@ -51,7 +51,7 @@ def lowering(step: Step) -> Lowering:
         )
     if operator.groups == 1 and prod(step.shape[1:]) <= _FEW_PIXELS:
         return Lowering(_by_place, lambda x, w: _by_matmul(operator, step, x, w))
-    return Lowering(lambda w: w, lambda x, w: _by_convolution(operator, x, w))
+    return Lowering(torch.clone, lambda x, w: _by_convolution(operator, x, w))
 
 
 def _suits_winograd(step: Step) -> bool:
@@ -68,12 +68,12 @@ def bias_shape(step: Step) -> tuple[int, ...]:
 
 
 def _transposed(w: torch.Tensor) -> torch.Tensor:
-    return w.t().contiguous()
+    return w.t().clone(memory_format=torch.contiguous_format)
 
 
 def _by_place(w: torch.Tensor) -> torch.Tensor:
     """[O, C, kh, kw] to [kh kw, C, O]."""
-    return w.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+    return w.permute(2, 3, 1, 0).flatten(0, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _by_convolution(operator: Convolution, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

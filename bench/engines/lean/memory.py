@@ -1,5 +1,6 @@
 """Memory that a process keeps, so that warm runs touch no fresh pages."""
 
+import contextlib
 import ctypes
 
 import numpy as np
@@ -20,6 +21,12 @@ def keep_blocks() -> None:
     mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
     mallopt(_M_TOP_PAD, 16 << 20)
+
+
+def release_blocks() -> None:
+    """Returns what `keep_blocks` kept, once: after work whose memory is not needed again."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Arena:

@@ -18,7 +18,7 @@ from bench.engines.lean.dealer import DEALER_RANK, WORLD
 from bench.engines.lean.keystream import KEY_BYTES, Keystream, fresh_key
 from bench.engines.lean.linear import Lowering, bias_shape, lowering
 from bench.engines.lean.material import Material
-from bench.engines.lean.memory import Arena, Workspace
+from bench.engines.lean.memory import Arena, Workspace, release_blocks
 from bench.engines.lean.plan import BASE, OPENING, Bilinear, Plan, StepPlan, make_plan
 from bench.program import (
     Add,
@@ -116,6 +116,10 @@ class LeanNode(Node):
         """Returns when the other party is here."""
         self.peer.exchange(b"\0", bytearray(1))
 
+    def small_round(self) -> None:
+        """Exchanges 64 bytes."""
+        self.peer.exchange(bytes(64), bytearray(64))
+
     def _exchange(self, out: np.ndarray, into: np.ndarray) -> None:
         self.peer.exchange(out, into)
         self.meter.count(out.nbytes)
@@ -138,32 +142,41 @@ class LeanNode(Node):
         self._pair = Keystream(self._agree())
         layers = [(name, g.step) for name, g in self._plan.gadgets() if isinstance(g, Bilinear)]
         sizes = [prod(step.operator.weight_shape) for _, step in layers]
-        shares = self._drawn(self._pair, sum(sizes))
-        if self.rank == 0:
-            at = 0
-            for (_, step), size in zip(layers, sizes, strict=True):
+        shares = []
+        for (_, step), size in zip(layers, sizes, strict=True):
+            share = self._drawn(self._pair, size)
+            if self.rank == 0:
                 own = encode(weights[step.operator.weight], BASE).reshape(-1).numpy()
-                np.subtract(own, shares[at : at + size], out=shares[at : at + size])
-                at += size
-        delta, at = np.empty(sum(sizes), np.int64), 0
-        for size in sizes:
-            delta[at : at + size] = self._drawn(self._stream, size)
-            at += size
-        np.subtract(shares, delta, out=delta)
-        other = np.empty_like(delta)
-        self._exchange(delta, other)
-        delta += other
-        del other
+                np.subtract(own, share, out=share)
+            shares.append(share)
+        opened = self._opened(shares, sum(sizes))
         at = 0
-        for (name, step), size in zip(layers, sizes, strict=True):
+        for i, ((name, step), size) in enumerate(zip(layers, sizes, strict=True)):
             how, shape = lowering(step), step.operator.weight_shape
-            share, opened = (torch.from_numpy(w[at : at + size]).view(shape) for w in (shares, delta))
+            share, shares[i] = shares[i], None
+            delta = opened[at : at + size]
             bias = None
             if self.rank == 0 and step.operator.bias is not None:
                 scale = self._plan.steps[name].scale
                 bias = encode(weights[step.operator.bias], scale).view(bias_shape(step))
-            self._weights[name] = Weights(how, how.arrange(share), how.arrange(opened), bias)
+            arranged = (how.arrange(torch.from_numpy(part).view(shape)) for part in (share, delta))
+            self._weights[name] = Weights(how, *arranged, bias)
             at += size
+        del opened
+        release_blocks()
+
+    def _opened(self, shares: list[np.ndarray], size: int) -> np.ndarray:
+        """W - B of all layers in a row, in one round."""
+        delta, at = np.empty(size, np.int64), 0
+        for share in shares:
+            part = delta[at : at + share.size]
+            self.consumed.append(self._stream.fill(part))
+            np.subtract(share, part, out=part)
+            at += share.size
+        other = np.empty_like(delta)
+        self._exchange(delta, other)
+        delta += other
+        return delta
 
     def _agree(self) -> bytes:
         """A key of the two parties, made by party 1."""
