@@ -5,15 +5,19 @@
     program = lower(variant("baseline").build(64), example).program
     predict(program, "stock").bytes_sent         # 224,258,336 (ResNet-18, width 64, 100 classes, 32 x 32)
 
-`python -m bench.predict baseline senet-0.09 --engine lean` prints it for named variants.
+`python -m bench.predict baseline senet-0.09 --engine lean` prints it for named variants; with
+`--literature costs.csv` it writes what the models of `bench.literature` say of them instead.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import pandas as pd
+
+from bench import literature
 from bench.engines.base import ENGINES
 from bench.engines.lean import cost as lean
 from bench.engines.lean.plan import OPENING
@@ -107,6 +111,25 @@ def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> 
     return Prediction(tuple(_ENGINES[engine](program, batch, parties)))
 
 
+def modelled_rows(names: Iterable[str] | None = None, width: int = 64) -> pd.DataFrame:
+    """What every literature model says of named variants (all of them) on every channel, one row each."""
+    return literature.modelled_rows(describe_variants(names, width))
+
+
+def describe_variants(names: Iterable[str] | None = None, width: int = 64) -> list[literature.Network]:
+    """Describes variants on 32 x 32 images as the literature models see them."""
+    import torch
+
+    from bench.export import lower
+    from models.variants import VARIANTS, variant
+
+    image = torch.zeros(1, 3, 32, 32)
+    return [
+        literature.describe(name, lower(variant(name).build(width), image).program)
+        for name in (VARIANTS if names is None else names)
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints the prediction for named variants, one line each."""
     import torch
@@ -121,7 +144,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--parties", type=int, default=2)
     parser.add_argument("--steps", action="store_true", help="every step that sends something")
+    parser.add_argument("--literature", metavar="CSV", help="write the literature's modelled costs instead")
     options = parser.parse_args(arguments)
+    if options.literature:
+        modelled_rows(options.variants, options.width).to_csv(options.literature, index=False)
+        return
     for name in options.variants:
         program = lower(variant(name).build(options.width), torch.zeros(1, 3, 32, 32)).program
         for engine in [options.engine] if options.engine else list(_ENGINES):

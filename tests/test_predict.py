@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from bench import predict as prediction
 from bench.engines import stock_cost
 from bench.engines.stock_cost import AllReduce, Gather, maximum, rectified
 from bench.export import lower
+from bench.literature import MODELS
 from bench.parties import Parties
 from bench.predict import predict
 from bench.program import Flatten, Program, Relu, Step
@@ -243,6 +245,14 @@ def test_predicting_neither_imports_crypten_nor_starts_a_process():
         "assert 'bench.parties' not in sys.modules and 'bench.engines.stock' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_literature_of_named_variants_as_a_file(tmp_path):
+    prediction.main(["baseline", "joint-0.09", "--width", "2", "--literature", str(tmp_path / "costs.csv")])
+    frame = pd.read_csv(tmp_path / "costs.csv")
+    assert set(frame["network"]) == {"baseline", "joint-0.09"}
+    assert set(frame["model"]) == set(MODELS)
+    assert set(frame["label"]) == {"modelled"}
 
 
 def test_command_line(capsys):
