@@ -235,7 +235,7 @@ STAGE_S = {  # channels in a ciphertext -> mean seconds of those layers (off_ser
     128: fmean((15.8275, 15.8042, 15.8131)),  # 256 of 8 x 8
     512: fmean((17.1431, 17.1464, 17.1434)),  # 512 of 4 x 4
 }
-CLASSIFIER_S = (0.06, 0.0147)  # a linear layer: fixed, and for each 8192 weights; ours, fits within 25 %
+CLASSIFIER_S = (0.06, 0.0147)  # a linear layer: fixed, and for each 8192 weights; ours, see the docs
 
 
 @dataclass(frozen=True)
