@@ -16,7 +16,7 @@ import torch
 from lean_harness import Trio, plaintext, program, random_weights, settings
 
 from bench.engines import NotPrepared, Setting
-from bench.engines.lean import cost, helper_roles, make_node, winograd
+from bench.engines.lean import cost, gemm, helper_roles, make_node, winograd
 from bench.engines.lean.channel import Channel, Wire
 from bench.engines.lean.keystream import KEY_BYTES, Keystream
 from bench.engines.lean.plan import OPENING, make_plan, value_limits
@@ -177,6 +177,24 @@ def test_winograd_is_four_times_the_convolution_in_the_ring(size, padding, batch
     u = winograd.arrange(kernel, tuple(expected.shape[2:]))
     got = winograd.convolve(x, u, (padding, padding), tuple(expected.shape[1:]))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 7, 9), (4, 16, 32), (9, 33, 75), (6, 8, 64)])
+def test_products_in_the_ring(m, k, n):
+    draw = torch.Generator().manual_seed(n)
+    a, b, c = (
+        torch.randint(-(2**63), 2**63 - 1, shape, generator=draw) for shape in ((3, m, k), (3, k, n), (m, n))
+    )
+    expected = torch.stack([x @ y for x, y in zip(a, b, strict=True)])
+    out = torch.empty_like(expected)
+    turned = a.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(gemm.multiply(turned, b, out), expected)
+    assert torch.equal(gemm.multiply(a, gemm.pack(b), out, packed=True), expected)
+    total = c.clone()
+    gemm.multiply(a, b, total.expand(3, m, n), add=True)
+    assert torch.equal(total, c + expected.sum(0))
+    with pytest.raises(ValueError, match="no product of"):
+        gemm.multiply(a, b[:, :, : n - 1], out)
 
 
 @pytest.fixture(scope="module")

@@ -35,4 +35,4 @@ def make_node(setting: Setting) -> Node | Helper:
 
 def compile_all() -> None:
     """Compiles the kernels into the cache on disk, so that no process pays for it in a measurement."""
-    from bench.engines.lean import kernels  # noqa: F401 (compiled on import, with explicit signatures)
+    from bench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)

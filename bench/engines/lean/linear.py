@@ -3,10 +3,10 @@
 [x * W] = eps * [W] + [a * W] with eps = x - a open; [a * W] = [a * B] (dealt) + [a] * delta, where
 delta = W - B was opened once at load, with B fresh at every load (Beaver, CRYPTO 1991, for a bilinear map).
 
-Three lowerings. Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`), which computes four
-times the product: any bilinear map will do, and the two bits go to the scale. Maps of few pixels are lowered
-to a matmul whose inner loop runs over output channels, for the 64-bit convolution of torch runs at a quarter
-of its speed there. The rest is that convolution.
+Four lowerings. Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`), which computes four
+times the product: any bilinear map will do, and the two bits go to the scale. Maps of few pixels become one
+product [N H' W', C] @ [C, O] for each place of the kernel, so that the long dimension is the inner one. Other
+convolutions gather the windows of each image and multiply. Grouped ones are left to torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from bench.engines.lean import winograd
+from bench.engines.lean import gemm, winograd
 from bench.program import Convolution, Linear, Step
 
 _FEW_PIXELS = 16
@@ -41,7 +41,9 @@ def lowering(step: Step) -> Lowering:
     """Chooses the lowering of a convolution or a linear layer."""
     operator = step.operator
     if isinstance(operator, Linear):
-        return Lowering(_transposed, lambda x, w: x @ w)
+        return Lowering(lambda w: gemm.pack(w.t()[None]), _by_rows)
+    if operator.groups > 1:
+        return Lowering(torch.clone, lambda x, w: _by_torch(operator, x, w))
     if _suits_winograd(step):
         pixels = step.shape[1], step.shape[2]
         return Lowering(
@@ -49,9 +51,12 @@ def lowering(step: Step) -> Lowering:
             lambda x, u: winograd.convolve(x, u, operator.padding, step.shape),
             winograd.GAIN,
         )
-    if operator.groups == 1 and prod(step.shape[1:]) <= _FEW_PIXELS:
-        return Lowering(_by_place, lambda x, w: _by_matmul(operator, step, x, w))
-    return Lowering(torch.clone, lambda x, w: _by_convolution(operator, x, w))
+    if prod(step.shape[1:]) <= _FEW_PIXELS:
+        return Lowering(
+            lambda w: gemm.pack(w.permute(2, 3, 1, 0).flatten(0, 1)),
+            lambda x, w: _by_places(step, x, w),
+        )
+    return Lowering(lambda w: w.flatten(1)[None].clone(), lambda x, w: _by_windows(step, x, w))
 
 
 def _suits_winograd(step: Step) -> bool:
@@ -67,29 +72,50 @@ def bias_shape(step: Step) -> tuple[int, ...]:
     return (1, -1, 1, 1) if isinstance(step.operator, Convolution) else (-1,)
 
 
-def _transposed(w: torch.Tensor) -> torch.Tensor:
-    return w.t().clone(memory_format=torch.contiguous_format)
+def _by_rows(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """[..., C] to [..., O]."""
+    o = w.shape[-1] if w.dim() == 3 else w.shape[1] * w.shape[3]
+    y = torch.empty(*x.shape[:-1], o, dtype=torch.int64)
+    gemm.multiply(x.reshape(1, -1, x.shape[-1]), w, y.view(1, -1, o), packed=True)
+    return y
 
 
-def _by_place(w: torch.Tensor) -> torch.Tensor:
-    """[O, C, kh, kw] to [kh kw, C, O]."""
-    return w.permute(2, 3, 1, 0).flatten(0, 1).clone(memory_format=torch.contiguous_format)
-
-
-def _by_convolution(operator: Convolution, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def _by_torch(operator: Convolution, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, w, None, operator.stride, operator.padding, operator.dilation, operator.groups)
 
 
-def _by_matmul(operator: Convolution, step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def _by_windows(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """[O, C kh kw] @ [C kh kw, H' W'] for each image."""
+    operator = step.operator
+    (_, c, kh, kw), (sh, sw), (dh, dw) = operator.weight_shape, operator.stride, operator.dilation
+    ph, pw = operator.padding
+    o, height, width = step.shape
+    if ph or pw:
+        x = F.pad(x, (pw, pw, ph, ph))
+    x = x.contiguous()
+    image, channel, row, _ = x.stride()
+    y = torch.empty(x.shape[0], o, height, width, dtype=torch.int64)
+    gathered = torch.empty(1, c * kh * kw, height * width, dtype=torch.int64)
+    windows = gathered.view(c, kh, kw, height, width)
+    strides = (channel, dh * row, dw, sh * row, sw)
+    for i in range(x.shape[0]):
+        windows.copy_(x.as_strided(windows.shape, strides, i * image))
+        gemm.multiply(w, gathered, y[i].view(1, o, -1))
+    return y
+
+
+def _by_places(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """[N, C, H, W] to [N, O, H', W'], a product [N H' W', C] @ [C, O] for each place of the kernel."""
+    operator = step.operator
     (_, c, kh, kw), (sh, sw), (dh, dw) = operator.weight_shape, operator.stride, operator.dilation
     ph, pw = operator.padding
     o, height, width = step.shape
     n = x.shape[0]
     last = F.pad(x, (pw, pw, ph, ph)).permute(0, 2, 3, 1).contiguous()
+    image, row, column, _ = last.stride()
+    places = last.as_strided(
+        (kh, kw, n, height, width, c), (dh * row, dw * column, image, sh * row, sw * column, 1)
+    )
     y = torch.zeros(n * height * width, o, dtype=torch.int64)
-    for place in range(kh * kw):
-        i, j = place // kw * dh, place % kw * dw
-        rows = last[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
-        y.addmm_(rows.reshape(-1, c), w[place])
+    gemm.multiply(places.reshape(kh * kw, -1, c), w, y.expand(kh * kw, -1, -1), packed=True, add=True)
     return y.view(n, height, width, o).permute(0, 3, 1, 2).contiguous()

@@ -20,6 +20,8 @@ import torch
 from numba import int64 as signed
 from numba import njit, uint64, void
 
+from bench.engines.lean import gemm
+
 GAIN = 2
 """Fractional bits that the result has more than the product: 4 = 2^2."""
 _MANY_TILES = 64
@@ -34,12 +36,13 @@ def tiles(height: int, width: int) -> int:
 
 
 def arrange(kernel: torch.Tensor, pixels: tuple[int, int]) -> torch.Tensor:
-    """U of a kernel [O, C, 3, 3]: [16, O, C], or [16, C, O] if the output map [H, W] has few tiles."""
+    """U of a kernel [O, C, 3, 3]: [16, O, C], or packed [16, C, O] if the output map [H, W] has few tiles."""
     for dim in (2, 3):
         a, b, c = kernel.unbind(dim)
         kernel = torch.stack((2 * a, a + b + c, a - b + c, 2 * c), dim)
-    order = (2, 3, 0, 1) if tiles(*pixels) >= _MANY_TILES else (2, 3, 1, 0)
-    return kernel.permute(order).flatten(0, 1).contiguous()
+    if tiles(*pixels) >= _MANY_TILES:
+        return kernel.permute(2, 3, 0, 1).flatten(0, 1).contiguous()
+    return gemm.pack(kernel.permute(2, 3, 1, 0).flatten(0, 1))
 
 
 def convolve(
@@ -61,12 +64,11 @@ def convolve(
         t = count * each
         at = source[start * c * h * w : (start + count) * c * h * w]
         _transform_input(at, count, c, h, w, *padding, height, width, _flat(v), v.shape[1])
-        for p in range(16):
-            part, result = v[p, : c * t].view(c, t), m[p, : o * t]
-            if many:
-                torch.matmul(u[p], part, out=result.view(o, t))
-            else:
-                torch.matmul(part.t(), u[p], out=result.view(t, o))
+        part = v[:, : c * t].view(16, c, t)
+        if many:
+            gemm.multiply(u, part, m[:, : o * t].view(16, o, t))
+        else:
+            gemm.multiply(part.transpose(1, 2), u, m[:, : o * t].view(16, t, o), packed=True)
         to = target[start * o * height * width : (start + count) * o * height * width]
         if many:
             _transform_output(_flat(m), m.shape[1], count, o, height, width, to)
