@@ -19,7 +19,7 @@ _ROWS = 4
 
 
 def _block(rows: int, vectors: int, lanes: int):
-    """c[rows, vectors * lanes] (+)= a b by addresses and strides in bytes: a (ar, ak), b (bk, 8), c (cr, 8)."""
+    """c[rows, vectors * lanes] (+)= a b by addresses and strides in bytes (ar and ak of a)."""
 
     @intrinsic
     def block(context, a, ar, ak, b, bk, c, cr, k, add):
