@@ -33,12 +33,13 @@ from torch import nn
 
 from bench.engines.base import ENGINES, NotPrepared, Setting, StepCost
 from bench.export import VALUE_LIMIT, Lowered, lower
+from bench.network import Link, LinkCheck, make_shaper, parse_link
 from bench.worker import receive, send
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # One thread a party. glibc gives large blocks back to the system at every step unless told to keep them
-# (about 20 % of the time at batch 1). Gloo listens on loopback.
+# (about 20 % of the time at batch 1).
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -46,7 +47,6 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(1 << 26),
-    "GLOO_SOCKET_IFNAME": "lo",
     "PYTHONPATH": str(ROOT),
 }
 
@@ -105,11 +105,20 @@ class Parties:
     """Persistent processes that run one network privately.
 
     `count` parties; `engine` a key of ENGINES; `provider` the source of correlated randomness (stock: "TFP"
-    or "TTP"; lean: its dealer); `timeout_s` bounds every command. Not safe for use by several threads.
+    or "TTP"; lean: its dealer); `timeout_s` bounds every command; `link` what lies between any two of the
+    processes (a key of `bench.network.LINKS`, "200Mbit/40ms" or a Link) and `shaper` how ("user-space" or
+    "netem"). A link that is shaped is checked at the start: `link_check`. Not safe for use by several
+    threads.
     """
 
     def __init__(
-        self, count: int = 2, engine: str = "stock", provider: str | None = None, timeout_s: float = 300.0
+        self,
+        count: int = 2,
+        engine: str = "stock",
+        provider: str | None = None,
+        timeout_s: float = 300.0,
+        link: str | Link = "loopback",
+        shaper: str | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
@@ -131,6 +140,10 @@ class Parties:
         self.online_s: float | None = None
         self.driver_s: float | None = None
         self.sent: Traffic | None = None
+        self.hops: int | None = None
+        self.link = parse_link(link)
+        self.link_check: LinkCheck | None = None
+        self._shaper = make_shaper(self.link, shaper)
         self._prepared: int | None = None
         self._processes: list[_Process] = []
         self._lifeline: int | None = None
@@ -143,12 +156,25 @@ class Parties:
         lifeline, self._lifeline = os.pipe()
         try:
             rendezvous = f"file://{self._folder.name}/rendezvous"
+            self._shaper.start(Path(self._folder.name), lifeline)
             for rank, role in enumerate(["party"] * self.count + list(self.helpers)):
+                place = self._shaper.place(rank)
                 setting = Setting(
-                    self.engine, role, rank, self.count, rendezvous, self.provider, self.timeout_s
+                    self.engine,
+                    role,
+                    rank,
+                    self.count,
+                    rendezvous,
+                    self.provider,
+                    self.timeout_s,
+                    place.host,
+                    self.link,
+                    place.relay,
                 )
                 self._processes.append(self._start(setting, lifeline))
             self._await(range(len(self._processes)), "start")
+            if self.link.shaped:
+                self.check_link()
         except BaseException:
             self._kill()
             raise
@@ -162,17 +188,29 @@ class Parties:
         log = Path(self._folder.name) / f"{setting.rank}.log"
         with theirs, log.open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "bench.worker", str(theirs.fileno()), str(lifeline)],
+                [
+                    *self._shaper.prefix,
+                    sys.executable,
+                    "-m",
+                    "bench.worker",
+                    str(theirs.fileno()),
+                    str(lifeline),
+                ],
                 pass_fds=(theirs.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": self._shaper.interface},
                 start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends the group
             )
-        connection = Connection(ours.detach())
-        send(connection, setting)
-        return _Process(title, popen, connection, log)
+        process = _Process(title, popen, Connection(ours.detach()), log)
+        try:
+            self._shaper.attach(setting.rank, popen.pid)
+            send(process.connection, setting)
+        except BaseException:
+            self._processes.append(process)  # so that it is ended with the others
+            raise
+        return process
 
     def __exit__(
         self,
@@ -191,6 +229,7 @@ class Parties:
         for process in processes:
             process.popen.wait()
             process.connection.close()
+        self._shaper.stop()
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
@@ -199,9 +238,14 @@ class Parties:
             self._folder = None
 
     @property
-    def setting(self) -> tuple[str, int, str]:
-        """What processes of this group are told: engine, number of parties, provider."""
-        return self.engine, self.count, self.provider
+    def setting(self) -> tuple[str, int, str, Link]:
+        """What processes of this group are told: engine, number of parties, provider, link."""
+        return self.engine, self.count, self.provider, self.link
+
+    @property
+    def shaper(self) -> str:
+        """What shapes the link: "none", "user-space" or "netem"."""
+        return self._shaper.name
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -250,11 +294,13 @@ class Parties:
     def infer(self, images: torch.Tensor) -> torch.Tensor:
         """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
 
-        `online_s` then holds the slower party's seconds, `sent` the traffic. Raises NotPrepared without a
-        matching `prepare`, ValueError for images of another shape or beyond fixed point.
+        `online_s` then holds the slower party's seconds, `sent` the traffic, `hops` its one-way trips in
+        sequence. Raises NotPrepared without a matching `prepare`, ValueError for images of another shape or
+        beyond fixed point.
         """
         replies = self._online("infer", images)
         self.online_s = max(reply["seconds"] for reply in replies)
+        self.hops = max(reply["hops"] for reply in replies)
         by_party = tuple(reply["bytes_sent"] for reply in replies)
         self.sent = Traffic(max(reply["rounds"] for reply in replies), max(by_party), by_party)
         return next(reply["logits"] for reply in replies if reply["logits"] is not None)
@@ -290,6 +336,24 @@ class Parties:
         started = time.perf_counter()
         self._call("idle", lambda _: ())
         return time.perf_counter() - started
+
+    def check_link(self) -> LinkCheck:
+        """Measures the link between parties 0 and 1; `link_check` keeps the last result.
+
+        Nothing is raised for a link that is not what was asked for: see its `ok` and `complaint`.
+        """
+        host, port = self._call("listen", lambda _: ())[0]
+        replies = self._call("probe_link", lambda _: (host, port))
+        self.link_check = LinkCheck(
+            self.shaper,
+            self.link.rtt_s,
+            max(reply["rtt_s"] for reply in replies[:2]),
+            self.link.bandwidth_bits_s,
+            min(reply["bandwidth_bits_s"] for reply in replies[:2]),
+            max(reply["round_s"] for reply in replies),
+            replies[0]["round_hops"],
+        )
+        return self.link_check
 
     def peak_memory(self) -> tuple[int, ...]:
         """Returns the largest resident size of each party's process so far, in bytes."""
@@ -402,6 +466,8 @@ class Parties:
         killed = [rank for rank, trace in failures if trace is None]
         rank, trace = (killed[0], None) if killed else failures[0]
         process = self._processes[rank]
+        if (failure := self._shaper.failure()) is not None:
+            return f"{failure}; so {process.title} failed in {command!r}"
         if trace is not None:
             return f"{process.title} failed in {command!r}:\n{trace}"
         try:

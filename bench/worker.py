@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 
 from bench.engines.base import ENGINES, Helper, Node, NotPrepared, Setting
+from bench.network.check import median_round, probe
+from bench.network.route import port_through
 
 
 def make_node(setting: Setting) -> Node | Helper:
@@ -33,6 +36,7 @@ class Session:
 
     def __init__(self, node: Node | Helper) -> None:
         self.node = node
+        self.listener: socket.socket | None = None
 
     def load(self, program: Any, weights: Any) -> dict[str, Any]:
         """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes."""
@@ -62,11 +66,11 @@ class Session:
         return {"seconds": time.perf_counter() - started, "bytes": held}
 
     def infer(self, images: torch.Tensor | None, batch: int) -> dict[str, Any]:
-        """Runs the online phase; returns its seconds, rounds, bytes and the logits this party sees."""
+        """Runs the online phase; returns its seconds, rounds, bytes, hops and the logits this party sees."""
         node = self.node
         node.start(batch)
         shared = node.share(images, batch)
-        rounds, sent = node.meter.rounds, node.meter.bytes_sent
+        rounds, sent, hops = node.meter.rounds, node.meter.bytes_sent, node.meter.hops
         node.barrier()
         started = time.perf_counter()
         logits = node.run(shared)
@@ -75,6 +79,7 @@ class Session:
             "seconds": seconds,
             "rounds": node.meter.rounds - rounds,
             "bytes_sent": node.meter.bytes_sent - sent,
+            "hops": node.meter.hops - hops,
             "logits": logits,
         }
 
@@ -90,6 +95,38 @@ class Session:
         self.node.barrier()
         started = time.perf_counter()
         return {"seconds": time.perf_counter() - started}
+
+    def listen(self) -> tuple[str, int] | None:
+        """At party 0, opens a port for `probe_link`; returns its address."""
+        if self.node.rank:
+            return None
+        self.listener = socket.create_server((self.node.setting.host, 0))
+        return self.node.setting.host, self.listener.getsockname()[1]
+
+    def probe_link(self, host: str, port: int) -> dict[str, float]:
+        """Measures the path between parties 0 (who listens) and 1; returns RTT, bandwidth, a round's seconds.
+
+        Other parties take part in the rounds alone.
+        """
+        node, setting = self.node, self.node.setting
+        measured: dict[str, float] = {}
+        if node.rank == 0:
+            with self.listener:
+                self.listener.settimeout(setting.timeout_s)
+                connection, _ = self.listener.accept()
+        elif node.rank == 1:
+            if setting.relay:
+                port = port_through(setting.relay, 1, 0, port)
+            connection = socket.create_connection((host, port), timeout=setting.timeout_s)
+        if node.rank < 2:
+            with connection:
+                measured["rtt_s"], measured["bandwidth_bits_s"] = probe(
+                    connection, node.rank == 0, setting.link, setting.timeout_s
+                )
+        node.barrier()
+        measured["round_hops"] = node.round_hops
+        measured["round_s"] = median_round(node.small_round, setting.link)
+        return measured
 
     def peak_memory(self) -> int:
         """Returns the largest resident size so far, in bytes."""

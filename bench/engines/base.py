@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bench.network.link import LOOPBACK, Link
 from bench.program import Program, Step
 
 
@@ -45,7 +46,9 @@ class Setting:
 
     `role` is "party" or a helper's name; `rank` counts parties first, then helpers; `parties` is the number
     of parties; `rendezvous` a torch.distributed URL of the whole group (parties and helpers); `provider` the
-    source of correlated randomness; `timeout_s` bounds every wait for a peer.
+    source of correlated randomness; `timeout_s` bounds every wait for a peer. `host` is the address at which
+    it listens for peers, `link` what lies between them, `relay` the path of the process that shapes it, if
+    one does (`bench.network`).
     """
 
     engine: str
@@ -55,19 +58,24 @@ class Setting:
     rendezvous: str
     provider: str
     timeout_s: float
+    host: str = "127.0.0.1"
+    link: Link = LOOPBACK
+    relay: str = ""
 
 
 @dataclass
 class Meter:
-    """Counts what this process sends: collective rounds and payload bytes."""
+    """Counts what this process sends: collective rounds, payload bytes, one-way trips in sequence."""
 
     rounds: int = 0
     bytes_sent: int = 0
+    hops: int = 0
 
-    def count(self, bytes_sent: int) -> None:
-        """Counts one round in which this process sends `bytes_sent` bytes."""
+    def count(self, bytes_sent: int, hops: int = 1) -> None:
+        """Counts one round of `hops` one-way trips in which this process sends `bytes_sent` bytes."""
         self.rounds += 1
         self.bytes_sent += bytes_sent
+        self.hops += hops
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,11 @@ class Node(ABC):
     """A party: loads a program, prepares the randomness of one inference, runs it.
 
     Party 0 holds the weights, party 1 the image. All parties are driven through the same calls at the same
-    time. A subclass gives the shares' arithmetic; the walk over the program is here.
+    time. A subclass gives the shares' arithmetic; the walk over the program is here. `round_hops` are the
+    one-way trips, one after the other, of a small round.
     """
+
+    round_hops = 1
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -109,6 +120,10 @@ class Node(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Returns when every party is here; counted nowhere."""
+
+    @abstractmethod
+    def small_round(self) -> None:
+        """Runs one round of a few bytes, as an inference does; counted nowhere."""
 
     @abstractmethod
     def start(self, batch: int) -> None:

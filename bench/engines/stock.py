@@ -17,6 +17,8 @@ import torch
 from bench import program as ir
 from bench.compat import crypten
 from bench.engines.base import Helper, Meter, Node, NotPrepared, Setting
+from bench.network.model import ring_hops
+from bench.network.route import demand_relayed, shaped_rendezvous
 
 PROVIDERS = {"TFP": (), "TTP": ("ttp",)}  # provider -> helper processes
 
@@ -35,7 +37,9 @@ def connect(setting: Setting) -> None:
     crypten.cfg.mpc.provider = setting.provider
     os.environ.update(
         DISTRIBUTED_BACKEND="gloo",
-        RENDEZVOUS=setting.rendezvous,
+        RENDEZVOUS=shaped_rendezvous(setting.rendezvous, setting.relay)
+        if setting.relay
+        else setting.rendezvous,
         WORLD_SIZE=str(setting.parties),
         RANK=str(setting.rank),
     )
@@ -76,7 +80,10 @@ class StockParty(Node):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        self.round_hops = ring_hops(0, setting.parties)
         crypten.init()
+        if setting.relay:
+            demand_relayed()
         _attach(self.meter, crypten.communicator.get(), setting.parties)
         self.provider = crypten.mpc.get_default_provider()
         self.weights: dict[str, Any] = {}
@@ -126,6 +133,11 @@ class StockParty(Node):
 
     def barrier(self) -> None:
         torch.distributed.barrier(group=crypten.communicator.get().main_group)
+
+    def small_round(self) -> None:
+        """Sums 16 words."""
+        group = crypten.communicator.get().main_group
+        torch.distributed.all_reduce(torch.zeros(16, dtype=torch.int64), group=group)
 
     def start(self, batch: int) -> None:
         if self.prepared != batch:
@@ -242,13 +254,18 @@ def _attach(meter: Meter, communicator: Any, parties: int) -> None:
 
     Bytes are those of gloo's algorithms for a payload of n bytes: a ring all-reduce sends 2 (P - 1) / P n; a
     gather sends n to its destination; scatter and broadcast send n to each other party; an all-gather n to
-    each. With two parties the total equals CrypTen's own counter divided by two.
+    each. With two parties the total equals CrypTen's own counter divided by two. Hops are a ring's for an
+    all-reduce (of a list: its longest), two for the others: the receiver is ready, the data.
     """
     rank = communicator.get_rank()
 
     def size(payload: Any) -> int:
         tensors = payload if isinstance(payload, list) else [payload]
         return sum(t.nelement() * t.element_size() for t in tensors)
+
+    def hops(payload: Any) -> int:
+        tensors = payload if isinstance(payload, list) else [payload]
+        return max(ring_hops(size(tensor), parties) for tensor in tensors)
 
     def shares_to(payload: Any, src: int, *_: Any, **__: Any) -> int:
         return sum(size(p) for i, p in enumerate(payload) if i != rank) if src == rank else 0
@@ -264,13 +281,13 @@ def _attach(meter: Meter, communicator: Any, parties: int) -> None:
         "isend": lambda payload, *_, **__: size(payload),
     }
 
-    def counted(call: Callable[..., Any], sent: Callable[..., int]) -> Callable[..., Any]:
+    def counted(call: Callable[..., Any], sent: Callable[..., int], ring: bool) -> Callable[..., Any]:
         @wraps(call)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            meter.count(sent(*args, **kwargs))
+            meter.count(sent(*args, **kwargs), hops(args[0]) if ring else 2)
             return call(*args, **kwargs)
 
         return wrapper
 
     for name, sent in sends.items():
-        setattr(communicator, name, counted(getattr(communicator, name), sent))
+        setattr(communicator, name, counted(getattr(communicator, name), sent, name == "all_reduce"))
