@@ -383,6 +383,21 @@ def test_large_exchanges_pass_both_ways_at_once():
         end.close()
 
 
+def test_arrays_are_opened_in_place():
+    ends = pair(10)
+    data = [np.random.default_rng(rank).integers(0, 2**62, 700_001) for rank in (0, 1)]
+    expected = data[0] + data[1]
+    thread = threading.Thread(target=ends[1].open, args=(data[1],))
+    thread.start()
+    ends[0].open(data[0])
+    thread.join()
+    assert (data[0] == expected).all()
+    assert (data[1] == expected).all()
+    for end in ends:
+        end.open(data[0][:0])
+        end.close()
+
+
 def test_a_silent_peer_and_a_dead_one():
     here, there = pair(0.1)
     with pytest.raises(TimeoutError, match=r"party 1 was silent for 0\.1 s"):

@@ -83,26 +83,59 @@ class Channel:
             self.tap(sending)
         idle = 0
         while len(sending) or len(receiving):
-            moved = 0
-            try:
-                if len(sending):
-                    moved = self._wire.send(sending)
-                    sending = sending[moved:]
-                if len(receiving):
-                    got = self._wire.receive(receiving)
-                    if got is None:
-                        raise self._gone()
-                    receiving = receiving[got:]
-                    moved += got
-            except (BrokenPipeError, ConnectionResetError, ConnectionAbortedError) as error:
-                raise self._gone() from error
-            idle = 0 if moved else idle + 1
-            if idle > _SPINS and not self._wire.wait(
-                bool(len(receiving)), bool(len(sending)), self._timeout_s
-            ):
-                raise TimeoutError(
-                    f"{self._peer} was silent for {self._timeout_s:g} s in the middle of an exchange"
-                )
+            moved = self._send(sending)
+            sending = sending[moved:]
+            got = self._receive(receiving)
+            receiving = receiving[got:]
+            idle = 0 if moved + got else idle + 1
+            self._rest(idle, bool(len(receiving)), bool(len(sending)))
+
+    def open(self, words: np.ndarray) -> None:
+        """Adds the peer's words to ours in place while both are sent: one exchange, no second array."""
+        whole = _bytes(words)
+        if self.tap is not None:
+            self.tap(whole)
+        scratch = np.empty(min(words.size, _SLICE // 8), words.dtype)
+        part = _bytes(scratch)
+        sent = added = held = idle = 0  # bytes: added + held <= sent, so what is overwritten was sent
+        while added < len(whole):
+            moved = self._send(whole[sent:])
+            sent += moved
+            got = self._receive(part[held : min(len(part), sent - added)])
+            held += got
+            ready = held // 8
+            words[added // 8 : added // 8 + ready] += scratch[:ready]
+            added += 8 * ready
+            held -= 8 * ready
+            part[:held] = bytes(part[8 * ready : 8 * ready + held])
+            idle = 0 if moved + got else idle + 1
+            self._rest(idle, sent > added + held, sent < len(whole))
+
+    def _send(self, view: memoryview) -> int:
+        if not len(view):
+            return 0
+        try:
+            return self._wire.send(view)
+        except (BrokenPipeError, ConnectionResetError, ConnectionAbortedError) as error:
+            raise self._gone() from error
+
+    def _receive(self, view: memoryview) -> int:
+        if not len(view):
+            return 0
+        try:
+            got = self._wire.receive(view)
+        except (ConnectionResetError, ConnectionAbortedError) as error:
+            raise self._gone() from error
+        if got is None:
+            raise self._gone()
+        return got
+
+    def _rest(self, idle: int, reading: bool, writing: bool) -> None:
+        """Waits when nothing has moved for a while."""
+        if idle > _SPINS and not self._wire.wait(reading, writing, self._timeout_s):
+            raise TimeoutError(
+                f"{self._peer} was silent for {self._timeout_s:g} s in the middle of an exchange"
+            )
 
     def send(self, out: np.ndarray | bytes) -> None:
         """Sends all of `out`."""

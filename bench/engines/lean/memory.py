@@ -24,7 +24,7 @@ def keep_blocks() -> None:
 
 
 def release_blocks() -> None:
-    """Returns what `keep_blocks` kept, once: after work whose memory is not needed again."""
+    """Returns to the system what `keep_blocks` has kept until now (for set-up, where memory counts)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

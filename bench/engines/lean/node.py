@@ -135,6 +135,7 @@ class LeanNode(Node):
             raise ValueError("party 0 holds the weights: load(program, weights) needs them there")
         self._prepared = self._bundle = None
         self._weights = {}
+        release_blocks()
         self.program, self._plan = program, make_plan(program)
         key = bytearray(KEY_BYTES)
         self._dealer.receive(key)
@@ -162,6 +163,8 @@ class LeanNode(Node):
             arranged = (how.arrange(torch.from_numpy(part).view(shape)) for part in (share, delta))
             self._weights[name] = Weights(how, *arranged, bias)
             at += size
+            del share, arranged
+            release_blocks()  # else the peak holds every share twice
         del opened
         release_blocks()
 
@@ -173,9 +176,8 @@ class LeanNode(Node):
             self.consumed.append(self._stream.fill(part))
             np.subtract(share, part, out=part)
             at += share.size
-        other = np.empty_like(delta)
-        self._exchange(delta, other)
-        delta += other
+        self.peer.open(delta)
+        self.meter.count(delta.nbytes)
         return delta
 
     def _agree(self) -> bytes:
