@@ -8,8 +8,9 @@ fixed point, and sums the chance of a wrong local truncation, all before any pro
 from __future__ import annotations
 
 import copy
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -35,14 +36,26 @@ class Lowered:
     """A network ready for parties.
 
     `program` is public; `weights` (float64) are party 0's; `logits` is the plaintext answer to the example
-    in float64; `truncation_failures` is the expected number of wrong local truncations in one inference of
-    one image under a two-party engine that truncates locally (facts: |v| / 2^32 for each product).
+    in float64; `largest` the largest absolute value under each name of the program; `truncation_failures`
+    the expected number of wrong local truncations in one inference of one image under a two-party engine
+    that truncates locally (facts: |v| / 2^32 for each product).
     """
 
     program: ir.Program
     weights: dict[str, torch.Tensor]
     logits: torch.Tensor
+    largest: dict[str, float]
     truncation_failures: float
+
+    def demand(self, limits: Mapping[str, float]) -> None:
+        """Raises ExportError if a value reaches its limit, by the names of the program."""
+        for name, limit in limits.items():
+            if self.largest.get(name, 0.0) >= limit:
+                raise ExportError(
+                    f"the value of {name!r} reaches {self.largest[name]:.3g}, beyond the "
+                    f"2^{math.log2(limit):.0f} that this engine can hold there; normalise the network or its "
+                    "input, or use engine='stock'"
+                )
 
 
 def lower(model: nn.Module, example: torch.Tensor) -> Lowered:
@@ -62,6 +75,7 @@ def lower(model: nn.Module, example: torch.Tensor) -> Lowered:
         ir.Program(walk.input_name, tuple(example.shape[1:]), tuple(walk.steps), walk.output_name),
         walk.weights,
         logits.detach(),
+        walk.largest,
         walk.truncation_failures / len(example),
     )
 
@@ -90,6 +104,7 @@ class _Lowering(fx.Interpreter):
         self.names: dict[fx.Node, str] = {}  # node -> the value it stands for (in place: the newest)
         self.input_name = self.output_name = ""
         self.extra_traceback = False  # the message names the node already
+        self.largest: dict[str, float] = {}
         self.truncation_failures = 0.0
 
     def run_node(self, node: fx.Node) -> Any:
@@ -134,6 +149,9 @@ class _Lowering(fx.Interpreter):
                 f"{_label(node, self)} reaches {largest:.3g}, beyond the 2^30 that 16-bit fixed point "
                 "in a 64-bit ring can multiply; normalise the network or its input"
             )
+        if node in self.names:
+            name = self.names[node]
+            self.largest[name] = max(largest, self.largest.get(name, 0.0))
 
     # What the rules below use.
 

@@ -133,7 +133,8 @@ class Parties:
         self.provider = provider or info.provider
         self.timeout_s = timeout_s
         self.exact_truncation = info.exact_truncation
-        self.helpers: tuple[str, ...] = importlib.import_module(info.module).helper_roles(self.provider)
+        self._module = importlib.import_module(info.module)
+        self.helpers: tuple[str, ...] = self._module.helper_roles(self.provider)
         self.lowered: Lowered | None = None
         self.set_up: SetUp | None = None
         self.offline: Offline | None = None
@@ -152,6 +153,7 @@ class Parties:
     # Life.
 
     def __enter__(self) -> Parties:
+        self._module.compile_all()
         self._folder = tempfile.TemporaryDirectory(prefix="pibench-", ignore_cleanup_errors=True)
         lifeline, self._lifeline = os.pipe()
         try:
@@ -261,6 +263,7 @@ class Parties:
         `set_up` then holds the cost, `lowered` the program and the plaintext logits of the example.
         """
         lowered = lower(model, example)
+        lowered.demand(self._module.value_limits(lowered.program))
         self._prepared = None
         # As arrays: a pickled tensor passes through a second copy in the receiving party's memory.
         weights = {name: weight.numpy() for name, weight in lowered.weights.items()}

@@ -199,6 +199,17 @@ def test_values_out_of_range_are_found_before_anything_runs():
         lower(Apply(lambda m, x: m.conv(x), conv=conv), IMAGES)
 
 
+def test_limits_of_an_engine_are_checked_on_the_plaintext_values():
+    conv = nn.Conv2d(4, 3, 1)
+    lowered = lower(Apply(lambda m, x: m.conv(x).relu(), conv=conv), IMAGES)
+    largest = F.conv2d(IMAGES.double(), conv.weight.double(), conv.bias.double()).abs().max().item()
+    assert lowered.largest["conv"] == pytest.approx(largest)
+    assert lowered.largest["x"] == pytest.approx(IMAGES.abs().max().item())
+    lowered.demand({"conv": 2 * largest, "x": 100.0})
+    with pytest.raises(ExportError, match=r"'conv' reaches .* beyond the 2\^0 .* engine='stock'"):
+        lowered.demand({"conv": 1.0})
+
+
 def test_nan_image_is_found():
     with pytest.raises(ExportError, match="NaN"):
         lower(Apply(lambda m, x: x.relu()), torch.full((1, 4, 8, 8), float("nan")))

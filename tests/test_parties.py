@@ -185,6 +185,19 @@ def test_model_that_does_not_fit_is_refused_before_the_parties_are_asked(stock, 
     stock.infer(images[:1])
 
 
+def test_value_beyond_the_lean_engines_bound_is_refused():
+    """A 3x3 convolution there holds |v| < 2^28: four times the product at double scale."""
+    conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    conv.weight.data.fill_(2.0**21)
+    images = torch.ones(1, 16, 8, 8)
+    with Parties(engine="lean", timeout_s=60) as parties:
+        with pytest.raises(ExportError, match=r"'c' reaches 3.02e\+08, beyond the 2\^28"):
+            parties.load(Lambda(lambda m, x: m.c(x), c=conv), images)
+        conv.weight.data.fill_(2.0**10)
+        logits = run(parties, Lambda(lambda m, x: m.c(x), c=conv), images)
+        torch.testing.assert_close(logits, conv(images).detach())
+
+
 def test_nothing_loaded():
     with pytest.raises(RuntimeError, match="load"):
         Parties().prepare()

@@ -23,8 +23,9 @@ class EngineInfo:
     """Where an engine lives, the numbers of parties it runs with and its usual provider of randomness.
 
     `exact_truncation` tells that no truncation is ever wrong by more than one unit in the last place.
-    Its module gives `helper_roles(provider) -> tuple[str, ...]` (processes beside the parties) and
-    `make_node(setting) -> Node | Helper`.
+    Its module gives `helper_roles(provider) -> tuple[str, ...]` (processes beside the parties),
+    `make_node(setting) -> Node | Helper`, `value_limits(program)` (bounds of values beyond the common one)
+    and `compile_all()` (what must be compiled, once, into a cache on disk).
     """
 
     module: str

@@ -14,9 +14,9 @@ import torch
 from bench import program as ir
 from bench.compat import crypten
 from bench.engines.base import Helper, Node, Setting
-from bench.engines.stock import StockParty, connect, helper_roles
+from bench.engines.stock import StockParty, compile_all, connect, helper_roles, value_limits
 
-__all__ = ["helper_roles", "make_node"]
+__all__ = ["compile_all", "helper_roles", "make_node", "value_limits"]
 
 
 def make_node(setting: Setting) -> Node | Helper:

@@ -9,6 +9,7 @@ Values must stay below 2^28 in absolute value; `plan.value_limits` gives the exa
 """
 
 from bench.engines.base import Helper, Node, Setting
+from bench.program import Program
 
 PARTIES = 2
 
@@ -31,6 +32,13 @@ def make_node(setting: Setting) -> Node | Helper:
     torch.set_num_threads(1)
     keep_blocks()
     return Dealer(setting) if setting.role == "dealer" else LeanNode(setting)
+
+
+def value_limits(program: Program) -> dict[str, float]:
+    """Maps each value to the bound that it must stay below in absolute value (`plan.value_limits`)."""
+    from bench.engines.lean import plan
+
+    return plan.value_limits(program)
 
 
 def compile_all() -> None:
