@@ -94,6 +94,11 @@ def pings(link: Link) -> int:
     return max(5, min(50, int(1 / link.rtt_s))) if link.rtt_s else 50
 
 
+def round_pairs(link: Link) -> int:
+    """How many pairs of small rounds are timed: 3 to 50."""
+    return max(3, min(50, int(0.3 / link.rtt_s))) if link.rtt_s else 50
+
+
 def bulk_bytes(link: Link) -> int:
     """Bytes of the bulk transfer in each direction."""
     least, most = BULK_BYTES
@@ -128,12 +133,12 @@ def median_round(small_round: Callable[[], None], link: Link) -> float:
     Timed in pairs: a party that is ahead waits longer in one round and as much shorter in the next.
     """
     times = []
-    for _ in range(WARM_UP + pings(link)):
+    for _ in range(1 + round_pairs(link)):
         started = time.perf_counter()
         small_round()
         small_round()
         times.append((time.perf_counter() - started) / 2)
-    return statistics.median(times[WARM_UP:])
+    return statistics.median(times[1:])
 
 
 def _fill(connection: socket.socket, into: bytearray) -> None:

@@ -55,7 +55,7 @@ class Shaper:
         return Place()
 
     def failure(self) -> str | None:
-        """Says how the shaper ended, if it did."""
+        """Says how the shaper ended, if it did; asked when a process of the group failed."""
         return None
 
     def stop(self) -> None:
@@ -87,8 +87,11 @@ class _WithProcess(Shaper):
             )
 
     def failure(self) -> str | None:
-        code = None if self.popen is None else self.popen.poll()
-        if code is None:
+        if self.popen is None:
+            return None
+        try:
+            code = self.popen.wait(timeout=0.3)  # its peers may notice before it has quite ended
+        except subprocess.TimeoutExpired:
             return None
         said = self._log.read_text(errors="replace")[-1000:].strip() if self._log.exists() else ""
         return f"{self.title} ended with code {code}" + (f":\n{said}" if said else "")
