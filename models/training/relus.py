@@ -1,0 +1,108 @@
+"""The forms that ReLUs take while they are trained.
+
+`TrainingReLU` is `MaskedReLU` in one operation:
+
+    y = max(x, lower),   lower = 0 where the mask is set, -inf elsewhere
+
+`lower` is stored [1, C, H, W], so that a network moved to channels_last takes it along: a mask in another
+memory format than the activation more than doubles the time of an epoch.
+
+`SoftReLU` is SNL's: y = a ReLU(x) + (1 - a) x with a trained slope a in [0, 1] for every position.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from models.transforms import linearize_relus
+
+
+class _Maximum(torch.autograd.Function):
+    """Has ReLU's gradient at ties (0), where torch.maximum's own gradient is a half."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, lower: Tensor) -> Tensor:
+        y = torch.maximum(x, lower)
+        ctx.save_for_backward(y, lower)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        y, lower = ctx.saved_tensors
+        # y - lower is y on the mask and infinite elsewhere: no comparison, whose boolean result is slow.
+        return torch.ops.aten.threshold_backward(gradient, y - lower, 0), None
+
+
+class TrainingReLU(nn.Module):
+    """Applies ReLU where its mask is set; the mask can be exchanged, the function is `MaskedReLU`'s."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("lower", torch.zeros(1, *mask.shape))
+        self.set_mask(mask)
+
+    @property
+    def mask(self) -> Tensor:
+        """The boolean mask, in the shape of one image's activation."""
+        return self.lower[0] == 0
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> None:
+        """Exchanges the mask, boolean [C, H, W]."""
+        self.lower.copy_(torch.where(mask, 0.0, -torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Maximum.apply(x, self.lower.to(x.dtype))
+
+
+class SoftReLU(nn.Module):
+    """Computes a ReLU(x) + (1 - a) x = x - a min(x, 0) with a slope a for every position, 1 at first."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, *shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.alpha.to(x.dtype) * x.clamp(max=0)
+
+
+class CutReLU(nn.Identity):
+    """Stands where a ReLU layer is cut, so that the value there can still be tapped."""
+
+
+def named_relus(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the ReLUs of any form, by name and in the order in which the network holds them."""
+    kinds = (nn.ReLU, TrainingReLU, SoftReLU, CutReLU)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def exchange_relus(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Puts other ReLUs into the network, in place, by name."""
+    for name, module in modules.items():
+        model.set_submodule(name, module.train(model.training))
+
+
+def mask_relus(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Makes a `TrainingReLU` of every ReLU named in `masks` ([C, H, W] each), in place."""
+    exchange_relus(model, {name: TrainingReLU(mask) for name, mask in masks.items()})
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the masks of a network that is trained with masks."""
+    return {name: relu.mask for name, relu in named_relus(model).items() if isinstance(relu, TrainingReLU)}
+
+
+def deployed_relus(model: nn.Module) -> fx.GraphModule:
+    """Returns the graph of `model` with `MaskedReLU`, `ReLU` or nothing in place of every `TrainingReLU`.
+
+    `CutReLU` becomes nothing. The model itself is left as it was.
+    """
+    keep: dict[str, Tensor | bool] = {name: mask.cpu().contiguous() for name, mask in masks_of(model).items()}
+    keep |= {name: False for name, relu in named_relus(model).items() if isinstance(relu, CutReLU)}
+    learnt = {name: model.get_submodule(name) for name in keep}
+    exchange_relus(model, {name: nn.ReLU() for name in keep})
+    try:
+        return linearize_relus(model, keep)
+    finally:
+        exchange_relus(model, learnt)

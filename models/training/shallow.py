@@ -1,0 +1,118 @@
+"""A residual block that learns to be shallow.
+
+    y = g deep(x) + (1 - g) shallow(x),   then ReLU(y + shortcut(x))
+
+deep is the block's Conv BN ReLU Conv BN, shallow one 3x3 convolution of the block's stride with BN. The gate
+g falls from 1 to 0 while the network is trained; at 0 the deep branch is not computed any more, so what is
+left is exactly the block that `models.transforms.shallow_blocks` makes. After arXiv 2304.13274, which does
+not publish the gate's form, its schedule, the kernel or the start: those are ours.
+
+The start is the least-squares fit of deep's output: with the patches a(x) [9 C + 1] of the input (the last
+entry 1) and the outputs d(x) [O] at all positions of all images,
+
+    K = argmin sum |K a - d|^2,   K (sum a a^T) = sum d a^T,
+
+and the BatchNorm after it is given the statistics of K's output, so that it changes nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.training.taps import run_tapped
+from models.zoo.resnet import BasicBlock
+
+
+class GatedBlock(nn.Module):
+    """A `BasicBlock` and its shallow replacement; `gate` is set from outside and not saved."""
+
+    def __init__(self, block: BasicBlock, shallow: nn.Conv2d, shallow_bn: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = block.conv1, block.bn1, block.relu1
+        self.conv2, self.bn2 = block.conv2, block.bn2
+        self.shortcut, self.relu2 = block.shortcut, block.relu2
+        self.shallow, self.shallow_bn = shallow, shallow_bn
+        self.gate = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.shallow_bn(self.shallow(x))
+        if self.gate > 0:
+            deep = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+            y = torch.lerp(y, deep, self.gate)
+        return self.relu2(y + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class LeastSquares:
+    """Sums the normal equations of a 3x3 convolution batch by batch, in float64."""
+
+    def __init__(self, channels: int, outputs: int, stride: tuple[int, int]) -> None:
+        self.stride = stride
+        self.gram = torch.zeros(9 * channels + 1, 9 * channels + 1, dtype=torch.float64)
+        self.right = torch.zeros(9 * channels + 1, outputs, dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds inputs x [N, C, H, W] and the outputs y [N, O, H', W'] that are wanted for them."""
+        patches = F.unfold(x.double(), 3, padding=1, stride=self.stride).transpose(1, 2).flatten(0, 1)
+        patches = F.pad(patches, (0, 1), value=1.0)
+        wanted = y.double().flatten(2).transpose(1, 2).flatten(0, 1)
+        self.gram += (patches.T @ patches).cpu()
+        self.right += (patches.T @ wanted).cpu()
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Returns kernel [O, C, 3, 3] and bias [O] of least squared error (of several, the shortest)."""
+        solution = torch.linalg.pinv(self.gram, hermitian=True, rtol=1e-10) @ self.right
+        return solution[:-1].T.reshape(self.right.shape[1], -1, 3, 3).contiguous(), solution[-1]
+
+    def statistics(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and variance [O] of the kernel's outputs, without bias, over all patches added."""
+        count, weights = self.gram[-1, -1], kernel.flatten(1).T
+        mean = self.gram[-1, :-1] @ weights / count
+        square = (weights * (self.gram[:-1, :-1] @ weights)).sum(0) / count
+        return mean, (square - mean**2).clamp(min=0)
+
+
+@torch.no_grad()
+def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches: Iterable[Tensor]) -> None:
+    """Sets the shallow branch of each block, in place, to the least-squares fit of `reference`'s deep branch.
+
+    `blocks` are named as in `reference`, a network of `BasicBlock`s in eval mode.
+    """
+    sums = {
+        name: LeastSquares(block.shallow.in_channels, block.shallow.out_channels, block.shallow.stride)
+        for name, block in blocks.items()
+    }
+    for x in batches:
+        _, outputs, inputs = run_tapped(reference, x, [f"{name}.bn2" for name in blocks], list(blocks))
+        for name, squares in sums.items():
+            squares.add(inputs[name], outputs[f"{name}.bn2"])
+    for name, block in blocks.items():
+        kernel, bias = sums[name].solve()
+        mean, variance = sums[name].statistics(kernel)
+        norm = block.shallow_bn
+        block.shallow.weight.copy_(kernel)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean + bias)
+
+
+@torch.no_grad()
+def refresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Sets every BatchNorm's running statistics, in place, to the mean over `batches`.
+
+    A moving gate changes the inputs of all later layers faster than running statistics follow, so they are
+    taken anew before the network is judged. Training itself uses the batch's and does not depend on them.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta, training = [norm.momentum for norm in norms], model.training
+    model.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    for x in batches:
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
