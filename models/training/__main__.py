@@ -1,0 +1,115 @@
+"""`python -m models.training`: trains every variant, goes on where it was stopped, skips what is finished."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models import checkpoint
+from models.checkpoint import read_manifest
+from models.data import DataError, load_cifar100
+from models.training.files import TrainingError, locked
+from models.training.images import Images
+from models.training.loop import Setting
+from models.training.recipes import ROWS, Run, recipe_of
+from models.training.rows import find_row, finish_row, put_row, read_rows, weights_path
+from models.training.schedules import PLANS
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__)
+    parser.add_argument(
+        "--rows", nargs="+", default=ROWS, choices=ROWS, metavar="VARIANT", help=", ".join(ROWS)
+    )
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage (default 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default 0)")
+    parser.add_argument("--plan", choices=PLANS, default="standard", help="the schedules (default standard)")
+    parser.add_argument("--epochs-scale", type=float, default=1.0, help="multiplies all epochs of the plan")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a CUDA device if there is one), cpu, cuda, ..."
+    )
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--weights", type=Path, default=checkpoint.FOLDER)
+    parser.add_argument("--list", action="store_true", help="only say which rows are finished")
+    return parser.parse_args(argv)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def run_rows(options: argparse.Namespace) -> None:
+    """Trains the rows that are not finished and writes each when it is."""
+    device = _device(options.device)
+    torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
+    torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
+    accuracy = options.results / "accuracy.json"
+    plan = PLANS[options.plan].scaled(options.epochs_scale)
+    facts = {"plan": options.plan, "epochs_scale": options.epochs_scale, "precision": options.precision}
+    name = f"w{options.width}-s{options.seed}-{options.plan}"
+    name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
+    name += "" if options.precision == "bfloat16" else f"-{options.precision}"
+    finished = []
+    for row in ROWS:
+        found = find_row(read_rows(accuracy), row, options.width, options.seed)
+        listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
+        if found and all(found.get(key) == value for key, value in facts.items()):
+            finished += [row] if listed or options.seed else []
+    waiting = [row for row in ROWS if row in options.rows and row not in finished]
+    for row in options.rows if options.list else ():
+        print(f"{row:16} {'finished' if row in finished else 'to be trained'}")
+    if options.list:
+        return
+    for row in options.rows:
+        if row in finished:
+            print(f"{row}: finished before, see {accuracy}", file=sys.stderr)
+    if not waiting:
+        return
+    images = Images.cifar100(options.data, device)
+    test = load_cifar100(options.data, "test")
+    setting = Setting(images, device, options.precision, options.seed)
+    folder = options.checkpoints / name
+    with locked(folder):
+        run = Run(setting, plan, options.width, folder, options.results / "training" / name)
+        for index, row in enumerate(waiting, start=1):
+            print(f"[{index}/{len(waiting)}] {row} at width {options.width}", file=sys.stderr)
+            trained = recipe_of(row)(run, row)
+            line = finish_row(run, row, trained, test, facts, options.weights)
+            put_row(accuracy, line)
+            print(
+                f"{row}: {100 * line['accuracy_heldout']:.2f} % held out, "
+                f"{100 * line['accuracy_test']:.2f} % test, "
+                f"{line['relus']:,} ReLUs -> {weights_path(options.weights, run, row)}",
+                file=sys.stderr,
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line; returns the exit status."""
+    options = arguments(argv)
+    try:
+        run_rows(options)
+    except (TrainingError, DataError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped: run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

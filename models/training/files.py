@@ -1,0 +1,110 @@
+"""Files that appear complete or not at all, and the checkpoints from which training goes on."""
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TrainingError(RuntimeError):
+    """Raised when training cannot go on: a loss that is no number, a full disk, another run's checkpoint."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` at once by `content`; TrainingError, the former file intact, when it cannot."""
+    scratch = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}; {len(content) / 1e6:.1f} MB are needed): "
+            "what was there before is intact; make room, then run the same command to go on"
+        ) from error
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces `path` by one line of JSON per row."""
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the SHA-256 of names, shapes, types and values."""
+    result = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        value = tensor.detach().cpu().contiguous()
+        result.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        result.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
+
+
+def architecture(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a short digest of names and shapes: equal for networks whose states are exchangeable."""
+    text = json.dumps([[name, list(tensor.shape)] for name, tensor in sorted(tensors.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second training out of `folder`; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another training works in {folder}: wait for it, or end it") from error
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoint of one phase: `path`, and the `identity` of what it belongs to (JSON values)."""
+
+    path: Path
+    identity: Mapping[str, Any]
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint at once."""
+        buffer = io.BytesIO()
+        torch.save({"identity": json.dumps(self.identity, sort_keys=True), **state}, buffer)
+        write_bytes(self.path, buffer.getvalue())
+
+    def load(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
+        """Returns the checkpoint, None if there is none; TrainingError if it is another's or damaged."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location=device, weights_only=True)
+            identity = json.loads(state.pop("identity"))
+        except (RuntimeError, KeyError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{self.path} is no checkpoint of this project or is damaged ({type(error).__name__}): "
+                "remove it to train this phase again"
+            ) from error
+        wanted = json.loads(json.dumps(self.identity))
+        differing = [key for key in sorted({*identity, *wanted}) if identity.get(key) != wanted.get(key)]
+        if differing:
+            details = "; ".join(
+                f"{key} {json.dumps(identity.get(key))} there, {json.dumps(wanted.get(key))} here"
+                for key in differing
+            )
+            raise TrainingError(
+                f"{self.path} belongs to another training ({details}): remove it to train this phase again"
+            )
+        return state

@@ -1,0 +1,240 @@
+"""One phase of training: epochs of SGD on a task, resumable after a kill at any point.
+
+A checkpoint is written at the end of every epoch, and everything that an epoch draws comes from a generator
+seeded by the run's seed and the epoch's number, so a killed epoch is simply done again: the result is the
+same bit for bit (on one kind of machine, with as many threads).
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from models.training.files import Checkpoints, TrainingError, architecture, digest, write_lines
+from models.training.images import Images, accuracy
+from models.training.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a task is trained."""
+
+    images: Images
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "bfloat16"
+    seed: int = 0
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Runs convolutions in bfloat16 unless the precision is float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            yield
+
+
+class Task(Protocol):
+    """What is trained: a network, its loss, and what happens between the steps.
+
+    All state that is not the model's stands in `extra`, tensors by name, which is saved with it.
+    """
+
+    model: nn.Module
+    extra: dict[str, Tensor]
+
+    def start(self, setting: Setting) -> None:
+        """Prepares a phase that begins; not called when it goes on from a checkpoint."""
+
+    def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
+        """Returns the optimizers; the rate of the first follows the schedule."""
+
+    def before_step(self, done: float) -> None:
+        """Sets what depends on the fraction of all steps that is behind; keeps nothing."""
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of a batch x [N, C, H, W]."""
+
+    def after_step(self, done: float) -> None:
+        """Acts on the weights after a step."""
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Acts between two epochs, before the evaluation; returns what is to be logged."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished phase leaves beside the model: the digest of its state, its epochs and seconds."""
+
+    name: str
+    digest: str
+    history: tuple[dict[str, Any], ...]
+    extra: dict[str, Tensor]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all epochs, evaluation included."""
+        return sum(row["wall_s"] for row in self.history)
+
+
+class Progress:
+    """One line that says where a phase is and how long it will take; one line an epoch in a file."""
+
+    def __init__(self, name: str, epochs: int, steps: int, stream: TextIO | None = None) -> None:
+        self.name, self.epochs, self.steps = name, epochs, steps
+        self.stream = sys.stderr if stream is None else stream
+        self.live = self.stream.isatty()
+        self.began: float | None = None
+        self.first = 0
+        self.shown = 0.0
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """Notes that `step` steps of epoch `epoch` are done."""
+        now, done = time.monotonic(), epoch * self.steps + step
+        if self.began is None:
+            self.began, self.first = now, done
+            return
+        if not self.live or now - self.shown < 0.5:
+            return
+        self.shown = now
+        text = f"{self.name}  epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  loss {loss:.3f}"
+        self.stream.write(f"\r\x1b[K{text}  {self._left(done)}")
+        self.stream.flush()
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Says how an epoch went."""
+        done = row["epoch"] * self.steps
+        text = (
+            f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  "
+            f"held-out {100 * row['accuracy_heldout']:.2f} %  {row['wall_s']:.1f} s  {self._left(done)}"
+        )
+        self.stream.write(("\r\x1b[K" if self.live else "") + text + "\n")
+        self.stream.flush()
+
+    def _left(self, done: int) -> str:
+        if self.began is None or done <= self.first:
+            return "time left unknown"
+        seconds = (time.monotonic() - self.began) / (done - self.first) * (self.epochs * self.steps - done)
+        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02} left"
+
+
+def train(
+    task: Task,
+    schedule: Schedule,
+    setting: Setting,
+    name: str,
+    folder: Path,
+    log: Path,
+    after: str = "",
+    stream: TextIO | None = None,
+) -> Outcome:
+    """Trains a task to its last epoch, from its checkpoint in `folder` if there is one; returns its outcome.
+
+    Every epoch is a line of `log` (JSON lines). `after` is the digest of what the phase starts from. Raises
+    TrainingError when the loss is no number, a file cannot be written, or the checkpoint belongs to another
+    architecture, schedule, seed, precision or start.
+    """
+    model = task.model.to(setting.device, memory_format=torch.channels_last)
+    task.extra = {key: value.to(setting.device) for key, value in task.extra.items()}
+    steps = setting.images.steps(schedule.batch)
+    identity = {
+        "phase": name,
+        "task": type(task).__name__,
+        "architecture": architecture(model.state_dict()),
+        "schedule": asdict(schedule),
+        "seed": setting.seed,
+        "precision": setting.precision,
+        "images": len(setting.images.labels),
+        "after": after,
+    }
+    checkpoints = Checkpoints(folder / f"{name}.pt", identity)
+    state = checkpoints.load(setting.device)
+    history: list[dict[str, Any]] = []
+    if state is None:
+        task.start(setting)
+    else:
+        model.load_state_dict(state["model"])
+        task.extra = state["extra"]
+        history = [dict(row) for row in state["history"]]
+        write_lines(log, history)
+    if len(history) < schedule.epochs:
+        optimizers = task.optimizers(schedule, schedule.epochs * steps)
+        for optimizer, saved in zip(optimizers, state["optimizers"] if state else (), strict=False):
+            optimizer.load_state_dict(saved)
+        progress = Progress(name, schedule.epochs, steps, stream)
+        while len(history) < schedule.epochs:
+            row = _epoch(task, schedule, setting, optimizers, len(history), progress)
+            history.append(row)
+            last = len(history) == schedule.epochs
+            checkpoints.save(
+                {
+                    "model": model.state_dict(),
+                    "extra": task.extra,
+                    "optimizers": [] if last else [optimizer.state_dict() for optimizer in optimizers],
+                    "history": history,
+                }
+            )
+            write_lines(log, history)
+            progress.epoch(row)
+    task.before_step(1.0)
+    model.eval()
+    return Outcome(name, digest(model.state_dict()), tuple(history), task.extra)
+
+
+def _kept(epoch: int) -> str:
+    return f"the checkpoint of epoch {epoch} is kept" if epoch else "no epoch was finished before"
+
+
+def _epoch(
+    task: Task,
+    schedule: Schedule,
+    setting: Setting,
+    optimizers: list[torch.optim.Optimizer],
+    epoch: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains one epoch; returns its line of the log."""
+    began = time.monotonic()
+    model, images = task.model, setting.images
+    steps = images.steps(schedule.batch)
+    total, rate = 0.0, 0.0
+    model.train()
+    for step, (x, labels) in enumerate(images.epoch(schedule.batch, setting.seed, epoch)):
+        done = (epoch * steps + step) / (schedule.epochs * steps)
+        rate = schedule.rate(done)
+        for group in optimizers[0].param_groups:
+            group["lr"] = rate
+        task.before_step(done)
+        with setting.autocast():
+            loss = task.loss(x, labels)
+        value = loss.item()
+        place = f"{progress.name}: at step {step + 1} of epoch {epoch + 1} (rate {rate:.2g})"
+        if not isfinite(value):
+            raise TrainingError(f"{place} the loss is {value}: {_kept(epoch)}")
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        task.after_step((epoch * steps + step + 1) / (schedule.epochs * steps))
+        total += value
+        progress.step(epoch, step + 1, value)
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise TrainingError(f"{place} the weights are no numbers any more: {_kept(epoch)}")
+    task.before_step((epoch + 1) / schedule.epochs)
+    noted = task.after_epoch(setting, epoch)
+    with setting.autocast():
+        right = accuracy(model, images.heldout, images.heldout_labels)
+    return {
+        "phase": progress.name,
+        "epoch": epoch + 1,
+        "loss": total / steps,
+        "rate": rate,
+        "accuracy_heldout": right,
+        "wall_s": round(time.monotonic() - began, 2),
+        **noted,
+    }

@@ -1,0 +1,300 @@
+"""The recipes: how each variant is trained, from shared parts.
+
+A recipe takes a `Run` and the variant's name and returns the trained network with what it went through. What
+several variants share (the baseline, who is also everybody's teacher; SENet's sensitivity; one gated network
+for each set of shallow blocks) is a phase that is trained once and loaded afterwards.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor, nn
+
+from models.cost import relu_shapes
+from models.graph import relu_nodes, trace
+from models.selection import (
+    RESNET18_BLOCKS,
+    RESNET18_RELUS,
+    SENET_SENSITIVITY,
+    allocate,
+    largest_network_masks,
+    least_sensitive_blocks,
+)
+from models.training import tasks
+from models.training.files import write_bytes
+from models.training.loop import Outcome, Setting, train
+from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
+from models.training.schedules import Plan, Schedule
+from models.training.shallow import GatedBlock
+from models.training.taps import STAGE_OUTPUTS
+from models.transforms import fold_batchnorm
+from models.variants import VARIANTS, Variant, variant
+from models.zoo import resnet18
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network in its training form, and all phases that it went through, in order."""
+
+    model: nn.Module
+    phases: tuple[Outcome, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of the last phase's state."""
+        return self.phases[-1].digest
+
+    @property
+    def epochs(self) -> int:
+        """Of all phases, from random weights on."""
+        return sum(len(phase.history) for phase in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases, from random weights on."""
+        return sum(phase.seconds for phase in self.phases)
+
+
+@dataclass
+class Run:
+    """One seed of all variants at one width: settings, folders, and what has been trained so far."""
+
+    setting: Setting
+    plan: Plan
+    width: int
+    checkpoints: Path
+    logs: Path
+    stream: TextIO | None = None
+    done: dict[str, Trained] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """Of the images."""
+        return self.setting.images.classes
+
+    def seeded(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """Returns what `make` returns, its weights drawn from the run's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.setting.seed)
+            return make()
+
+    def network(self) -> nn.Module:
+        """Returns the original network with random weights."""
+        return self.seeded(lambda: resnet18(classes=self.classes, width=self.width))
+
+    def train(
+        self,
+        phase: str,
+        task: tasks.Supervised,
+        schedule: Schedule,
+        after: Sequence[Trained] = (),
+    ) -> Trained:
+        """Trains one phase, goes on with it, or loads it; `after` are what it starts or learns from."""
+        if phase not in self.done:
+            outcome = train(
+                task,
+                schedule,
+                self.setting,
+                phase,
+                self.checkpoints,
+                self.logs / f"{phase}.jsonl",
+                " ".join(parent.digest[:16] for parent in after),
+                self.stream,
+            )
+            before = {earlier.name: earlier for parent in after for earlier in parent.phases}
+            self.done[phase] = Trained(task.model, (*before.values(), outcome))
+        return self.done[phase]
+
+    def frozen(self, model: nn.Module) -> nn.Module:
+        """Returns a copy of a network on the run's device that learns nothing."""
+        return tasks.frozen(model, self.setting.device)
+
+    def teacher(self) -> nn.Module:
+        """Returns the baseline as it answers fastest: BatchNorm folded."""
+        return self.frozen(fold_batchnorm(copy.deepcopy(self.baseline.model).eval()))
+
+    @cached_property
+    def baseline(self) -> Trained:
+        """The network with all ReLUs, trained on labels alone: everybody's teacher."""
+        schedule = self.plan.baseline
+        return self.train("baseline", tasks.Supervised(self.network(), schedule), schedule)
+
+    @cached_property
+    def sensitivity(self) -> dict[str, float]:
+        """The sensitivity of every ReLU: 1 - density of its convolution in a sparse proxy, or published.
+
+        What was measured is written beside the logs, with the blocks that it would make shallow.
+        """
+        schedule = self.plan.sensitivity
+        if schedule is None:
+            return dict(zip(RESNET18_RELUS, SENET_SENSITIVITY, strict=True))
+        task = tasks.SparseProxy(self.network(), schedule, self.setting.seed)
+        self.train("sensitivity", task, schedule)
+        densities = task.densities()
+        result = {name: 1 - densities[name.replace("relu", "conv")] for name in RESNET18_RELUS[1:]}
+        result = {RESNET18_RELUS[0]: 1 - densities["conv1"], **result}
+        mid = [result[f"{block}.relu1"] for block in RESNET18_BLOCKS]
+        ranking = {str(n): least_sensitive_blocks(n, RESNET18_BLOCKS, mid) for n in (3, 5)}
+        content = {"sensitivity": result, "least_sensitive_blocks": ranking}
+        write_bytes(self.logs / "sensitivity.json", (json.dumps(content, indent=1) + "\n").encode())
+        return result
+
+    def counts(self, recipe: Variant, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        """Returns how many ReLUs each layer of a variant keeps, by SENet's rule."""
+        budget = recipe.budget(self.width, self.setting.images.size)
+        sizes = [prod(shape) for shape in shapes.values()]
+        shares = allocate(sizes, [self.sensitivity[name] for name in shapes], budget)
+        return dict(zip(shapes, shares, strict=True))
+
+    def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each ReLU's activation."""
+        size = self.setting.images.size
+        example = torch.zeros(1, 3, size, size, device=self.setting.device)
+        return relu_shapes(copy.deepcopy(model), example)
+
+
+def all_kept(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Returns masks that keep everything."""
+    return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+
+
+def baseline(run: Run, name: str) -> Trained:
+    """Trains the original network."""
+    return run.baseline
+
+
+def _masked(run: Run, name: str, start: Trained) -> Trained:
+    """Searches and tunes masks on `start`, whose structure is the variant's; its teacher is the baseline."""
+    recipe, schedule = variant(name), run.plan.masks
+    shapes = run.shapes(start.model)
+    model = copy.deepcopy(start.model)
+    mask_relus(model, all_kept(shapes))
+    reference = run.frozen(start.model)
+    task = tasks.MaskTuning(model, schedule, run.teacher(), reference, run.counts(recipe, shapes))
+    parents = (run.baseline, start, *([run.done["sensitivity"]] if "sensitivity" in run.done else []))
+    trained = run.train(name, task, schedule, parents)
+    return trained
+
+
+def senet(run: Run, name: str) -> Trained:
+    """SENet: ReLUs only, from the baseline's weights."""
+    return _masked(run, name, run.baseline)
+
+
+def gated(run: Run, name: str) -> Trained:
+    """Learns the shallow structure of a joint variant, all its ReLUs kept; shared by all budgets of it."""
+    recipe, schedule = variant(name), run.plan.gated
+    structured = run.seeded(lambda: recipe.structured(run.width, run.classes))
+    blocks = [block for block in RESNET18_BLOCKS if f"{block}.shallow" in dict(structured.named_modules())]
+    phase = f"gated-{len(blocks)}"
+    if phase in run.done:
+        return run.done[phase]
+    model = copy.deepcopy(run.baseline.model)
+    for block in blocks:
+        parts = (structured.get_submodule(f"{block}.{part}") for part in ("shallow", "shallow_bn"))
+        model.set_submodule(block, GatedBlock(model.get_submodule(block), *parts))
+    task = tasks.Gated(model, schedule, run.teacher(), run.frozen(run.baseline.model))
+    trained = run.train(phase, task, schedule, (run.baseline,))
+    learnt = trained.model.state_dict()
+    structured.load_state_dict({key: learnt[key] for key in structured.state_dict()})
+    structured.to(run.setting.device, memory_format=torch.channels_last).eval()
+    run.done[phase] = Trained(structured, trained.phases)
+    return run.done[phase]
+
+
+def joint(run: Run, name: str) -> Trained:
+    """Joint reduction: a shallow structure, learnt by a gate, then SENet's masks on what is left."""
+    return _masked(run, name, gated(run, name))
+
+
+def snl(run: Run, name: str) -> Trained:
+    """SNL: slopes and weights with a lasso, binarised at the budget over the entire network, then tuned."""
+    recipe, schedule = variant(name), run.plan.lasso
+    budget = recipe.budget(run.width, run.setting.images.size)
+    shapes = run.shapes(run.baseline.model)
+    model = copy.deepcopy(run.baseline.model)
+    exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in shapes.items()})
+    selection = run.train(f"{name}-lasso", tasks.Lasso(model, schedule, budget), schedule, (run.baseline,))
+    model = copy.deepcopy(selection.model)
+    slopes = {relu: model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
+    mask_relus(model, largest_network_masks(slopes, budget))
+    return _tuned(run, name, model, (run.baseline, selection))
+
+
+def _tuned(run: Run, name: str, model: nn.Module, parents: Sequence[Trained]) -> Trained:
+    """Fine-tunes a network whose ReLUs are settled, as SENet does, with the baseline as teacher."""
+    task = tasks.Distilled(model, run.plan.tune, run.teacher(), STAGE_OUTPUTS)
+    return run.train(name, task, run.plan.tune, parents)
+
+
+def _cut(run: Run, name: str) -> nn.Module:
+    """Returns the baseline, its ReLUs cut as in the variant's structure."""
+    with torch.device("meta"):
+        kept = relu_nodes(trace(variant(name).structured(run.width, run.classes)))
+    model = copy.deepcopy(run.baseline.model)
+    exchange_relus(model, {relu: CutReLU() for relu in named_relus(model) if relu not in kept})
+    return model
+
+
+def culled(run: Run, name: str) -> Trained:
+    """DeepReDuce's way: whole ReLU layers are cut from the baseline, which is then tuned."""
+    return _tuned(run, name, _cut(run, name), (run.baseline,))
+
+
+def hoist_in_training(model: nn.Module, blocks: Sequence[str]) -> None:
+    """Moves the padding of each block's second convolution to its first, in place, BatchNorm between them.
+
+    What is trained is then what merging computes, borders included: conv1 pads by p1 + s1 p2, conv2 by
+    nothing (the same formula as in `models.transforms.hoist_padding`, which finds nothing left to do).
+    """
+    for block in blocks:
+        conv1, conv2 = (model.get_submodule(f"{block}.{conv}") for conv in ("conv1", "conv2"))
+        pairs = zip(conv1.padding, conv1.stride, conv2.padding, strict=True)
+        conv1.padding = tuple(p1 + s1 * p2 for p1, s1, p2 in pairs)
+        conv2.padding = (0, 0)
+
+
+def merged(run: Run, name: str) -> Trained:
+    """Exact merging: mid ReLUs are cut and paddings hoisted, then the baseline's weights are tuned."""
+    model = _cut(run, name)
+    relus = named_relus(model)
+    hoist_in_training(
+        model, [block for block in RESNET18_BLOCKS if isinstance(relus[f"{block}.relu1"], CutReLU)]
+    )
+    return _tuned(run, name, model, (run.baseline,))
+
+
+_FAMILIES = {
+    "baseline": baseline,
+    "senet": senet,
+    "joint": joint,
+    "joint3": joint,
+    "snl": snl,
+    "deepreduce": culled,
+    "merged": merged,
+}
+
+
+def recipe_of(name: str) -> Callable[[Run, str], Trained]:
+    """Returns the recipe of a variant, by the first word of its name; ValueError if there is none."""
+    family = variant(name).name.split("-")[0]
+    if family not in _FAMILIES:
+        raise ValueError(f"the variant {name} has no recipe: known are those of {', '.join(_FAMILIES)}")
+    return _FAMILIES[family]
+
+
+ROWS = tuple(name for name in VARIANTS if name.split("-")[0] in _FAMILIES)
+"""All variants that can be trained, in their order: what others start from comes first."""
+
+
+def deployed(name: str, model: nn.Module) -> nn.Module:
+    """Returns a trained network as it is run: masks final, BatchNorm folded, skips absorbed, on the CPU."""
+    copied = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+    return variant(name).finished(deployed_relus(copied)).requires_grad_(False)

@@ -1,0 +1,117 @@
+"""results/accuracy.json: a row for each variant, width and seed, measured on the network that is deployed."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from models import checkpoint
+from models.checkpoint import file_name, save_weights
+from models.cost import count_cost
+from models.training.files import TrainingError, write_bytes
+from models.training.images import accuracy
+from models.training.recipes import Run, Trained, deployed
+from models.variants import VARIANTS, variant
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Returns the rows of accuracy.json, none if there is no file; TrainingError if it is something else."""
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())
+        if not all({"variant", "width", "seed"} <= row.keys() for row in rows):
+            raise ValueError("a row without variant, width or seed")
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        raise TrainingError(
+            f"{path} is no list of accuracy rows ({error}): move it away, and its rows are made again"
+        ) from error
+    return rows
+
+
+def find_row(rows: Sequence[Row], variant: str, width: int, seed: int) -> Row | None:
+    """Returns the row of a variant, None if there is none."""
+    key = (variant, width, seed)
+    return next((row for row in rows if (row["variant"], row["width"], row["seed"]) == key), None)
+
+
+def put_row(path: Path, row: Row) -> None:
+    """Puts a row into accuracy.json, in place of the one of the same variant, width and seed."""
+    key = (row["variant"], row["width"], row["seed"])
+    others = [old for old in read_rows(path) if (old["variant"], old["width"], old["seed"]) != key]
+    order = list(VARIANTS)
+    rows = sorted(
+        [*others, row],
+        key=lambda one: (
+            one["width"],
+            order.index(one["variant"]) if one["variant"] in order else len(order),
+            one["seed"],
+        ),
+    )
+    write_bytes(path, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def machine(device: torch.device) -> str:
+    """Names what the training ran on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def weights_path(folder: Path, run: Run, name: str) -> Path:
+    """Returns where a network's weights go: seed 0's into `folder`, others' beside their checkpoints."""
+    return (folder if run.setting.seed == 0 else run.checkpoints) / file_name(name, run.width)
+
+
+def finish_row(
+    run: Run,
+    name: str,
+    trained: Trained,
+    test: tuple[Tensor, Tensor],
+    facts: Mapping[str, Any],
+    weights: Path = checkpoint.FOLDER,
+) -> Row:
+    """Stores a trained network's weights and returns its row.
+
+    The network that is judged is the one that anybody builds from the stored file: half precision weights,
+    BatchNorm folded, masks, calculated in float32. `test` are images uint8 and labels, read here only.
+    """
+    images, size = run.setting.images, run.setting.images.size
+    path = weights_path(weights, run, name)
+    try:
+        save_weights(deployed(name, trained.model), path, classes=run.classes, image_size=size)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error}): make room, then run the same command to go on"
+        ) from error
+    model = variant(name).build(run.width, path, classes=run.classes, image_size=size)
+    cost = count_cost(model, torch.zeros(1, 3, size, size))
+    model = model.to(run.setting.device, memory_format=torch.channels_last)
+    where = run.setting.device
+    return {
+        "variant": name,
+        "width": run.width,
+        "seed": run.setting.seed,
+        "epochs": trained.epochs,
+        "relus": cost.relus,
+        "macs": cost.macs,
+        "accuracy_heldout": accuracy(model, images.heldout, images.heldout_labels),
+        "accuracy_test": accuracy(model, *(part.to(where) for part in test)),
+        "wall_s": round(trained.seconds, 1),
+        "machine": machine(where),
+        "phases": {phase.name: len(phase.history) for phase in trained.phases},
+        **facts,
+    }

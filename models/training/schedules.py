@@ -1,0 +1,136 @@
+"""How long and how fast each phase is trained: data, no code."""
+
+import dataclasses
+from dataclasses import dataclass
+from math import cos, pi
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD with momentum on one cycle: the rate rises from peak / 25 to `peak`, then falls to peak / 250,000.
+
+    Both along a cosine, the rise over the fraction `warmup` of all steps (Smith and Topin, arXiv 1708.07120;
+    momentum is constant here).
+    """
+
+    epochs: int
+    peak: float
+    warmup: float = 0.3
+    batch: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or self.peak <= 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"no schedule: {self}")
+
+    def rate(self, done: float) -> float:
+        """Returns the learning rate when the fraction `done` of all steps is behind, in [0, 1]."""
+        if done < self.warmup:
+            start, end, part = self.peak / 25, self.peak, done / self.warmup
+        else:
+            start, end, part = self.peak, self.peak / 250_000, (done - self.warmup) / (1 - self.warmup)
+        return end + (start - end) * (1 + cos(pi * part)) / 2
+
+    def scaled(self, factor: float) -> "Schedule":
+        """Returns the schedule with its epochs multiplied, one at least."""
+        return dataclasses.replace(self, epochs=max(1, round(self.epochs * factor)))
+
+
+@dataclass(frozen=True)
+class GateSchedule(Schedule):
+    """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start."""
+
+    fading: float = 0.5
+    images: int = 2000
+
+
+@dataclass(frozen=True)
+class MaskSchedule(Schedule):
+    """In the first `search` of the epochs the masks are chosen anew after every epoch.
+
+    They are scored on `images` images. The search ends early when under `epsilon` of a network's kept
+    positions change. `published` takes |a_AR - a_PR| as published, see `tasks.linearisation_error`.
+    """
+
+    search: float = 0.0
+    images: int = 5000
+    epsilon: float = 0.01
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class SparseSchedule(Schedule):
+    """A proxy of global `density` whose smallest weights, the fraction `moved` at first, move each time.
+
+    Weights move `moves` times an epoch; the fraction falls linearly to 0 at the end (SENet, and sparse
+    momentum, arXiv 1907.04840).
+    """
+
+    density: float = 0.1
+    moved: float = 0.5
+    moves: int = 1
+
+
+@dataclass(frozen=True)
+class LassoSchedule(Schedule):
+    """SNL's selection: lasso from `weight`, times `growth` at each of `checks` an epoch that stalls.
+
+    `threshold` is the slope above which a ReLU counts. The slopes have an Adam of their own, whose rate lets
+    them travel from 1 to 0 `travels` times in the phase (ours, so that any number of epochs will do).
+    """
+
+    weight: float = 1e-5
+    growth: float = 1.1
+    checks: int = 20
+    threshold: float = 1e-2
+    travels: float = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedules of all recipes. `sensitivity` None takes SENet's published values, measuring nothing."""
+
+    baseline: Schedule
+    sensitivity: SparseSchedule | None
+    gated: GateSchedule
+    masks: MaskSchedule
+    lasso: LassoSchedule
+    tune: Schedule
+
+    def scaled(self, factor: float) -> "Plan":
+        """Returns the plan with all epochs multiplied, one at least in every phase."""
+        if factor <= 0:
+            raise ValueError(f"epochs can be multiplied by a positive factor, not by {factor}")
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Plan(**{name: part and part.scaled(factor) for name, part in parts.items()})
+
+
+PLANS = {
+    "quick": Plan(
+        baseline=Schedule(14, 0.4),
+        sensitivity=None,
+        gated=GateSchedule(4, 0.1),
+        masks=MaskSchedule(3, 0.05),
+        lasso=LassoSchedule(2, 0.02),
+        tune=Schedule(2, 0.05),
+    ),
+    "standard": Plan(
+        baseline=Schedule(24, 0.4),
+        sensitivity=SparseSchedule(6, 0.4),
+        gated=GateSchedule(14, 0.1),
+        masks=MaskSchedule(14, 0.05, search=0.3),
+        lasso=LassoSchedule(6, 0.02),
+        tune=Schedule(10, 0.05),
+    ),
+    "long": Plan(
+        baseline=Schedule(150, 0.4),
+        sensitivity=SparseSchedule(40, 0.4),
+        gated=GateSchedule(80, 0.1),
+        masks=MaskSchedule(120, 0.05, search=0.3),
+        lasso=LassoSchedule(40, 0.02),
+        tune=Schedule(100, 0.05),
+    ),
+}
+"""quick: a first look on two cores at width 16; standard: the committed rows; long: on a CUDA device."""

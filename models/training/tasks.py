@@ -1,0 +1,365 @@
+"""What is trained: each task is a network with its loss and with what happens between the steps."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.selection import allocate, largest_masks
+from models.training.loop import Setting
+from models.training.losses import cross_entropy, distillation, lasso, pram
+from models.training.relus import SoftReLU, TrainingReLU, masks_of, named_relus
+from models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule, SparseSchedule
+from models.training.shallow import GatedBlock, fit_shallow, refresh_statistics
+from models.training.taps import STAGE_OUTPUTS, run_tapped
+
+TUNING = (0.1, 0.9, 1000.0)
+"""Weights of cross-entropy, distillation and PRAM in SENet's fine-tuning."""
+SEARCH = (0.5, 0.5, 0.0)
+"""The same in its mask search."""
+
+
+class Supervised:
+    """Cross-entropy with label smoothing."""
+
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.extra: dict[str, Tensor] = {}
+
+    def start(self, setting: Setting) -> None:
+        """Does nothing."""
+
+    def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
+        """Returns SGD with Nesterov's momentum on all parameters but the slopes of `SoftReLU`."""
+        slopes = {id(m.alpha) for m in self.model.modules() if isinstance(m, SoftReLU)}
+        weights = [parameter for parameter in self.model.parameters() if id(parameter) not in slopes]
+        sgd = torch.optim.SGD(
+            weights,
+            lr=schedule.peak,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            nesterov=True,
+        )
+        return [sgd]
+
+    def before_step(self, done: float) -> None:
+        """Does nothing."""
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the cross-entropy."""
+        return cross_entropy(self.model(x), labels, self.schedule.smoothing)
+
+    def after_step(self, done: float) -> None:
+        """Does nothing."""
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Notes nothing."""
+        return {}
+
+
+class Distilled(Supervised):
+    """Cross-entropy, distillation and PRAM from a frozen teacher in eval mode."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        teacher: nn.Module,
+        stages: Iterable[str] = STAGE_OUTPUTS,
+    ) -> None:
+        super().__init__(model, schedule)
+        self.teacher, self.stages = teacher, tuple(stages)
+        self.weights = TUNING
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the weighted sum; labels are not smoothed beside a teacher."""
+        hard, soft, attention = self.weights
+        stages = self.stages if attention else ()
+        with torch.no_grad():
+            wanted, theirs, _ = run_tapped(self.teacher, x, stages)
+        logits, ours, _ = run_tapped(self.model, x, stages)
+        loss = hard * cross_entropy(logits, labels) + soft * distillation(logits, wanted)
+        if attention:
+            loss = loss + attention * pram([ours[name] for name in stages], [theirs[name] for name in stages])
+        return loss
+
+
+@torch.no_grad()
+def linearisation_error(
+    reference: nn.Module, student: nn.Module, batches: Iterable[Tensor], published: bool = False
+) -> dict[str, Tensor]:
+    """Returns what it costs each position of the student's ReLUs to be linear, [C, H, W] by name.
+
+        sum over images of |a_AR - x_PR|
+
+    a_AR is the all-ReLU reference's activation, x_PR the student's value before its ReLU: what |a_AR - a_PR|
+    is, or would be, where no ReLU is evaluated. With the reference as its own student it is the sum of
+    |min(x, 0)|. `published` takes |a_AR - a_PR| itself (arXiv 2301.09254), which is small on the positions
+    that have their ReLU now, so that masks alternate between two sets.
+    """
+    names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
+    error: dict[str, Tensor] = {}
+    for x in batches:
+        same = student is reference
+        _, active, before = run_tapped(reference, x, names, names if same else ())
+        after = active
+        if not same:
+            _, after, before = run_tapped(student, x, names if published else (), names)
+        for name in names:
+            value = after[name] if published else before[name]
+            part = (active[name].float() - value.float()).abs().sum(0)
+            error[name] = error[name] + part if name in error else part
+    return {name: error[name] for name in names}
+
+
+class MaskTuning(Distilled):
+    """SENet's mask search, then fine-tuning with the masks frozen, in one cycle of the learning rate.
+
+    `counts` says how many positions each layer keeps; `reference` is the same structure with all ReLUs. The
+    masks start from the reference's own `linearisation_error`: a random start needs the published 150 epochs.
+    """
+
+    schedule: MaskSchedule
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: MaskSchedule,
+        teacher: nn.Module,
+        reference: nn.Module,
+        counts: Mapping[str, int],
+        stages: Iterable[str] = STAGE_OUTPUTS,
+    ) -> None:
+        super().__init__(model, schedule, teacher, stages)
+        self.reference, self.counts = reference, dict(counts)
+        self.search_epochs = round(schedule.search * schedule.epochs)
+        self.extra = {"frozen": torch.tensor(self.search_epochs == 0)}
+
+    def _choose(self, student: nn.Module, setting: Setting) -> dict[str, Tensor]:
+        training = student.training
+        student.eval()
+        with setting.autocast():
+            error = linearisation_error(
+                self.reference,
+                student,
+                setting.images.sample(self.schedule.images),
+                self.schedule.published and student is not self.reference,
+            )
+        student.train(training)
+        return largest_masks({name: error[name].cpu() for name in self.counts}, self.counts)
+
+    def start(self, setting: Setting) -> None:
+        """Chooses the first masks."""
+        for name, mask in self._choose(self.reference, setting).items():
+            self.model.get_submodule(name).set_mask(mask)
+
+    def before_step(self, done: float) -> None:
+        """Takes the losses of search or of fine-tuning."""
+        epoch = round(done * self.schedule.epochs, 6)
+        searching = epoch < self.search_epochs and not bool(self.extra["frozen"])
+        self.weights = SEARCH if searching else TUNING
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Chooses the masks anew while they are searched; notes how many positions changed."""
+        if epoch >= self.search_epochs or self.extra["frozen"]:
+            return {}
+        old, new = masks_of(self.model), self._choose(self.model, setting)
+        changed = sum(int((mask & ~old[name].cpu()).sum()) for name, mask in new.items())
+        for name, mask in new.items():
+            self.model.get_submodule(name).set_mask(mask)
+        kept = sum(self.counts.values())
+        self.extra["frozen"] = torch.tensor(changed < self.schedule.epsilon * kept)
+        return {"masks_changed": changed / max(1, kept)}
+
+
+class Gated(Distilled):
+    """Joint reduction's learning: the gate of some blocks falls to 0 while the teacher is followed."""
+
+    schedule: GateSchedule
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: GateSchedule,
+        teacher: nn.Module,
+        reference: nn.Module,
+        stages: Iterable[str] = STAGE_OUTPUTS,
+    ) -> None:
+        super().__init__(model, schedule, teacher, stages)
+        self.reference = reference
+        self.blocks = {
+            name: module for name, module in model.named_modules() if isinstance(module, GatedBlock)
+        }
+
+    def gate(self, done: float) -> float:
+        """Returns the gate when the fraction `done` of all steps is behind."""
+        return max(0.0, 1.0 - done / self.schedule.fading)
+
+    def start(self, setting: Setting) -> None:
+        """Fits the shallow branches to the reference's deep ones."""
+        fit_shallow(self.reference, self.blocks, setting.images.sample(self.schedule.images, 100))
+
+    def before_step(self, done: float) -> None:
+        """Sets the gate."""
+        for block in self.blocks.values():
+            block.gate = self.gate(done)
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Takes the BatchNorm statistics anew if the gate has moved in this epoch; notes the gate."""
+        if self.gate(epoch / self.schedule.epochs) > 0:
+            batches = setting.images.epoch(self.schedule.batch, setting.seed, epoch)
+            with setting.autocast():
+                refresh_statistics(self.model, (x for x, _ in islice(batches, 16)))
+        return {"gate": self.gate((epoch + 1) / self.schedule.epochs)}
+
+
+class SparseProxy(Supervised):
+    """Trains with few weights that move to where the momentum is: SENet's measure of sensitivity.
+
+    Of each convolution the smallest weights are cut; as many grow again, shared among the layers by the mean
+    momentum of their weights, at the largest momenta (sparse momentum, arXiv 1907.04840). The number of
+    weights in all convolutions never changes.
+    """
+
+    schedule: SparseSchedule
+
+    def __init__(self, model: nn.Module, schedule: SparseSchedule, seed: int = 0) -> None:
+        super().__init__(model, schedule)
+        self.convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+        generator = torch.Generator().manual_seed(seed)
+        for name, conv in self.convs.items():
+            size = conv.weight.numel()
+            chosen = torch.zeros(size, dtype=torch.bool)
+            chosen[torch.randperm(size, generator=generator)[: round(schedule.density * size)]] = True
+            self.extra[name] = chosen.view_as(conv.weight)
+
+    def start(self, setting: Setting) -> None:
+        """Cuts the first weights."""
+        self._cut()
+
+    @torch.no_grad()
+    def _cut(self) -> None:
+        for name, conv in self.convs.items():
+            conv.weight.mul_(self.extra[name])
+
+    def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
+        """Keeps the optimizer, whose momenta say where weights grow."""
+        self.steps = steps
+        (self.sgd,) = super().optimizers(schedule, steps)
+        return [self.sgd]
+
+    def after_step(self, done: float) -> None:
+        """Keeps cut weights at 0, and moves weights at its times."""
+        self._cut()
+        step = round(done * self.steps)
+        if (
+            step < self.steps
+            and step % max(1, self.steps // (self.schedule.epochs * self.schedule.moves)) == 0
+        ):
+            self._move(self.schedule.moved * (1 - done))
+
+    @torch.no_grad()
+    def _move(self, fraction: float) -> None:
+        momenta = {
+            name: self.sgd.state[conv.weight]["momentum_buffer"].abs() for name, conv in self.convs.items()
+        }
+        cut, means = 0, []
+        for name, conv in self.convs.items():
+            there = self.extra[name]
+            count = int(there.sum())
+            fewer = int(fraction * count)
+            keep = largest_masks(
+                {name: conv.weight.abs().masked_fill(~there, -1.0).cpu()}, {name: count - fewer}
+            )
+            self.extra[name] = keep[name].to(there.device)
+            cut += fewer
+            means.append(float(momenta[name][self.extra[name]].mean()) if count > fewer else 0.0)
+        free = [int((~self.extra[name]).sum()) for name in self.convs]
+        grown = dict(zip(self.convs, allocate(free, means, cut), strict=True))
+        for name in self.convs:
+            # -1 bars the places that are taken
+            places = momenta[name].masked_fill(self.extra[name], -1.0).cpu()
+            new = largest_masks({name: places}, {name: grown[name]})[name]
+            self.extra[name] = self.extra[name] | new.to(self.extra[name].device)
+        self._cut()
+
+    def densities(self) -> dict[str, float]:
+        """Returns the share of weights that each convolution has."""
+        return {name: float(mask.float().mean()) for name, mask in self.extra.items()}
+
+
+class Lasso(Supervised):
+    """SNL's selection: weights and slopes trained together, with a lasso on the slopes.
+
+    The lasso's weight grows at every check at which the number of ReLUs (slopes above the threshold) has
+    fallen by less than an even pace to the budget asks (SNL: when it stalls). At the budget slopes stay.
+    Source: SNL (ICML 2022).
+    """
+
+    schedule: LassoSchedule
+
+    def __init__(self, model: nn.Module, schedule: LassoSchedule, budget: int) -> None:
+        super().__init__(model, schedule)
+        self.budget = budget
+        self.softs = {name: relu for name, relu in named_relus(model).items() if isinstance(relu, SoftReLU)}
+        self.extra = {
+            "weight": torch.tensor(schedule.weight, dtype=torch.float64),
+            "count": torch.tensor(self.count()),
+            "full": torch.tensor(False),
+        }
+
+    def count(self) -> int:
+        """Returns how many slopes are above the threshold."""
+        return sum(int((soft.alpha > self.schedule.threshold).sum()) for soft in self.softs.values())
+
+    def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
+        """Adds an Adam for the slopes."""
+        self.steps = steps
+        self.pace = self.schedule.travels / steps
+        self.adam = torch.optim.Adam([soft.alpha for soft in self.softs.values()], lr=self.pace)
+        return [*super().optimizers(schedule, steps), self.adam]
+
+    def before_step(self, done: float) -> None:
+        """Stops the slopes when the budget is reached."""
+        self.stopped = bool(self.extra["full"])
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns cross-entropy and lasso."""
+        loss = super().loss(x, labels)
+        if self.stopped:
+            return loss
+        return loss + float(self.extra["weight"]) * lasso(soft.alpha for soft in self.softs.values())
+
+    @torch.no_grad()
+    def after_step(self, done: float) -> None:
+        """Keeps slopes in [0, 1]; checks their number at its times."""
+        for group in self.adam.param_groups:
+            group["lr"] = 0.0 if self.stopped else self.pace
+        for soft in self.softs.values():
+            soft.alpha.clamp_(0, 1)
+        step, every = (
+            round(done * self.steps),
+            max(1, self.steps // (self.schedule.epochs * self.schedule.checks)),
+        )
+        if self.stopped or step % every:
+            return
+        count, before = self.count(), int(self.extra["count"])
+        left = max(1, (self.steps - step) // every)
+        self.extra["full"] = torch.tensor(count <= self.budget)
+        if before - count < (before - self.budget) / left:
+            self.extra["weight"] = self.extra["weight"] * self.schedule.growth
+        self.extra["count"] = torch.tensor(count)
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Notes the number of ReLUs and the lasso's weight."""
+        return {"relus": self.count(), "lasso": float(self.extra["weight"])}
+
+
+def frozen(model: nn.Module, device: torch.device) -> nn.Module:
+    """Returns a copy in eval mode that learns nothing, in channels_last memory."""
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    return result.to(device, memory_format=torch.channels_last)

@@ -1,0 +1,302 @@
+import dataclasses
+import errno
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_setup import BATCH, CLASSES, TINY, banded, tiny_images, tiny_run
+
+from models.training import files, loop
+from models.training.files import TrainingError, digest, locked, write_bytes
+from models.training.images import Images, accuracy
+from models.training.loop import Progress, Setting, train
+from models.training.recipes import ROWS, recipe_of
+from models.training.schedules import PLANS, MaskSchedule, Schedule
+from models.training.tasks import SparseProxy, Supervised
+from models.zoo import resnet18
+
+SCHEDULE = Schedule(3, 0.1, batch=BATCH)
+
+
+def network(width=2, seed=0):
+    torch.manual_seed(seed)
+    return resnet18(classes=CLASSES, width=width)
+
+
+def trained(folder, task=None, schedule=SCHEDULE, seed=0, precision="bfloat16", after=""):
+    task = task or Supervised(network(), schedule)
+    setting = Setting(tiny_images(), seed=seed, precision=precision)
+    stream = io.StringIO()
+    outcome = train(task, schedule, setting, "phase", folder, folder / "phase.jsonl", after, stream)
+    return outcome, task, stream.getvalue()
+
+
+def test_the_rate_is_torchs_one_cycle():
+    schedule = Schedule(4, 0.4, warmup=0.3)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+    # torch's cycle reaches its last rate one step before the end
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=101, cycle_momentum=False)
+    for step in range(100):
+        optimizer.step()
+        cycle.step()
+        expected = optimizer.param_groups[0]["lr"]
+        assert schedule.rate((step + 1) / 100) == pytest.approx(expected, rel=0.1, abs=1e-3)
+    assert schedule.rate(0) == pytest.approx(0.4 / 25)
+    assert schedule.rate(0.3) == pytest.approx(0.4)
+    assert schedule.rate(1) == pytest.approx(0.4 / 250_000)
+
+
+def test_schedules_are_scaled_and_checked():
+    for plan in PLANS.values():
+        short = plan.scaled(1e-9)
+        assert {part.epochs for part in vars(short).values() if part is not None} == {1}
+        assert plan.scaled(1) == plan
+        assert plan.scaled(2).masks == dataclasses.replace(plan.masks, epochs=2 * plan.masks.epochs)
+    with pytest.raises(ValueError, match="positive factor"):
+        PLANS["quick"].scaled(0)
+    with pytest.raises(ValueError, match="no schedule"):
+        MaskSchedule(0, 0.1)
+
+
+def test_a_tiny_network_learns(tmp_path):
+    images = Images.split(*banded(240), 40, CLASSES)
+    schedule = Schedule(8, 0.1, batch=20)
+    task = Supervised(network(4), schedule)
+    train(task, schedule, Setting(images), "learns", tmp_path, tmp_path / "log.jsonl", stream=io.StringIO())
+    assert accuracy(task.model, *banded(80, seed=5)) > 0.9
+
+
+def test_every_epoch_is_a_line_of_the_log_and_of_the_progress(tmp_path):
+    outcome, task, text = trained(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "phase.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows == list(outcome.history)
+    assert {"phase", "loss", "rate", "accuracy_heldout", "wall_s"} <= rows[0].keys()
+    assert text.count("\n") == 3
+    assert "phase  epoch 2/3" in text
+    assert " left" in text
+    assert outcome.seconds == sum(row["wall_s"] for row in rows)
+    assert not task.model.training
+
+
+def test_time_left_is_told_within_an_epoch_on_a_terminal(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    progress = Progress("name", 2, 100, Terminal())
+    for step in range(1, 52):
+        progress.step(0, step, 1.5)
+        clock[0] += 36
+    assert "epoch 1/2  step 51/100  loss 1.500  1:29:24 left" in progress.stream.getvalue()
+
+
+def test_a_finished_phase_is_loaded_and_not_trained(tmp_path, monkeypatch):
+    first, _, _ = trained(tmp_path)
+    monkeypatch.setattr(loop, "_epoch", None)
+    again, other, text = trained(tmp_path)
+    assert again.digest == first.digest == digest(other.model.state_dict())
+    assert again.history == first.history
+    assert text == ""
+
+
+def stop_after(monkeypatch, epochs, error):
+    """Makes training fail in the epoch after `epochs` epochs, in its midst."""
+    original = loop._epoch
+
+    def epoch(task, schedule, setting, optimizers, number, progress):
+        if number == epochs:
+            inner = task.loss
+            calls = []
+
+            def loss(x, labels):
+                calls.append(x)
+                if len(calls) == 2:
+                    raise error
+                return inner(x, labels)
+
+            task.loss = loss
+        return original(task, schedule, setting, optimizers, number, progress)
+
+    monkeypatch.setattr(loop, "_epoch", epoch)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_an_epoch_that_was_interrupted_is_done_again(tmp_path, monkeypatch, precision):
+    whole, _, _ = trained(tmp_path / "whole", precision=precision)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "part", precision=precision)
+    resumed, _, text = trained(tmp_path / "part", precision=precision)
+    assert text.count("\n") == 1
+    assert resumed.digest == whole.digest
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+RUN = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from training_setup import tiny_run
+from models.training.recipes import recipe_of
+run = tiny_run(Path(sys.argv[1]))
+run.stream = sys.stdout
+for name in ("senet-0.09", "joint-0.09"):
+    print(name, recipe_of(name)(run, name).digest, flush=True)
+"""
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+    """SIGKILL, wherever it finds the process; two recipes with all their phases."""
+    code = RUN.format(tests=str(Path(__file__).parent))
+    chance = random.Random()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+    def start(folder):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    with start(tmp_path / "whole") as process:
+        expected = [
+            line for line in process.stdout.read().splitlines() if line.startswith(("senet", "joint"))
+        ]
+    expected = [line for line in expected if "epoch" not in line]
+    assert len(expected) == 2
+    for _ in range(2):
+        with start(tmp_path / "killed") as process:
+            for _ in range(chance.randint(1, 4)):
+                process.stdout.readline()
+            time.sleep(chance.random() * 0.3)
+            os.kill(process.pid, signal.SIGKILL)
+    with start(tmp_path / "killed") as process:
+        lines = process.stdout.read().splitlines()
+    assert [line for line in lines if line in expected] == expected
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    task = Supervised(network(), SCHEDULE)
+    inner, calls = task.loss, []
+
+    def loss(x, labels):
+        calls.append(x)
+        return inner(x, labels) * (float("nan") if len(calls) == 4 else 1)
+
+    task.loss = loss
+    with pytest.raises(
+        TrainingError,
+        match=r"phase: at step 2 of epoch 2 \(rate .*\) the loss is nan: the checkpoint of epoch 1 is kept",
+    ):
+        trained(tmp_path, task)
+    assert len(torch.load(tmp_path / "phase.pt", weights_only=True)["history"]) == 1
+    assert trained(tmp_path)[0].digest == trained(tmp_path / "other")[0].digest
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    task = Supervised(network(), SCHEDULE)
+    task.after_step = lambda done: task.model.fc.bias.data.fill_(torch.inf) if done == 1 / 3 else None
+    with pytest.raises(
+        TrainingError, match=r"step 2 of epoch 1 .*weights are no numbers.*no epoch was finished"
+    ):
+        trained(tmp_path, task)
+    assert not (tmp_path / "phase.pt").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
+    whole = trained(tmp_path / "whole")[0].digest
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 3:  # checkpoint and log of epoch 1 are written
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", fsync)
+        with pytest.raises(
+            TrainingError, match=r"phase\.pt cannot be written \(No space left on device; .*MB"
+        ):
+            trained(tmp_path / "full")
+    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["phase.jsonl", "phase.pt"]
+    assert len(torch.load(tmp_path / "full" / "phase.pt", weights_only=True)["history"]) == 1
+    assert trained(tmp_path / "full")[0].digest == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"task": lambda: Supervised(network(3), SCHEDULE)}, "architecture"),
+        ({"schedule": Schedule(3, 0.2, batch=BATCH)}, 'schedule .*"peak": 0.1.* there, .*"peak": 0.2.* here'),
+        ({"seed": 1}, "seed 0 there, 1 here"),
+        ({"precision": "float32"}, 'precision "bfloat16" there, "float32" here'),
+        ({"after": "abc"}, 'after "" there, "abc" here'),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, changes, reason):
+    trained(tmp_path)
+    before = (tmp_path / "phase.pt").read_bytes()
+    if "task" in changes:
+        changes = changes | {"task": changes["task"]()}
+    with pytest.raises(TrainingError, match=rf"phase\.pt belongs to another training \({reason}.*remove it"):
+        trained(tmp_path, **changes)
+    assert (tmp_path / "phase.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 truncated"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    (tmp_path / "phase.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"phase\.pt is no checkpoint of this project or is damaged"):
+        trained(tmp_path)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(TrainingError, match="another training works in"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_bytes(path, b"one")
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+    with pytest.raises(TrainingError, match="cannot be written"):
+        write_bytes(path / "below", b"three")
+
+
+def test_the_proxy_keeps_its_number_of_weights_and_moves_them(tmp_path):
+    schedule = dataclasses.replace(TINY.sensitivity, epochs=3, density=0.1)
+    task = SparseProxy(network(4), schedule)
+    before = {name: mask.clone() for name, mask in task.extra.items()}
+    trained(tmp_path, task, schedule)
+    counts = [sum(int(mask.sum()) for mask in masks.values()) for masks in (before, task.extra)]
+    assert counts[0] == counts[1]
+    assert any(int(before[name].sum()) != int(task.extra[name].sum()) for name in before)
+    for name, conv in task.convs.items():
+        assert not conv.weight[~task.extra[name]].any()
+    densities = task.densities()
+    sizes = {name: conv.weight.numel() for name, conv in task.convs.items()}
+    total = sum(densities[name] * size for name, size in sizes.items())
+    assert total == pytest.approx(0.1 * sum(sizes.values()), rel=0.02)
+
+
+def test_every_row_has_a_recipe_and_a_run_is_its_seed(tmp_path):
+    assert all(callable(recipe_of(name)) for name in ROWS)
+    digests = {digest(tiny_run(tmp_path, seed).network().state_dict()) for seed in (0, 1, 0)}
+    assert len(digests) == 2

@@ -1,0 +1,266 @@
+import copy
+import json
+import pickle
+from functools import partial
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from networks import randomised
+from torch import nn
+from training_setup import CLASSES, TINY, banded, tiny_images, tiny_run
+
+from models import checkpoint
+from models.checkpoint import WeightsError, file_name
+from models.cost import count_cost, relu_shapes
+from models.data import FOLDER, load_cifar100
+from models.relu import MaskedReLU
+from models.selection import (
+    RESNET18_RELUS,
+    SENET_SENSITIVITY,
+    allocate,
+    largest_masks,
+    largest_network_masks,
+)
+from models.training import __main__ as command
+from models.training import recipes, rows
+from models.training.files import TrainingError
+from models.training.images import Images
+from models.training.recipes import ROWS, deployed, hoist_in_training, recipe_of
+from models.training.relus import mask_relus, masks_of
+from models.training.rows import finish_row, put_row, read_rows
+from models.training.schedules import PLANS
+from models.training.tasks import linearisation_error
+from models.variants import VARIANTS, variant
+from models.zoo import resnet18
+
+ONE_OF_A_FAMILY = [
+    name for name in ROWS if name.count("-0.") == 0 or name.endswith(("-0.09", "-0.045", "3-0.052"))
+]
+X = torch.cat(list(tiny_images().sample(20)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One run whose phases the tests share."""
+    return tiny_run(tmp_path_factory.mktemp("run"))
+
+
+@torch.no_grad()
+def logits(model):
+    return copy.deepcopy(model).eval()(X)
+
+
+@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+def test_what_was_trained_is_what_is_deployed_and_what_is_loaded(name, run, tmp_path):
+    """Training form, folded form and the network from the half-precision file answer alike."""
+    trained = recipe_of(name)(run, name)
+    expected = logits(trained.model)
+    scale = expected.std()
+    final = deployed(name, trained.model)
+    assert not [module for module in final.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert (logits(final) - expected).abs().max() < 1e-3 * scale
+    row = finish_row(run, name, trained, banded(40, seed=9), {"plan": "tiny"}, tmp_path)
+    loaded = variant(name).build(2, tmp_path / file_name(name, 2), classes=CLASSES)
+    assert (logits(loaded) - expected).abs().max() < 0.03 * scale
+    assert (logits(loaded) - expected).abs().max() > 0
+    shapes = relu_shapes(resnet18(CLASSES, 2), X[:1])
+    budget = variant(name).budget(2)
+    cost = count_cost(loaded, X[:1])
+    assert row["relus"] == cost.relus == (cost.relus if budget is None else budget)
+    assert row["macs"] == count_cost(variant(name).build(2, None, classes=CLASSES), X[:1]).macs
+    assert row["relus"] <= sum(prod(shape) for shape in shapes.values())
+    assert 0 <= row["accuracy_heldout"] <= 1
+    assert row["epochs"] == sum(row["phases"].values())
+    assert next(iter(row["phases"])) == "baseline"
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_shared_phases_are_trained_once(run):
+    for name in ("joint-0.09", "joint-0.052", "joint3-0.052", "senet-0.09"):
+        recipe_of(name)(run, name)
+    assert len({id(recipes.gated(run, name).model) for name in ("joint-0.09", "joint-0.052")}) == 1
+    phases = [outcome.name for outcome in recipe_of("joint-0.052")(run, "joint-0.052").phases]
+    assert phases[:2] == ["baseline", "gated-5"]
+    assert phases[-1] == "joint-0.052"
+    assert (run.checkpoints / "gated-3.pt").exists()
+    assert (run.logs / "gated-5.jsonl").exists()
+    measured = json.loads((run.logs / "sensitivity.json").read_text())
+    assert list(measured["sensitivity"]) == list(RESNET18_RELUS)
+    assert len(measured["least_sensitive_blocks"]["5"]) == 5
+
+
+@pytest.mark.parametrize("name", ["senet-0.09", "joint-0.052"])
+def test_masks_have_exactly_the_allocated_sizes(name, run):
+    model = recipe_of(name)(run, name).model
+    masks = masks_of(model)
+    sensitivity = [run.sensitivity[relu] for relu in masks]
+    sizes = [mask.numel() for mask in masks.values()]
+    assert [int(mask.sum()) for mask in masks.values()] == allocate(
+        sizes, sensitivity, variant(name).budget(2)
+    )
+
+
+def test_published_sensitivity_is_taken_when_none_is_measured(tmp_path):
+    other = tiny_run(tmp_path, plan=PLANS["quick"])
+    assert list(other.sensitivity.values()) == list(SENET_SENSITIVITY)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_the_first_masks_are_where_most_is_cut_off():
+    """|a_AR - x_PR| of a network against itself is |min(x, 0)|, summed over the images."""
+    torch.manual_seed(0)
+    model = randomised(resnet18(classes=4, width=2)).float()
+    inputs = []
+    handle = model.relu.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    error = linearisation_error(model, model, X.split(7))
+    handle.remove()
+    torch.testing.assert_close(error["relu"], torch.cat(inputs).clamp(max=0).abs().sum(0))
+    masks = largest_masks(error, {name: 5 for name in error})
+    assert error["relu"][masks["relu"]].min() >= error["relu"][~masks["relu"]].max()
+    student = copy.deepcopy(model)
+    mask_relus(student, masks)
+    ours, published = (linearisation_error(model, student, [X], kind) for kind in (False, True))
+    torch.testing.assert_close(ours["relu"], error["relu"])
+    assert not published["relu"][masks["relu"]].any()
+    torch.testing.assert_close(published["relu"][~masks["relu"]], ours["relu"][~masks["relu"]])
+
+
+def test_largest_masks_keep_the_largest_and_of_equals_the_first():
+    scores = {"a": torch.tensor([[[1.0, 3.0], [3.0, 3.0]]]), "b": torch.tensor([2.0, 5.0])}
+    masks = largest_masks(scores, {"a": 2, "b": 0})
+    assert masks["a"].tolist() == [[[False, True], [True, False]]]
+    assert masks["b"].tolist() == [False, False]
+    together = largest_network_masks(scores, 4)
+    assert together["a"].tolist() == [[[False, True], [True, True]]]
+    assert together["b"].tolist() == [False, True]
+    with pytest.raises(ValueError, match="b has 2 ReLUs, 3 cannot be kept"):
+        largest_masks(scores, {"a": 1, "b": 3})
+
+
+def test_merging_is_exact_for_the_network_that_is_trained():
+    """With hoisted padding the deployed 5x5 and 7x7 kernels compute what is trained, borders included."""
+    torch.manual_seed(0)
+    recipe = VARIANTS["merged-exact"]
+    model = recipe.structured(2, 4)
+    randomised(model)
+    blocks = [f"{name[:8]}" for name in ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0")]
+    plain = copy.deepcopy(model)
+    hoist_in_training(model, blocks)
+    x = X.double()
+    expected = model(x)
+    final = recipe.finished(copy.deepcopy(model))
+    torch.testing.assert_close(final(x), expected, rtol=1e-9, atol=1e-9)
+    assert final.get_submodule("layer3.0.conv2").kernel_size == (7, 7)
+    assert (plain(x) - expected).abs().max() > 1e-3  # without hoisting the border would differ
+
+
+def test_an_unknown_row_is_named():
+    with pytest.raises(ValueError, match="unknown variant"):
+        recipe_of("senet-0.5")
+
+
+def test_a_full_disk_at_the_end_is_clear(run, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows, "save_weights", full)
+    trained = recipe_of("baseline")(run, "baseline")
+    with pytest.raises(TrainingError, match=r"baseline-w2\.safetensors cannot be written .*No space left"):
+        finish_row(run, "baseline", trained, banded(8), {}, tmp_path)
+
+
+def test_rows_are_replaced_and_kept_in_order(tmp_path):
+    path = tmp_path / "accuracy.json"
+    assert read_rows(path) == []
+    for name, seed, value in (
+        ("senet-0.09", 1, 1),
+        ("senet-0.09", 0, 2),
+        ("baseline", 0, 3),
+        ("senet-0.09", 1, 4),
+    ):
+        put_row(path, {"variant": name, "width": 16, "seed": seed, "accuracy_test": value})
+    assert [(row["variant"], row["seed"], row["accuracy_test"]) for row in read_rows(path)] == [
+        ("baseline", 0, 3),
+        ("senet-0.09", 0, 2),
+        ("senet-0.09", 1, 4),
+    ]
+    for content in ("{", "[1]", '[{"variant": "baseline"}]'):
+        path.write_text(content)
+        with pytest.raises(TrainingError, match=r"accuracy\.json is no list of accuracy rows"):
+            put_row(path, {"variant": "baseline", "width": 16, "seed": 0})
+        assert path.read_text() == content
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """Tiny files in CIFAR's format, and the command made to take them; returns common options."""
+    folder = tmp_path / "data" / FOLDER
+    folder.mkdir(parents=True)
+    for seed, (split, count) in enumerate((("train", 100), ("test", 40))):
+        images, labels = banded(count, seed)
+        entries = {b"data": np.asarray(images.view(count, -1)), b"fine_labels": labels.tolist()}
+        (folder / split).write_bytes(pickle.dumps(entries, protocol=4))
+    monkeypatch.setattr(Images, "cifar100", partial(Images.cifar100, heldout=20, checksums=None))
+    monkeypatch.setattr(command, "load_cifar100", partial(load_cifar100, checksums=None))
+    monkeypatch.setitem(PLANS, "standard", TINY)
+    options = ["--width", "2", "--device", "cpu", "--data", str(tmp_path / "data")]
+    for name in ("results", "checkpoints", "weights"):
+        options += [f"--{name}", str(tmp_path / name)]
+    return tmp_path, options
+
+
+def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
+    folder, options = cifar
+    assert command.main([*options, "--rows", "senet-0.09", "baseline"]) == 0
+    found = read_rows(folder / "results" / "accuracy.json")
+    assert [row["variant"] for row in found] == ["baseline", "senet-0.09"]
+    assert (folder / "results" / "training" / "w2-s0-standard" / "senet-0.09.jsonl").exists()
+    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    loaded = VARIANTS["senet-0.09"].build(width=2)
+    assert loaded.meta["trained"]
+    assert any(isinstance(module, MaskedReLU) for module in loaded.modules())
+    capsys.readouterr()
+    assert command.main([*options, "--rows", "baseline", "--list"]) == 0
+    assert capsys.readouterr().out == "baseline         finished\n"
+    monkeypatch.setattr(recipes, "train", None)
+    assert command.main([*options, "--rows", "baseline", "senet-0.09"]) == 0
+    assert "baseline: finished before" in capsys.readouterr().err
+    path = folder / "weights" / "baseline-w2.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError, match="is damaged"):
+        VARIANTS["baseline"].build(width=2)
+
+
+def test_another_seed_has_its_row_but_no_published_weights(cifar):
+    folder, options = cifar
+    assert command.main([*options, "--rows", "baseline", "--seed", "3", "--epochs-scale", "0.5"]) == 0
+    (row,) = read_rows(folder / "results" / "accuracy.json")
+    assert (row["seed"], row["epochs"], row["epochs_scale"]) == (3, 1, 0.5)
+    assert not (folder / "weights").exists()
+    assert (folder / "checkpoints" / "w2-s3-standard-x0.5" / "baseline-w2.safetensors").exists()
+
+
+def test_missing_data_and_devices_are_one_clear_line(cifar, capsys):
+    folder, options = cifar
+    (folder / "data" / FOLDER / "train").unlink()
+    assert command.main(options) == 1
+    assert "train cannot be read" in capsys.readouterr().err
+    assert command.main([*options, "--device", "nonsense"]) == 1
+    assert "the device 'nonsense' cannot be used" in capsys.readouterr().err
+    assert command.main([*options, "--epochs-scale", "0"]) == 1
+    assert "positive factor" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--rows", "nonsense"])
+
+
+def test_an_interrupt_says_how_to_go_on(cifar, monkeypatch, capsys):
+    _, options = cifar
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train", stop)
+    assert command.main([*options, "--rows", "baseline"]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err

@@ -1,0 +1,47 @@
+"""A tiny training: images that can be learnt, schedules of one or two epochs, a run at width 2."""
+
+import io
+
+import torch
+
+from models.training.images import Images
+from models.training.loop import Setting
+from models.training.recipes import Run
+from models.training.schedules import (
+    GateSchedule,
+    LassoSchedule,
+    MaskSchedule,
+    Plan,
+    Schedule,
+    SparseSchedule,
+)
+
+CLASSES = 4
+BATCH = 40
+TINY = Plan(
+    baseline=Schedule(2, 0.1, batch=BATCH),
+    sensitivity=SparseSchedule(2, 0.1, batch=BATCH),
+    gated=GateSchedule(2, 0.05, batch=BATCH, images=40),
+    masks=MaskSchedule(2, 0.02, batch=BATCH, search=0.5, images=40),
+    lasso=LassoSchedule(2, 0.02, batch=BATCH),
+    tune=Schedule(1, 0.02, batch=BATCH),
+)
+
+
+def banded(count, seed=0):
+    """Returns noise whose class is the band of rows that is bright, uint8 [count, 3, 32, 32], and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    images = torch.randint(0, 120, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    for index, label in enumerate(labels.tolist()):
+        images[index, :, 8 * label : 8 * label + 8] += 100
+    return images, labels
+
+
+def tiny_images(count=100, heldout=20):
+    return Images.split(*banded(count), heldout, CLASSES)
+
+
+def tiny_run(folder, seed=0, plan=TINY, **changes):
+    setting = Setting(tiny_images(), seed=seed, **changes)
+    return Run(setting, plan, 2, folder / "checkpoints", folder / "logs", io.StringIO())
