@@ -116,3 +116,25 @@ def random_network_masks(
     return {
         name: part.view(*shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
+
+
+def largest_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Keeps in each layer its count of positions, those of the largest scores (of equals, the first)."""
+    masks = {}
+    for name, score in scores.items():
+        if not 0 <= counts[name] <= score.numel():
+            raise ValueError(f"{name} has {score.numel()} ReLUs, {counts[name]} cannot be kept")
+        order = score.flatten().argsort(descending=True, stable=True)
+        masks[name] = _mask(score.shape, order[: counts[name]])
+    return masks
+
+
+def largest_network_masks(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
+    """Keeps the `budget` positions of the entire network that have the largest scores."""
+    together = torch.cat([score.flatten() for score in scores.values()])
+    kept = largest_masks({"network": together}, {"network": budget})["network"]
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {
+        name: part.view(score.shape).clone()
+        for (name, score), part in zip(scores.items(), parts, strict=True)
+    }

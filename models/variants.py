@@ -98,11 +98,9 @@ class Variant:
                 model = self.trainable(width, seed, classes, image_size)
                 calibrate(model, normalised(picture_crops(CALIBRATION_IMAGES, image_size)))
             else:
-                model = self._structured(width, classes)
+                model = self.structured(width, classes)
                 model = linearize_relus(model, self._stored_masks(stored, model, width, image_size))
-            model.eval()
-            for transform in self.finish:
-                model = transform(model)
+            model = self.finished(model)
         if stored is not None:
             put_weights(model, stored)
         model.meta.update(variant=self.name, width=width, seed=seed, trained=stored is not None)
@@ -114,7 +112,7 @@ class Variant:
         """Returns the network before BatchNorm is folded, masks drawn, weights random: what is trained."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = self._structured(width, classes)
+            model = self.structured(width, classes)
             if self.fraction is None:
                 return model
             shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
@@ -128,9 +126,17 @@ class Variant:
             shapes = relu_shapes(self.architecture(width=width), torch.zeros(1, 3, image_size, image_size))
         return round(self.fraction * sum(prod(shape) for shape in shapes.values()))
 
-    def _structured(self, width: int, classes: int) -> nn.Module:
+    def structured(self, width: int = 64, classes: int = 100) -> nn.Module:
+        """Returns the trainable structure, all its ReLUs whole, weights drawn from torch's generator."""
         model = self.architecture(classes=classes, width=width)
         for transform in self.structure:
+            model = transform(model)
+        return model
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """Returns `model`, a trained structure, after the transforms of `finish`, in eval mode."""
+        model = model.eval()
+        for transform in self.finish:
             model = transform(model)
         return model
 
