@@ -8,30 +8,34 @@ BIN := .venv/bin
 .venv: .venv/installed
 install: .venv
 .venv/installed: pyproject.toml
+	$(if $(PYTHON),,$(error Python 3.11 or 3.12 is needed: put python3.11 on the PATH or set PYTHON))
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
+	echo '$(CURDIR)' > $@
+# A checkout that was moved or copied brings the paths of another place.
+ifneq ($(shell cat .venv/installed 2>/dev/null),$(CURDIR))
+.PHONY: .venv/installed
+endif
 
 lint: .venv
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 test: .venv lint
-	$(BIN)/pytest
+	$(BIN)/python -m pytest
 
-# Every default case at full width, then the table and the figures. Rows are written as they finish.
+# Every default case at full width, then the tables and the figures, also when a case failed.
 bench: .venv
-	$(BIN)/pytest bench/bench_latency.py --benchmark-disable-gc
-	$(BIN)/python -m bench.report
-	$(BIN)/python -m bench.figures
+	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc; status=$$?; \
+	$(BIN)/python -m bench.report && $(BIN)/python -m bench.figures && exit $$status
 
 # Operators alone, the idle harness, and the suite against a network written by hand.
 operators: .venv
-	$(BIN)/pytest bench/bench_operators.py --benchmark-disable-gc
+	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
 
 # Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
 smoke: .venv
-	$(BIN)/pytest bench --smoke --benchmark-disable
+	$(BIN)/python -m pytest bench --smoke --benchmark-disable
 
 report: .venv
 	$(BIN)/python -m bench.report

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from bench.cases import Case
 from bench.conftest import progress
 from bench.laboratory import Laboratory
@@ -19,6 +21,11 @@ def bench_latency(
     case: Case, laboratory: Laboratory, benchmark: Any, announce: Callable[[str], None], request: Any
 ) -> None:
     """Measures one case and writes its row."""
+    obstacle = laboratory.obstacle(case)
+    if obstacle is not None:
+        laboratory.skip(case)
+        pytest.skip(obstacle)
+    announce(f"{case.id} ...")
     total = sum("case" in getattr(item, "fixturenames", ()) for item in request.session.items)
 
     def timed(measurement: Measurement, rounds: int) -> None:

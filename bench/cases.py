@@ -21,6 +21,8 @@ HEADLINE = (
     "joint-0.026",
     "merged-exact",
 )
+LINKED = ("baseline", "senet-0.09", "joint-0.052")
+LINKS = ("lan", "wan")
 WIDTH = 64
 
 
@@ -30,7 +32,8 @@ class Case:
 
     `rounds` are measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds
     (their median); `reference` is the case measured in turn with this one;
-    `role` groups rows in reports: "headline", "batch" (more than one image) or "extra" (other settings).
+    `role` groups rows in reports: "headline", "batch" (more than one image), "link" (not loopback) or "extra"
+    (other settings). `link` is a key of `bench.network.LINKS` or a link such as "200Mbit/40ms".
     """
 
     variant: str
@@ -65,9 +68,15 @@ def default_cases() -> tuple[Case, ...]:
     return (
         STOCK,
         LEAN,
-        *(replace(STOCK, variant=variant, reference=STOCK, rounds=6) for variant in reduced),
+        *(replace(STOCK, variant=variant, reference=STOCK, rounds=5) for variant in reduced),
         *(replace(LEAN, variant=variant, reference=LEAN) for variant in reduced),
         *(replace(LEAN, batch=size, role="batch", rounds=8, reference=None) for size in (2, 4, 8)),
+        *(
+            replace(case, variant=variant, link=link, role="link", rounds=rounds, profiles=0, reference=None)
+            for link in LINKS
+            for case, rounds in ((replace(STOCK, warm_up=False), 2), (LEAN, 3))
+            for variant in LINKED
+        ),
         batch,
         replace(LEAN, batch=16, role="batch", rounds=3, reference=batch),
         replace(STOCK, provider="TTP", role="extra", rounds=3, profiles=1),
@@ -88,12 +97,14 @@ def smoke_cases(width: int = 8) -> tuple[Case, ...]:
             batch=batch,
             rounds=1,
             warm_up=False,
-            profiles=1,
+            profiles=min(case.profiles, 1),
             reference=small(case.reference),
         )
 
     seen: dict[str, Case] = {}
     for case in default_cases():
+        if case.role == "link" and (case.variant != "baseline" or case.link != LINKS[0]):
+            continue  # the same code over a slower link
         seen.setdefault(small(case).id, small(case))
     return tuple(seen.values())
 

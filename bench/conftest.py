@@ -13,6 +13,7 @@ import pytest
 from bench.cases import Case, default_cases, select, smoke_cases
 from bench.engines.base import ENGINES
 from bench.laboratory import Laboratory
+from bench.results import ResultsError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +54,11 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 def laboratory(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Laboratory]:
     """The parties of this session."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
-    with Laboratory(chosen, results, run=uuid.uuid4().hex[:12], rehearsal=smoke) as laboratory:
+    try:
+        laboratory = Laboratory(chosen, results, run=uuid.uuid4().hex[:12], rehearsal=smoke)
+    except ResultsError as error:
+        pytest.exit(str(error), returncode=1)
+    with laboratory:
         yield laboratory
 
 

@@ -64,11 +64,24 @@ def lower(model: nn.Module, example: torch.Tensor) -> Lowered:
     Raises ExportError for an operator without a lowering, a model that does not fit the example, NaN or
     infinite values, and values of 2^30 or more.
     """
+    if not isinstance(model, nn.Module) or not isinstance(example, torch.Tensor):
+        raise ExportError(
+            "a torch.nn.Module and a tensor are needed, "
+            f"not {type(model).__name__} and {type(example).__name__}"
+        )
+    if not example.is_floating_point():
+        raise ExportError(f"the example must hold floating-point numbers, not {example.dtype}")
     if example.dim() < 2 or len(example) < 1:
         raise ExportError(
             f"the example must be a batch [N, ...] of at least one input, not {list(example.shape)}"
         )
-    graph = trace(copy.deepcopy(model).eval()).double()
+    try:
+        graph = trace(copy.deepcopy(model).eval()).double()
+    except (fx.proxy.TraceError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"the network cannot be traced ({str(error).splitlines()[0]}); "
+            "its forward must not depend on values"
+        ) from error
     walk = _Lowering(graph)
     logits = walk.run(example.to(torch.float64, copy=True))
     return Lowered(
@@ -111,8 +124,8 @@ class _Lowering(fx.Interpreter):
         try:
             with torch.no_grad():
                 value = super().run_node(node)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ExportError(f"{_label(node, self)} does not fit its input: {reason}") from error
         self.env[node] = value
         if node.op == "placeholder":
@@ -120,7 +133,7 @@ class _Lowering(fx.Interpreter):
                 raise ExportError("the network must take one input; bind the others before the export")
             self.input_name = self.names[node] = node.name
         elif node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
+            if node.args[0] not in self.names:
                 raise ExportError("the network must return one tensor; return the logits alone")
             self.output_name = self.names[node.args[0]]
             return value
@@ -138,7 +151,18 @@ class _Lowering(fx.Interpreter):
                 f"{_label(node, self)} has no lowering. {_remedy(module, node)} "
                 "Known operators are listed in docs/operators.md."
             )
-        rule(self, node, module)
+        foreign = [n.name for n in node.all_input_nodes if n not in self.names and n.op != "get_attr"]
+        try:
+            if foreign:
+                raise ValueError(f"uses {foreign[0]!r}, which is no value of the network")
+            rule(self, node, module)
+        except ExportError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"{_label(node, self)} is used in a form that has no lowering "
+                f"({type(error).__name__}: {error}). The known forms are listed in docs/operators.md."
+            ) from error
 
     def _check(self, node: fx.Node, value: torch.Tensor) -> None:
         if not value.isfinite().all():
@@ -170,8 +194,22 @@ class _Lowering(fx.Interpreter):
         self.names[node] = self.names[source]
 
     def overwrite(self, node: fx.Node, source: fx.Node) -> None:
-        """Lets every name of the value of `source` stand for `node`, which changed it in place."""
+        """Lets every name of the value of `source` stand for `node`, which changed it in place.
+
+        A view of the value under another name would change in torch and not in the program: refused.
+        """
         old = self.names[source]
+        storage = self.env[source].untyped_storage().data_ptr()
+        for other, value in self.env.items():
+            if (
+                isinstance(value, torch.Tensor)
+                and self.names.get(other, old) not in (old, self.names[node])
+                and value.untyped_storage().data_ptr() == storage
+            ):
+                raise self.refuse(
+                    node,
+                    f"changes {other.name!r} too, a view of the same values; use the form out of place",
+                )
         self.names.update({n: self.names[node] for n, name in self.names.items() if name == old})
 
     def secret(self, node: fx.Node, name: str, source: Any) -> str | None:
@@ -183,12 +221,16 @@ class _Lowering(fx.Interpreter):
                 raise ExportError(
                     f"{_label(node, self)} takes a computed {name}; only stored weights are lowered"
                 )
-            self.weights[source.target] = self.env[source].detach()
-            return source.target
-        key = f"{node.target}.{name}"
-        self.weights[key] = source.detach()
+            key, source = source.target, self.env[source]
+        else:
+            key = f"{node.target}.{name}"
         if not source.isfinite().all():
             raise ExportError(f"{key} holds NaN or infinity; repair the weights")
+        if source.numel() and source.abs().max() >= VALUE_LIMIT:
+            raise ExportError(
+                f"{key} holds {source.abs().max():.3g}, beyond the 2^30 of fixed point; rescale it"
+            )
+        self.weights[key] = source.detach()
         return key
 
     def truncated(self, products: torch.Tensor, divisor_bits: float = 2 * FRACTION_BITS) -> None:
@@ -453,6 +495,7 @@ def _multiply(walk: _Lowering, node: fx.Node, _: None) -> None:
     left, right = a["input"], a["other"]
     if isinstance(right, fx.Node) and not isinstance(left, fx.Node):
         left, right = right, left
+    _computed(walk, node, *(side for side in (left, right) if isinstance(side, fx.Node)))
     if isinstance(right, int | float):
         walk.emit(node, ir.Scale(float(right)), left)
     elif not isinstance(right, fx.Node):
@@ -489,6 +532,14 @@ def _same_shape(walk: _Lowering, node: fx.Node, left: fx.Node, right: fx.Node) -
         )
 
 
+def _computed(walk: _Lowering, node: fx.Node, *sides: fx.Node) -> None:
+    for side in sides:
+        if side not in walk.names:
+            raise walk.refuse(
+                node, f"uses the stored tensor {side.target!r}; only computed values are combined"
+            )
+
+
 def _overwrite_left(walk: _Lowering, node: fx.Node, left: fx.Node) -> None:
     in_place = node.target in (operator.iadd, operator.imul)
     if in_place or (isinstance(node.target, str) and node.target.endswith("_")):
@@ -501,7 +552,7 @@ def _overwrite_left(walk: _Lowering, node: fx.Node, left: fx.Node) -> None:
 @lowers(torch.cat, torch.concat, torch.concatenate)
 def _concatenate(walk: _Lowering, node: fx.Node, _: None) -> None:
     a = _arguments(node, "tensors dim", dim=0)
-    dim = a["dim"] % walk.env[node].dim()
+    dim = a.get("axis", a["dim"]) % walk.env[node].dim()
     if dim == 0:
         raise walk.refuse(node, "concatenates along the batch; use another dimension")
     walk.emit(node, ir.Concatenate(dim), *a["tensors"])
@@ -523,7 +574,8 @@ def _flatten(walk: _Lowering, node: fx.Node, module: nn.Flatten | None) -> None:
 def _mean(walk: _Lowering, node: fx.Node, _: None) -> None:
     a = _arguments(node, "input dim keepdim", dim=None, keepdim=False)
     value = walk.env[a["input"]]
-    dims = (a["dim"],) if isinstance(a["dim"], int) else a["dim"]
+    dims = a.get("axis", a["dim"])
+    dims = (dims,) if isinstance(dims, int) else dims
     dims = tuple(sorted(dim % value.dim() for dim in dims)) if dims else (0,)
     if 0 in dims:
         raise walk.refuse(node, "averages over the batch; name the other dimensions")

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from bench.cases import Case
+from bench.cases import STOCK, Case
 from bench.measure import Measurement, Subject, context, cost_of
 from bench.parties import Parties
 from bench.results import Store
+from models.cost import count_cost
 from models.data import default_images
 from models.variants import variant
 
@@ -66,19 +67,18 @@ class Laboratory:
         """
         try:
             model = self.model(case)
-            subject = self.subject(case, model)
-            reference = None
-            if case.reference is not None:
-                reference = self.subject(case.reference, self.model(case.reference))
+            pictures, source = images()
+            cost = cost_of(model, pictures)  # refuses what cannot be counted before anything is measured
+            subject = self.subject(case)
+            reference = None if case.reference is None else self.subject(case.reference)
             measurement = Measurement(case, subject, reference)
             if case.warm_up:
                 measurement.before()
                 measurement.online()
                 measurement.forget_warm_up()
             timed(measurement, case.rounds)
-            pictures, source = images()
             row = measurement.row(
-                cost_of(model, pictures),
+                cost,
                 profiles=case.profiles,
                 weights="trained" if model.meta["trained"] else "seeded",
                 images=source,
@@ -87,22 +87,31 @@ class Laboratory:
             )
             self.store.add(row)
         finally:
-            self.waiting = [other for other in self.waiting if other.id != case.id]
-            self.dismiss()
+            self.skip(case)
         return row
 
-    def model(self, case: Case) -> fx.GraphModule:
-        """Builds the network of a case."""
-        return variant(case.variant).build(width=case.width)
+    def skip(self, case: Case) -> None:
+        """Takes a case off the list and lets go of the parties that it alone needs."""
+        self.waiting = [other for other in self.waiting if other.id != case.id]
+        self.dismiss()
 
-    def subject(self, case: Case, model: fx.GraphModule) -> Subject:
+    @staticmethod
+    @cache
+    def _built(variant_name: str, width: int) -> fx.GraphModule:
+        return variant(variant_name).build(width=width)
+
+    def model(self, case: Case) -> fx.GraphModule:
+        """The network of a case, built once."""
+        return self._built(case.variant, case.width)
+
+    def subject(self, case: Case) -> Subject:
         """The loaded parties of a case, started when they are not there yet."""
         known = self.subjects.get(case.id)
         if known is not None and known.parties.pids:
             return known
         parties = self.parties(case)
         try:
-            self.subjects[case.id] = Subject(model, images()[0], case.batch, parties)
+            self.subjects[case.id] = Subject(self.model(case), images()[0], case.batch, parties)
         except BaseException:
             parties.__exit__(None, None, None)
             raise
@@ -110,7 +119,7 @@ class Laboratory:
 
     def parties(self, case: Case) -> Parties:
         """Idle processes that fit, or new ones."""
-        wanted = Parties(case.parties, case.engine, case.provider, timeout_s=TIMEOUT_S)
+        wanted = Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link)
         for parties in self.idle:
             if parties.setting == wanted.setting and parties.pids:
                 self.idle.remove(parties)
@@ -128,6 +137,26 @@ class Laboratory:
             else:
                 parties.__exit__(None, None, None)
 
+    def obstacle(self, case: Case) -> str | None:
+        """Why a case cannot be measured here; None if it can.
+
+        The parties of a case hold its tuples in memory at once: about 352 bytes a ReLU on the stock engine,
+        131 on the lean one, beside half a gigabyte for each process.
+        """
+        free = available_memory()
+        if free is None:
+            return None
+        alive = {subject.parties for subject in self.subjects.values()}
+        wanted = [c for c in (case, case.reference) if c is not None and c.id not in self.subjects]
+        relus = count_cost(self.model(STOCK), images()[0][:1]).relus if wanted else 0
+        need = sum(c.parties * (5e8 + c.batch * relus * (131 if c.engine == "lean" else 352)) for c in wanted)
+        if need <= free:
+            return None
+        return (
+            f"needs about {need / 1e9:.0f} GB of memory beside {len(alive)} loaded networks, "
+            f"{free / 1e9:.0f} GB are free"
+        )
+
     def minutes_left(self) -> float:
         """Estimates the minutes until the last case is done, from the time taken so far."""
         left = sum(map(_work, self.waiting))
@@ -136,8 +165,19 @@ class Laboratory:
         return elapsed / done * left / 60 if done else float("nan")
 
 
+def available_memory() -> float | None:
+    """Bytes of memory that new processes can use; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
 def _work(case: Case) -> float:
     """The expected work of a case, in units of a stock round of one image."""
     weight = {"lean": 0.25}.get(case.engine, 1.0) * case.batch * (case.parties - 1)
+    # On a link an inference waits: about half a second a hop of 20 ms for every stock unit of compute.
+    weight *= {"loopback": 1.0, "lan": 1.5}.get(case.link, 8.0)
     pair = 0.0 if case.reference is None else _work(case.reference) / max(case.reference.rounds, 1)
     return case.rounds * (weight + pair) + 2.0  # processes, loading, profiles

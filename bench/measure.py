@@ -10,6 +10,7 @@ inference comes out right when repeated; in every other case the measurement fai
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from bench import provenance
+from bench import literature, provenance
 from bench.cases import Case
 from bench.engines.base import StepCost
 from bench.parties import Parties, Traffic
@@ -65,7 +66,7 @@ class Subject:
                 f"{len(images)} images are too few: a batch of {batch} and two to compare are needed"
             )
         self.parties = parties
-        self.images = images[:batch].contiguous()
+        self.images = images[:batch].clone()  # a view would send every image each time
         with torch.no_grad():
             logits = copy.deepcopy(model).double().eval()(images.double())
         self.expected = logits[:batch]
@@ -76,6 +77,7 @@ class Subject:
         self.wrong = 0
         parties.load(model, images)
         self.set_up = parties.set_up
+        self.link_check = parties.check_link()
         self.traffic: Traffic | None = None
 
     def prepare(self) -> float:
@@ -184,12 +186,14 @@ class Measurement:
             "provider": subject.parties.provider,
             "batch": case.batch,
             "link": case.link,
+            "timing": "emulated" if subject.parties.link.shaped else "measured",
+            "link_check": subject.link_check.as_dict(),
             "parties": case.parties,
             "role": case.role,
             "weights": weights,
             "images": images,
             "cost": {name: getattr(cost, name) for name in COUNTS},
-            "traffic": traffic_row(subject.traffic),
+            "traffic": traffic_row(subject.traffic, subject.parties.hops),
             "setup": {
                 "seconds": subject.set_up.seconds,
                 "rounds": subject.set_up.rounds,
@@ -215,6 +219,7 @@ class Measurement:
             },
             "rounds": {"attempted": len(self.rounds.online_s), "succeeded": len(kept)},
             "layers": layers,
+            "network": network_row(case.variant, subject),
             "conventions": provenance.CONVENTIONS,
             **context,
             "run": run,
@@ -225,14 +230,24 @@ class Measurement:
 COUNTS = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
 
 
-def traffic_row(traffic: Traffic) -> dict[str, Any]:
-    """Traffic as it is stored."""
+def traffic_row(traffic: Traffic, hops: int) -> dict[str, Any]:
+    """Traffic as it is stored; `hops` are one-way trips in sequence."""
     return {
         "rounds": traffic.rounds,
         "bytes_sent": traffic.bytes_sent,
         "bytes_sent_by_party": list(traffic.by_party),
         "bytes_total": traffic.bytes_total,
+        "hops": hops,
     }
+
+
+def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
+    """The network as the literature's cost models see it; None if it holds a step that they do not price."""
+    try:
+        described = literature.describe(name, subject.parties.lowered.program).as_dict()
+    except ValueError:
+        return None
+    return json.loads(json.dumps(described))
 
 
 def context() -> dict[str, Any]:

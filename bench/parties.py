@@ -13,6 +13,7 @@ that fails, dies or hangs ends the whole group with PartyFailed; no process outl
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import socket
@@ -34,7 +35,7 @@ from torch import nn
 from bench.engines.base import ENGINES, NotPrepared, Setting, StepCost
 from bench.export import VALUE_LIMIT, Lowered, lower
 from bench.network import Link, LinkCheck, make_shaper, parse_link
-from bench.worker import receive, send
+from bench.worker import encode, receive, send
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,11 +124,11 @@ class Parties:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
         info = ENGINES[engine]
-        if count not in info.parties:
+        if isinstance(count, bool) or not isinstance(count, int) or count not in info.parties:
             allowed = " or ".join(map(str, info.parties))
             raise ValueError(f"the {engine} engine runs with {allowed} parties, not {count}")
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s must be positive, not {timeout_s}")
+        if not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
         self.count = count
         self.engine = engine
         self.provider = provider or info.provider
@@ -139,7 +140,6 @@ class Parties:
         self.set_up: SetUp | None = None
         self.offline: Offline | None = None
         self.online_s: float | None = None
-        self.driver_s: float | None = None
         self.sent: Traffic | None = None
         self.hops: int | None = None
         self.link = parse_link(link)
@@ -153,6 +153,9 @@ class Parties:
     # Life.
 
     def __enter__(self) -> Parties:
+        if self._processes:
+            raise RuntimeError("these parties are running already; open a new Parties")
+        self.lowered = None
         self._module.compile_all()
         self._folder = tempfile.TemporaryDirectory(prefix="pibench-", ignore_cleanup_errors=True)
         lifeline, self._lifeline = os.pipe()
@@ -280,8 +283,8 @@ class Parties:
     def prepare(self, batch: int = 1) -> float:
         """Runs the offline phase of one inference of `batch` images; returns the slower party's seconds."""
         self._loaded()
-        if batch < 1:
-            raise ValueError(f"a batch holds at least one image, not {batch}")
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"a batch is a whole number of at least one image, not {batch!r}")
         self._prepared = None
         self._call("plan", lambda _: (batch,), helpers=True)
         replies = self._call("prepare", lambda _: (batch,), helpers=True)
@@ -298,8 +301,9 @@ class Parties:
         """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
 
         `online_s` then holds the slower party's seconds, `sent` the traffic, `hops` its one-way trips in
-        sequence. Raises NotPrepared without a matching `prepare`, ValueError for images of another shape or
-        beyond fixed point.
+        sequence. Raises NotPrepared without a matching `prepare`, TypeError or ValueError for images of
+        another type or shape or beyond fixed point. Values inside the network were checked for the example
+        of `load` alone: images far larger than it may overflow unnoticed.
         """
         replies = self._online("infer", images)
         self.online_s = max(reply["seconds"] for reply in replies)
@@ -368,10 +372,8 @@ class Parties:
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared = None
-        started = time.perf_counter()
-        replies = self._call(command, lambda rank: (images if rank == 1 else None, batch))
-        self.driver_s = time.perf_counter() - started
-        return replies
+        images = images.detach().to(torch.float32)  # in half precision CrypTen's scale overflows
+        return self._call(command, lambda rank: (images if rank == 1 else None, batch))
 
     def _loaded(self) -> Lowered:
         if self.lowered is None:
@@ -380,6 +382,9 @@ class Parties:
 
     def _checked(self, images: torch.Tensor) -> None:
         shape = self._loaded().program.input_shape
+        if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+            raise TypeError(f"images must be a tensor of floating-point numbers, not {kind}")
         if tuple(images.shape[1:]) != shape or len(images) < 1:
             raise ValueError(
                 f"the loaded network takes images of shape [N, {', '.join(map(str, shape))}], "
@@ -399,12 +404,13 @@ class Parties:
         ranks = list(range(self.count))
         if helpers and not self._serving():
             ranks += range(self.count, len(self._processes))
-        threads = []
-        for rank in ranks:
-            message = (command, arguments(rank))
-            thread = threading.Thread(target=self._send, args=(self._processes[rank], message), daemon=True)
+        messages = [encode((command, arguments(rank))) for rank in ranks]
+        threads = [
+            threading.Thread(target=self._send, args=(self._processes[rank], message), daemon=True)
+            for rank, message in zip(ranks, messages, strict=True)
+        ]
+        for thread in threads:
             thread.start()
-            threads.append(thread)
         try:
             replies = self._await(ranks, command)
         except BaseException:
@@ -419,9 +425,9 @@ class Parties:
         return self.provider == "TTP"
 
     @staticmethod
-    def _send(process: _Process, message: Any) -> None:
+    def _send(process: _Process, message: bytes) -> None:
         try:
-            send(process.connection, message)
+            process.connection.send_bytes(message)
         except OSError:
             return  # the process is gone, which the wait for its reply reports
 

@@ -55,15 +55,17 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether tracked files differ from it; (None, None) outside a checkout.
+    """The checkout's commit and whether its code differs from it; (None, None) outside a checkout.
 
-    What the benchmark itself writes (results/, plots/, README.md) does not make a checkout dirty.
+    A new file is a difference; what the benchmark itself writes (results/, plots/, README.md) is none.
     """
     try:
+        if Path(_git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
+            return None, None  # unpacked inside another repository
         head = _git("rev-parse", "HEAD").strip()
         written = (":!results", ":!plots", ":!README.md")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
-    except (OSError, subprocess.CalledProcessError):
+        changed = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
+    except (OSError, subprocess.SubprocessError):
         return None, None
     return head, bool(changed.strip())
 

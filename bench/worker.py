@@ -6,6 +6,7 @@ then on it answers each command with a reply. Parties talk to each other through
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -156,8 +157,13 @@ def obey(connection: Connection, setting: Setting) -> None:
 
 
 def send(connection: Connection, message: Any) -> None:
-    """Sends by value: plain pickle, so that no tensor lives in memory shared with another process."""
-    connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+    """Sends a message by value."""
+    connection.send_bytes(encode(message))
+
+
+def encode(message: Any) -> bytes:
+    """Pickles plainly, so that no tensor lives in memory shared with another process."""
+    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def receive(connection: Connection) -> Any:
@@ -165,8 +171,16 @@ def receive(connection: Connection) -> Any:
     return pickle.loads(connection.recv_bytes())
 
 
+PR_SET_PDEATHSIG = 1
+
+
 def end_with_driver(lifeline: int) -> None:
-    """Ends this process when the driver's end of a pipe closes, whatever this process is doing then."""
+    """Ends this process when the driver's end of a pipe closes, whatever this process is doing then.
+
+    On Linux the kernel kills it too, which reaches even a stopped process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def wait() -> None:
         os.read(lifeline, 1)

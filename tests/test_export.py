@@ -189,9 +189,48 @@ def test_refusals_name_the_node_and_the_remedy(function, modules, message):
         lower(Apply(function, **modules), IMAGES)
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda m, x: x.flatten(5), "'flatten' .flatten. does not fit its input"),
+        (lambda m, x: m.p * m.p, "'mul' .mul. uses the stored tensor 'p'"),
+        (lambda m, x: torch.cat([x, m.p.relu()], 1), "'relu' .relu."),
+        (lambda m, x: F.conv2d(x, m.p.relu()), "'relu' .relu."),
+        (lambda m, x: m.p, "return one tensor"),
+        (lambda m, x: x if x.sum() > 0 else -x, "cannot be traced"),
+    ],
+)
+def test_odd_forms_are_refused_by_name(function, message):
+    model = Apply(function)
+    model.p = nn.Parameter(torch.ones(2, 4, 8, 8))
+    with pytest.raises(ExportError, match=message):
+        lower(model, IMAGES)
+
+
+def test_not_a_model_or_not_an_example():
+    with pytest.raises(ExportError, match="not str and Tensor"):
+        lower("resnet18", IMAGES)
+    with pytest.raises(ExportError, match=r"torch\.int64"):
+        lower(nn.ReLU(), IMAGES.long())
+    with pytest.raises(ExportError, match="at least one input"):
+        lower(nn.ReLU(), IMAGES[:0])
+
+
+def test_axis_is_dim():
+    assert steps(lambda m, x: torch.cat([x, x], axis=1)) == [ir.Concatenate(1)]
+    assert steps(lambda m, x: x.mean(axis=(2, 3))) == [ir.Mean((2, 3), False)]
+
+
+def test_huge_weights_are_refused_even_if_their_products_are_small():
+    conv = nn.Conv2d(4, 3, 1, bias=False)
+    conv.weight.data.fill_(2.0**40)
+    with pytest.raises(ExportError, match=r"conv.weight holds 1.1e\+12, beyond the 2\^30"):
+        lower(Apply(lambda m, x: m.conv(x), conv=conv), IMAGES * 2.0**-30)
+
+
 def test_values_out_of_range_are_found_before_anything_runs():
     conv = nn.Conv2d(4, 3, 1)
-    conv.weight.data.fill_(2.0**30)
+    conv.weight.data.fill_(2.0**29.9)
     with pytest.raises(ExportError, match=r"'conv' \(Conv2d\) reaches .* beyond the 2\^30"):
         lower(Apply(lambda m, x: m.conv(x), conv=conv), IMAGES)
     conv.weight.data.fill_(float("nan"))

@@ -31,8 +31,7 @@ class ByHand(StockParty):
     def run(self, shared: Any, after: Callable[[ir.Step], None] | None = None) -> torch.Tensor:
         with crypten.no_grad():
             logits = self.resnet18(shared).get_plain_text()
-        if not self.provider.tracing:
-            self.drop()
+        self.finish()
         return logits
 
     def resnet18(self, x: Any) -> Any:

@@ -160,9 +160,20 @@ class StockParty(Node):
     def run(self, shared: Any, after: Callable[[ir.Step], None] | None = None) -> torch.Tensor | None:
         with crypten.no_grad():
             logits = super().run(shared, after)
-        if not self.provider.tracing:
-            self.drop()
+        self.finish()
         return logits
+
+    def finish(self) -> None:
+        """Demands that an inference took every tuple that was prepared for it, and so made none online.
+
+        Requests repeat exactly, so a request that was not served leaves a tuple over.
+        """
+        if self.provider.tracing:
+            return
+        left = sum(map(len, self.provider.tuple_cache.values()))
+        self.drop()
+        if left:
+            raise RuntimeError(f"{left} prepared tuples were not used: others were made online instead")
 
     def reveal(self, value: Any) -> torch.Tensor:
         """Opens to every party, as CrypTen's users do."""
@@ -247,7 +258,7 @@ class StockParty(Node):
         return x.mean(op.dims, keepdim=op.keepdim)
 
 
-PADDING = -(2.0**14)  # below any value that max pooling meets; its integer -2^30 leaves room for differences
+PADDING = -(2.0**31)  # below every value that is admitted; differences stay far inside the ring
 
 
 def _weight_shapes(op: ir.Operator) -> list[tuple[str, tuple[int, ...]]]:

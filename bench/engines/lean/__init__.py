@@ -15,7 +15,9 @@ PARTIES = 2
 
 
 def helper_roles(provider: str) -> tuple[str, ...]:
-    """Names the processes beside the parties: a dealer, whatever the provider."""
+    """Names the processes beside the parties: a dealer, the only provider there is."""
+    if provider != "dealer":
+        raise ValueError(f"the lean engine has no provider {provider!r}; it brings its own, 'dealer'")
     return ("dealer",)
 
 
