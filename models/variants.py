@@ -9,6 +9,8 @@ kept. In every variant BatchNorm is folded.
 - `joint-F`: the five blocks with the least sensitive mid ReLU become shallow (one 3x3 convolution), their
   skips are absorbed, then SENet's allocation on the ReLU layers that are left. `joint3-F` has three such
   blocks.
+- `deepreduce`: ReLUs only, whole layers culled (after DeepReDuce): stages 3 and 4 keep each block's second
+  ReLU, all others are gone. 49,152 ReLUs as in DeepReDuce's row of 49.2 K, in 4 layers instead of 17.
 - `merged-exact`: in the same five blocks the mid ReLU is dropped, the padding hoisted, the two convolutions
   are merged exactly (5x5, 7x7 where the first strides) and the skip is absorbed.
 """
@@ -28,6 +30,7 @@ from models.cost import relu_shapes
 from models.data import normalised, picture_crops
 from models.relu import MaskedReLU
 from models.selection import (
+    RESNET18_BLOCKS,
     RESNET18_RELUS,
     SENET_SENSITIVITY,
     allocate,
@@ -217,6 +220,8 @@ def _joint(fraction: float, blocks: int = 5) -> Variant:
 
 
 _DROPPED = {f"{block}.relu1": False for block in least_sensitive_blocks(5)}
+_KEPT_LAYERS = tuple(f"{block}.relu2" for block in RESNET18_BLOCKS[4:])
+_CULLED = {name: False for name in RESNET18_RELUS if name not in _KEPT_LAYERS}
 
 VARIANTS: dict[str, Variant] = {
     recipe.name: recipe
@@ -233,6 +238,7 @@ VARIANTS: dict[str, Variant] = {
         _joint(0.052),
         _joint(0.026),
         _joint(0.052, blocks=3),
+        Variant("deepreduce", resnet18, structure=(partial(linearize_relus, keep=_CULLED),)),
         Variant(
             "merged-exact",
             resnet18,
