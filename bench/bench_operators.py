@@ -19,6 +19,7 @@ from scipy import stats
 from torch import nn
 
 from bench.cases import WIDTH
+from bench.engines.lean.local import check_relu
 from bench.laboratory import TIMEOUT_S, images
 from bench.measure import Subject, context
 from bench.parties import Parties, Traffic
@@ -164,6 +165,51 @@ def bench_operator(
     )
 
 
+def local_truncation_failures(elements: int, mean: float, chunk: int = 1 << 22) -> int:
+    """Counts wrong results of the local truncation of two parties (SecureML, S&P 2017; CrypTen's `div_`).
+
+    Values are two-sided exponential with mean |v| = `mean`, at 32 fractional bits, shared afresh; both shares
+    are divided by 2^16. The law says mean / 2^32 an element.
+    """
+    draw = np.random.default_rng(1)
+    failures = 0
+    for start in range(0, elements, chunk):
+        n = min(chunk, elements - start)
+        v = draw.exponential(mean, n) * draw.choice((-1.0, 1.0), n)
+        z = (v * 2.0**32).astype(np.int64)
+        share = draw.integers(-(2**63), 2**63, n, dtype=np.int64)
+        parts = (torch.from_numpy(part).div(1 << 16, rounding_mode="trunc") for part in (share, z - share))
+        failures += int((sum(parts) - torch.from_numpy(z >> 16)).abs().gt(2).sum())
+    return failures
+
+
+def bench_exact_relu(benchmark: Any, smoke: bool, write: Any, announce: Callable[[str], None]) -> None:
+    """Evaluates 1e8 ReLUs of mean |v| = 6e3 on the lean engine: no element is off by more than one unit.
+
+    Beside it stands what a local truncation makes of as many values, and what its law expects.
+    """
+    elements, mean = 10**5 if smoke else 10**8, 6e3
+    check = benchmark.pedantic(lambda: check_relu(elements, mean), rounds=1)
+    assert (check.elements, check.failures) == (elements, 0)
+    assert check.worst <= 1
+    local, law = local_truncation_failures(elements, mean), elements * mean / 2**32
+    assert stats.poisson.sf(local - 1, law) > 1e-6
+    assert stats.poisson.cdf(local, law) > 1e-6
+    write(
+        {
+            "name": "exact truncation",
+            "engine": "lean",
+            "elements": elements,
+            "mean": mean,
+            "failures": check.failures,
+            "worst_units": check.worst,
+            "local_truncation_failures": local,
+            "local_truncation_law": law,
+        }
+    )
+    announce(f"{elements:.0e} ReLUs: 0 failures; local truncation {local}, its law {law:.3g}")
+
+
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def bench_idle(engine: str, parties: Callable[[str], Parties], benchmark: Any, write: Any) -> None:
     """Times an empty command: what the harness adds to the driver's clock."""
@@ -189,18 +235,20 @@ def bench_by_hand(benchmark: Any, smoke: bool, write: Any, announce: Callable[[s
         }
         assert traffic["suite"] == traffic["hand"]
         seconds: dict[str, list[float]] = {"suite": [], "hand": []}
+        right: dict[str, list[bool]] = {"suite": [], "hand": []}
 
         def pair() -> None:
             order = ["suite", "hand"] if len(seconds["suite"]) % 2 else ["hand", "suite"]
             for name in order:
                 subjects[name].prepare()
-                subjects[name].right(subjects[name].infer())
+                right[name].append(subjects[name].right(subjects[name].infer()))
                 seconds[name].append(subjects[name].parties.online_s)
 
         benchmark.pedantic(pair, rounds=1 if smoke else PAIRS, warmup_rounds=0)
         for subject in subjects.values():
             subject.demand_explanation()
-    ratios = np.array(seconds["suite"]) / np.array(seconds["hand"])
+    both = np.array(right["suite"]) & np.array(right["hand"])
+    ratios = (np.array(seconds["suite"]) / np.array(seconds["hand"]))[both]
     row = {
         "name": "resnet18, suite against by hand",
         "engine": "stock",
