@@ -25,9 +25,9 @@ class ResultsError(RuntimeError):
 
 
 class _Optional:
-    """Marks a leaf of SHAPE that may be null."""
+    """Marks a part of SHAPE that may be null."""
 
-    def __init__(self, kind: type) -> None:
+    def __init__(self, kind: Any) -> None:
         self.kind = kind
 
 
@@ -36,8 +36,40 @@ _INT = _Optional(int)
 _TEXT = _Optional(str)
 
 # A type: a value of it; `_Optional(type)`: that or null; [x]: a list of x; {str: x}: any names with x.
-# Further keys are welcome. `timing`, one of TIMINGS, says what the times are; loopback may leave it out.
-# A reference's rounds stand at the places of the rounds they are paired with, null where a partner is lost.
+# Further keys are welcome. A reference's rounds stand at the places of the rounds they are paired with, null
+# where a partner is lost.
+# `traffic.hops` are one-way trips in sequence of one online phase; `link_check` is
+# `bench.network.LinkCheck.as_dict()` of the parties that were measured, null where none was made;
+# `network` is `bench.literature.Network.as_dict()`, null for a network that its models do not price.
+LINK_CHECK = {
+    "shaper": str,
+    "asked_rtt_s": float,
+    "measured_rtt_s": _FLOAT,
+    "asked_bandwidth_bits_s": _FLOAT,
+    "measured_bandwidth_bits_s": _FLOAT,
+    "round_s": _FLOAT,
+    "round_hops": _INT,
+    "hop_overhead_s": _FLOAT,
+    "ok": bool,
+    "complaint": _TEXT,
+}
+NETWORK = {
+    "name": str,
+    "relus": int,
+    "relu_layers": int,
+    "linear": [
+        {
+            "name": str,
+            "kind": str,
+            "inputs": int,
+            "outputs": int,
+            "kernel": [int],
+            "in_map": [int],
+            "out_map": [int],
+            "groups": int,
+        }
+    ],
+}
 SHAPE: dict[str, Any] = {
     "case": str,
     "variant": str,
@@ -46,6 +78,8 @@ SHAPE: dict[str, Any] = {
     "provider": _TEXT,
     "batch": int,
     "link": str,
+    "timing": str,
+    "link_check": _Optional(LINK_CHECK),
     "parties": int,
     "role": str,
     "weights": _TEXT,
@@ -53,7 +87,13 @@ SHAPE: dict[str, Any] = {
     "cost": dict.fromkeys(
         ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters"), _INT
     ),
-    "traffic": {"rounds": _INT, "bytes_sent": _INT, "bytes_sent_by_party": [_INT], "bytes_total": _INT},
+    "traffic": {
+        "rounds": _INT,
+        "hops": _INT,
+        "bytes_sent": _INT,
+        "bytes_sent_by_party": [_INT],
+        "bytes_total": _INT,
+    },
     "setup": {"seconds": _FLOAT, "rounds": _INT, "bytes_sent_by_party": [_INT]},
     "offline": {"correlated_bytes_by_party": [_INT], "dealt_bytes": _INT},
     "times": {"offline_s": [float], "online_s": [float], "total_s": [float]},
@@ -73,6 +113,7 @@ SHAPE: dict[str, Any] = {
             "parameters": _INT,
         }
     ],
+    "network": _Optional(NETWORK),
     "conventions": {str: str},
     "machine": {"cpu": _TEXT, "cores": _INT, "memory_bytes": _INT, "system": _TEXT, "python": _TEXT},
     "versions": {str: _TEXT},
@@ -83,8 +124,8 @@ SHAPE: dict[str, Any] = {
 }
 REFERENCE = {"case": str, "offline_s": [_FLOAT], "online_s": [_FLOAT], "total_s": [_FLOAT]}
 CLOCKS = ("offline_s", "online_s", "total_s")
-ROLES = ("headline", "batch", "extra")
-TIMINGS = ("measured", "emulated", "modelled")
+ROLES = ("headline", "link", "batch", "extra")
+TIMINGS = ("measured", "emulated")  # emulated: real parties, whose bytes a shaper delays
 
 
 class Store:
@@ -161,12 +202,7 @@ def validate(row: Any) -> None:
     name = f"the row {row['case']!r}"
     if row["role"] not in ROLES:
         raise ResultsError(f"In {name} `role` is {row['role']!r}: use one of {', '.join(ROLES)}.")
-    timing = row.get("timing", "measured" if row["link"] == "loopback" else None)
-    if timing not in TIMINGS:
-        raise ResultsError(
-            f"In {name} over the link {row['link']!r} `timing` is {timing!r}: "
-            f"use one of {', '.join(TIMINGS)}."
-        )
+    _check_link(row, name)
     for clock, seconds in row["times"].items():
         if len(seconds) != row["rounds"]["succeeded"]:
             raise ResultsError(
@@ -185,6 +221,29 @@ def validate(row: Any) -> None:
                 f"({len(row['reference'][clock])} rounds, {len(row['times'][clock])}): "
                 "write null where a round lost its partner."
             )
+
+
+def _check_link(row: Row, name: str) -> None:
+    """Raises ResultsError unless `timing`, the link and its check say the same."""
+    timing, check = row["timing"], row["link_check"]
+    if timing not in TIMINGS:
+        raise ResultsError(f"In {name} `timing` is {timing!r}: use one of {', '.join(TIMINGS)}.")
+    if check is None:
+        if timing == "emulated":
+            raise ResultsError(
+                f"In {name} `link_check` is null: an emulated link is checked before it is used."
+            )
+        return
+    shaped = check["asked_rtt_s"] > 0 or check["asked_bandwidth_bits_s"] is not None
+    if shaped != (timing == "emulated"):
+        what = "an RTT or a bandwidth was asked for" if shaped else "no RTT and no bandwidth was asked for"
+        rule = "times over a shaped link are emulated, others measured"
+        raise ResultsError(f"In {name} `timing` is {timing!r} though {what}: {rule}.")
+    if check["ok"] != (check["complaint"] is None):
+        raise ResultsError(
+            f"In {name} `link_check.ok` is {check['ok']} and `link_check.complaint` {check['complaint']!r}: "
+            "give a complaint exactly when the link is not what was asked for."
+        )
 
 
 def replace_file(path: Path, data: bytes) -> None:

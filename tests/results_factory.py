@@ -21,6 +21,10 @@ VARIANTS = (
 )
 SHALLOW = {(2, 1), (3, 0), (3, 1), (4, 0), (4, 1)}
 ALL_RELUS = 557_056
+LINKED = ("baseline", "senet-0.09", "joint-0.052")
+LINKS = {"loopback": (0.0, None), "lan": (0.3e-3, 3e9), "wan": (40e-3, 400e6)}
+H0 = 40e-6  # software's seconds a hop
+LOOPBACK_BITS_S = 2.4e10
 SHALLOW_RELUS = 475_136  # of the network whose SHALLOW blocks have lost their middle ReLU
 
 
@@ -41,6 +45,16 @@ def network(variant: str) -> list[dict]:
                 "macs": macs,
                 "parameters": weights + c_out,
                 "relus": 0,
+                "linear": {
+                    "name": name,
+                    "kind": "convolution",
+                    "inputs": c_in,
+                    "outputs": c_out,
+                    "kernel": [k, k],
+                    "in_map": [size, size],
+                    "out_map": [out, out],
+                    "groups": 1,
+                },
             }
         )
 
@@ -83,10 +97,47 @@ def network(variant: str) -> list[dict]:
             "macs": 51_200,
             "parameters": 51_300,
             "relus": 0,
+            "linear": {
+                "name": "fc",
+                "kind": "linear",
+                "inputs": 512,
+                "outputs": 100,
+                "kernel": [1, 1],
+                "in_map": [1, 1],
+                "out_map": [1, 1],
+                "groups": 1,
+            },
         }
     )
     other("open", "open", 100)
     return steps
+
+
+def describe(variant: str) -> dict:
+    """The network as the literature's models see it."""
+    steps = network(variant)
+    relus = [step["relus"] for step in steps if step["kind"] == "relu"]
+    linear = [step["linear"] for step in steps if "linear" in step]
+    return {"name": variant, "relus": sum(relus), "relu_layers": len(relus), "linear": linear}
+
+
+def make_check(engine: str = "stock", link: str = "loopback", **changes) -> dict:
+    """The check of a link that is nearly what was asked for; `changes` replace what it found."""
+    rtt, bandwidth = LINKS[link]
+    hops = 4 if engine == "stock" else 1
+    check = {
+        "shaper": "none" if link == "loopback" else "user-space",
+        "asked_rtt_s": rtt,
+        "measured_rtt_s": 1.004 * rtt + 45e-6,
+        "asked_bandwidth_bits_s": bandwidth,
+        "measured_bandwidth_bits_s": 0.985 * bandwidth if bandwidth else LOOPBACK_BITS_S,
+        "round_s": hops * (rtt / 2 + H0),
+        "round_hops": hops,
+        "hop_overhead_s": H0,
+        "ok": True,
+        "complaint": None,
+    }
+    return check | changes
 
 
 def make_layers(variant: str, engine: str) -> list[dict]:
@@ -127,10 +178,11 @@ def make_row(
     role: str = "headline",
     count: int = 15,
     seed: int = 0,
+    link: str = "loopback",
     **changes,
 ) -> dict:
-    """A whole row; `changes` replace top-level keys."""
-    rng = np.random.default_rng([seed, batch, len(engine), *variant.encode()])
+    """A whole row; `changes` replace top-level keys. A shaped link takes a bit longer than the model."""
+    rng = np.random.default_rng([seed, batch, len(engine), *variant.encode(), *link.encode()])
     layers = make_layers(variant, engine)
     base = sum(layer["seconds"] for layer in layers)
     scale = batch if engine == "stock" else 0.15 + 0.85 * batch
@@ -141,10 +193,18 @@ def make_row(
     offline = draw(base * (0.66 if engine == "stock" else 1.8))
     online = draw(base)
     sent = sum(layer["bytes_sent"] for layer in layers) * batch
-    relu_layers = sum(layer["kind"] == "relu" for layer in layers)
+    rounds = sum(layer["rounds"] for layer in layers)
+    hops = rounds * (4 if engine == "stock" else 1)
+    rtt, bandwidth = LINKS[link]
+    if link != "loopback":
+        compute = base - hops * H0 - 8 * sent / LOOPBACK_BITS_S
+        online = draw((compute + 1.03 * hops * (rtt / 2 + H0) + 1.02 * 8 * sent / bandwidth) / scale)
+    steps = network(variant)
     reference = None
     against = None
-    if variant != "baseline":
+    if role == "link":
+        layers = []
+    elif variant != "baseline":
         against = ("baseline", engine)
     elif engine == "lean":
         against = ("baseline", "stock")
@@ -161,27 +221,30 @@ def make_row(
         }
     lean = engine == "lean"
     row = {
-        "case": case_id(variant, engine, batch),
+        "case": case_id(variant, engine, batch, link),
         "variant": variant,
         "width": 64,
         "engine": engine,
         "provider": "dealer" if lean else "TFP",
         "batch": batch,
-        "link": "loopback",
+        "link": link,
+        "timing": "measured" if link == "loopback" else "emulated",
+        "link_check": make_check(engine, link),
         "parties": 2,
         "role": role,
         "weights": "seeded",
         "images": "embedded public-domain picture (tests/factory)",
         "cost": {
-            "relus": sum(layer["relus"] for layer in layers),
+            "relus": sum(step["relus"] for step in steps),
             "comparisons": 0,
-            "relu_layers": relu_layers,
-            "linear_layers": sum(layer["macs"] > 0 for layer in layers),
-            "macs": sum(layer["macs"] for layer in layers),
-            "parameters": sum(layer["parameters"] for layer in layers),
+            "relu_layers": sum(step["kind"] == "relu" for step in steps),
+            "linear_layers": sum(step["macs"] > 0 for step in steps),
+            "macs": sum(step["macs"] for step in steps),
+            "parameters": sum(step["parameters"] for step in steps),
         },
         "traffic": {
-            "rounds": sum(layer["rounds"] for layer in layers),
+            "rounds": rounds,
+            "hops": hops,
             "bytes_sent": sent,
             "bytes_sent_by_party": [sent, sent - 8 * lean],
             "bytes_total": 2 * sent - 8 * lean,
@@ -210,6 +273,7 @@ def make_row(
         "answer": {"max_error": 3e-4, "spread": 1.9, "relative_error": 1.6e-4, "tolerance": 0.02},
         "rounds": {"attempted": count, "succeeded": count},
         "layers": layers,
+        "network": describe(variant),
         "conventions": {
             "relu": "scalar comparisons evaluated under MPC, per image",
             "rounds": "collective calls, including opening the result",
@@ -231,14 +295,25 @@ def make_row(
     return row
 
 
-def case_id(variant: str, engine: str, batch: int = 1) -> str:
+def case_id(variant: str, engine: str, batch: int = 1, link: str = "loopback") -> str:
     """The id that make_row gives."""
-    return f"{engine}/{variant}/w64/b{batch}/2p/loopback"
+    return f"{engine}/{variant}/w64/b{batch}/2p/{link}"
+
+
+def make_link_rows() -> list[dict]:
+    """The link cases: some variants on both engines over the LAN and the WAN."""
+    return [
+        make_row(variant, engine, role="link", link=link, count=2 if engine == "stock" else 3)
+        for link in ("lan", "wan")
+        for engine in ("stock", "lean")
+        for variant in LINKED
+    ]
 
 
 def make_rows() -> list[dict]:
-    """Every variant on both engines at batch 1, and the baseline at batches 4 and 16."""
+    """Every variant on both engines at batch 1, the link cases, and the baseline at batches 4 and 16."""
     rows = [make_row(variant, engine) for engine in ("stock", "lean") for variant in VARIANTS]
+    rows += make_link_rows()
     for engine in ("stock", "lean"):
         rows += [make_row("baseline", engine, batch, role="batch") for batch in (4, 16)]
     return rows

@@ -5,9 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from results_factory import make_row, make_rows
+from results_factory import make_check, make_row, make_rows
 
 from bench import results
+from bench.literature import LinearLayer, Network, network_from_dict
+from bench.network import LinkCheck
 from bench.results import ResultsError, Store, family_of, replace_file, validate
 
 
@@ -169,7 +171,28 @@ def test_a_case_held_twice_is_an_error(path):
         (lambda row: row.update(batch=True), "`batch` is True where a whole number"),
         (lambda row: row.update(dirty="no"), "`dirty` is 'no' where true or false"),
         (lambda row: row.update(role="main"), "`role` is 'main': use one of"),
-        (lambda row: row.update(link="wan"), "`timing` is None: use one of measured, emulated"),
+        (lambda row: row.pop("timing"), "lacks `timing`"),
+        (lambda row: row.update(timing="modelled"), "`timing` is 'modelled': use one of measured, emulated"),
+        (
+            lambda row: row.update(timing="emulated"),
+            "'emulated' though no RTT and no bandwidth was asked for",
+        ),
+        (
+            lambda row: row.update(link_check=make_check(link="wan")),
+            "'measured' though an RTT or a bandwidth",
+        ),
+        (
+            lambda row: row.update(link_check=None, timing="emulated"),
+            "`link_check` is null: an emulated link",
+        ),
+        (lambda row: row["link_check"].update(complaint="RTT 9 ms"), "`link_check.ok` is True and"),
+        (lambda row: row["link_check"].update(ok=False), "`link_check.ok` is False and"),
+        (lambda row: row["link_check"].pop("shaper"), r"lacks `link_check\.shaper`"),
+        (lambda row: row["link_check"].update(asked_rtt_s=None), r"`link_check\.asked_rtt_s` is None"),
+        (lambda row: row["traffic"].pop("hops"), r"lacks `traffic\.hops`"),
+        (lambda row: row["traffic"].update(hops=1.5), r"`traffic\.hops` is 1\.5 where a whole number"),
+        (lambda row: row.pop("network"), "lacks `network`"),
+        (lambda row: row["network"]["linear"][1].pop("kernel"), r"lacks `network\.linear\[1\]\.kernel`"),
         (lambda row: row["times"]["total_s"].pop(), r"`times\.total_s` has 14 rounds"),
         (lambda row: row["reference"]["online_s"].pop(), r"`reference\.online_s` does not pair"),
         (lambda row: row.update(images=object()), "`row.images` is a object"),
@@ -183,8 +206,24 @@ def test_a_wrong_row_is_refused_by_the_name_of_its_key(path, change, message):
     assert not path.exists()
 
 
-def test_rows_over_shaped_links_and_further_keys_are_welcome():
-    validate(make_row(link="wan", timing="emulated", anything=[1, {"more": None}]))
+def test_rows_over_shaped_links_unknown_measures_and_further_keys_are_welcome():
+    validate(make_row(link="wan", role="link", anything=[1, {"more": None}]))
+    validate(make_row(layers=[], network=None, link_check=None))
+    row = make_row()
+    row["traffic"]["hops"] = None
+    validate(row)
+
+
+def test_the_shape_is_that_of_the_check_and_of_the_network_that_are_stored():
+    check = LinkCheck("user-space", 40e-3, 41e-3, 400e6, 398e6, 0.021, 1).as_dict()
+    assert set(check) == set(results.LINK_CHECK)
+    linear = LinearLayer("conv1", "convolution", 3, 64, (3, 3), (32, 32), (32, 32))
+    network = Network("tiny", 65_536, 1, (linear,)).as_dict()
+    assert set(network) == set(results.NETWORK)
+    assert set(network["linear"][0]) == set(results.NETWORK["linear"][0])
+    row = results._plain(make_row(link="wan", link_check=check, network=network), "row")
+    validate(row)
+    assert network_from_dict(row["network"]) == Network("tiny", 65_536, 1, (linear,))
 
 
 @pytest.mark.parametrize(
