@@ -6,9 +6,10 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
-from results_factory import case_id, make_row, make_rows
+from results_factory import LINKED, VARIANTS, case_id, describe, make_check, make_row, make_rows
 
-from bench import report
+from bench import literature, report
+from bench.literature import network_from_dict
 from bench.report import interval_of_median, speedup, spread
 from bench.results import ResultsError, Store
 
@@ -20,6 +21,10 @@ between
 <!-- engines:begin -->
 old
 <!-- engines:end -->
+<!-- links:begin -->
+<!-- links:end -->
+<!-- models:begin -->
+<!-- models:end -->
 after
 """
 
@@ -40,6 +45,7 @@ def project(tmp_path):
     for engine in ("stock", "lean"):
         for variant in ("baseline", "senet-0.09"):
             store.add(make_row(variant, engine))
+            store.add(make_row(variant, engine, link="wan", role="link", count=2))
     (tmp_path / "README.md").write_text(README)
     return tmp_path
 
@@ -187,13 +193,13 @@ def test_whole_numbers_stay_whole_beside_missing_ones():
 
 
 def test_emulated_times_stand_in_columns_of_their_own():
-    table = report.summarize([make_row(), make_row(case="x", link="wan", timing="emulated", role="extra")])
+    table = report.summarize([make_row(), make_row(case="x", link="wan", role="extra")])
     table = table.set_index("case")
     assert pd.isna(table.loc["x", "online_median_s"])
     assert pd.isna(table.loc["x", "setup_s"])
     assert table.loc["x", "emulated_online_median_s"] > 0
     assert pd.isna(table.loc[case_id("baseline", "stock"), "emulated_online_median_s"])
-    layers = report.tabulate_layers([make_row(case="x", link="wan", timing="emulated")])
+    layers = report.tabulate_layers([make_row(case="x", link="wan")])
     assert "seconds" not in layers
     assert "emulated_seconds" in layers
 
@@ -243,6 +249,267 @@ def test_layers_keep_their_order_and_fall_into_classes(rows):
     assert kinds["add"] == kinds["open"] == ["other"]
     stock = table[table["case"] == case_id("baseline", "stock")]
     assert stock["bytes_sent"].sum() == 224_258_336
+
+
+# Links
+
+
+def test_summary_says_what_a_link_was_asked_to_be_and_what_it_was():
+    slow = make_row(
+        link="wan",
+        role="link",
+        link_check=make_check(link="wan", ok=False, complaint="RTT 50 ms, asked for 40"),
+    )
+    table = report.summarize([make_row(), slow, make_row("senet-0.09", link_check=None)]).set_index("case")
+    line = table.loc[slow["case"]]
+    assert line["shaper"] == "user-space"
+    assert (line["asked_rtt_s"], line["asked_bandwidth_bits_s"]) == (0.04, 400e6)
+    assert (line["measured_rtt_s"], line["measured_bandwidth_bits_s"]) == (pytest.approx(0.040205), 394e6)
+    assert line["link_flagged"]
+    assert line["link_complaint"] == "RTT 50 ms, asked for 40"
+    assert line["hops"] == 700
+    line = table.loc[case_id("baseline", "stock")]
+    assert line["shaper"] == "none"
+    assert not line["link_flagged"]
+    assert pd.isna(line["asked_bandwidth_bits_s"])
+    assert pd.isna(table.loc[case_id("senet-0.09", "stock"), "link_flagged"])
+
+
+@pytest.mark.parametrize("link", ["lan", "wan"])
+def test_the_model_of_a_link_starts_from_loopback_alone(link):
+    loopback, row = make_row("joint-0.052", "lean"), make_row("joint-0.052", "lean", link=link, role="link")
+    loopback["times"]["online_s"] = [0.05] * 15
+    row["times"]["online_s"] = [2.0] * 15
+    line = report.summarize([row, loopback]).set_index("case").loc[row["case"]]
+    sent, hops = loopback["traffic"]["bytes_sent"], loopback["traffic"]["hops"]
+    compute = 0.05 - hops * 40e-6 - 8 * sent / 2.4e10  # H0 and LOOPBACK_BITS_S of the factory
+    trips = hops * ({"lan": 0.15e-3, "wan": 20e-3}[link] + 40e-6)
+    wire = 8 * sent / {"lan": 3e9, "wan": 400e6}[link]
+    assert line["loopback_case"] == loopback["case"]
+    assert line["modelled_compute_s"] == pytest.approx(compute)
+    assert line["modelled_hops_s"] == pytest.approx(trips)
+    assert line["modelled_bytes_s"] == pytest.approx(wire)
+    assert line["modelled_online_s"] == pytest.approx(compute + trips + wire)
+    assert line["model_error"] == pytest.approx((compute + trips + wire) / 2.0 - 1)
+
+
+def test_on_loopback_the_models_parts_are_the_measured_median(summary):
+    loopback = summary[(summary["link"] == "loopback") & (summary["batch"] == 1)]
+    parts = loopback[["modelled_compute_s", "modelled_hops_s", "modelled_bytes_s"]]
+    assert (parts > 0).all(axis=None)
+    assert parts.sum(axis=1).to_list() == pytest.approx(loopback["online_median_s"].to_list())
+    assert loopback[["modelled_online_s", "model_error"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"variant": "senet-0.09"},
+        {"engine": "lean"},
+        {"width": 32},
+        {"batch": 2},
+        {"parties": 3},
+        {"provider": "TTP"},
+        {"link_check": None},
+        {"link_check": make_check(hop_overhead_s=None)},
+    ],
+)
+def test_nothing_is_predicted_from_another_setting(change):
+    row = make_row(link="wan", role="link")
+    table = report.summarize([make_row(**{"case": "other"} | change), row]).set_index("case")
+    line = table.loc[row["case"]]
+    assert line["emulated_online_median_s"] > 0
+    for name in ("modelled_online_s", "modelled_compute_s", "model_error", "loopback_case"):
+        assert pd.isna(line[name]), name
+    section = report.links_section(table.reset_index())
+    assert "The model predicts none of these" in section
+
+
+def test_a_link_without_rounds_or_hops_has_no_prediction():
+    row, other = make_row(link="wan", role="link"), make_row(link="lan", role="link")
+    row["times"] = {f"{clock}_s": [] for clock in report.CLOCKS}
+    row["rounds"]["succeeded"] = 0
+    other["traffic"]["hops"] = None
+    table = report.summarize([make_row(), row, other]).set_index("case")
+    assert table.loc[[row["case"], other["case"]], "modelled_online_s"].isna().all()
+    assert "| – | – |" in report.links_section(table.reset_index())
+
+
+def test_links_table_has_measured_emulated_modelled_and_error(summary):
+    section = report.links_section(summary)
+    assert section.startswith("**width 64, batch 1, 2 parties**")
+    lines = {line[0]: line[1:] for line in table_of(section)}
+    assert lines["Case"] == [
+        *("Hops", "MB sent", "loopback, measured, s"),
+        *("lan, emulated, s", "lan, modelled, s", "lan, error"),
+        *("wan, emulated, s", "wan, modelled, s", "wan, error"),
+    ]
+    cases = summary.set_index("case")
+    loopback = cases.loc[case_id("joint-0.052", "lean")]
+    wan = cases.loc[case_id("joint-0.052", "lean", link="wan")]
+    cells = lines["lean `joint-0.052`"]
+    assert cells[:3] == ["75", "8.86", report._number(loopback["online_median_s"])]
+    assert cells[6:8] == [
+        report._number(wan[f"{name}_s"]) for name in ("emulated_online_median", "modelled_online")
+    ]
+    error = wan["modelled_online_s"] / wan["emulated_online_median_s"] - 1
+    assert cells[8] == f"{100 * error:+.1f} %"
+    assert [name for name in lines if "`" in name and name[0] != "`"] == [
+        *(f"stock `{variant}`" for variant in LINKED),
+        *(f"lean `{variant}`" for variant in LINKED),
+    ]
+    assert "shaped by user-space" in section
+    assert "RTT 40.0 ms (measured 40.2), 400 Mbit/s each way (measured 394)" in section
+
+
+def test_speedups_over_a_link_are_over_the_engines_own_baseline_there(summary):
+    table = table_of(report.links_section(summary))
+    head = next(line for line in table if line[0] == "Speed-up")
+    cells = dict(zip(head, next(line for line in table if line[0] == "`joint-0.052`"), strict=True))
+    cases = summary.set_index("case")
+    for engine in ("stock", "lean"):
+        seconds = [
+            cases.loc[case_id(variant, engine, link="wan"), "emulated_online_median_s"]
+            for variant in ("baseline", "joint-0.052")
+        ]
+        assert cells[f"{engine}, wan"] == f"{report._number(seconds[0] / seconds[1])}×"
+        paired = cases.loc[case_id("joint-0.052", engine), "online_speedup"]
+        assert cells[f"{engine}, loopback"] == f"{report._number(paired)}×"
+
+
+def test_the_largest_error_is_held_against_the_goal(rows, summary):
+    worst = summary.loc[summary["model_error"].abs().idxmax()]
+    said = (
+        f"{100 * worst['model_error']:+.1f} % ({worst['engine']} `{worst['variant']}` over {worst['link']})"
+    )
+    section = report.links_section(summary)
+    assert f"Largest error of the model: {said}; the goal of 10 % is met by all 12 cases." in section
+    rows = copy.deepcopy(rows)
+    slow = next(row for row in rows if row["case"] == case_id("senet-0.09", "lean", link="lan"))
+    slow["times"]["online_s"] = [2 * seconds for seconds in slow["times"]["online_s"]]
+    section = report.links_section(report.summarize(rows))
+    assert "(lean `senet-0.09` over lan); the goal of 10 % is missed by 1 of 12 cases." in section
+
+
+def test_flagged_links_are_marked_and_their_complaints_said(rows):
+    rows = copy.deepcopy(rows)
+    quiet = report.links_section(report.summarize(rows))
+    assert "flagged" not in quiet
+    for row in rows:
+        if row["case"] in (case_id("baseline", "lean", link="wan"), case_id("baseline", "lean")):
+            row["link_check"] |= {"ok": False, "complaint": "RTT 46 ms, asked for 40 ms"}
+    summary = report.summarize(rows)
+    section = report.links_section(summary)
+    assert section.count("*flagged* |") == 1
+    assert "`lean/baseline/w64/b1/2p/wan`: RTT 46 ms, asked for 40 ms." in section
+    note = (
+        "the link was slower than it should be, the machine perhaps busy: `lean/baseline/w64/b1/2p/loopback`"
+    )
+    assert note in section
+    assert note in report.headline_section(rows, summary)
+
+
+def test_two_link_cases_of_one_place_are_an_error(rows):
+    twice = make_row(link="wan", role="link", case="twice")
+    with pytest.raises(ResultsError, match="give one the role `extra`"):
+        report.links_section(report.summarize([*rows, twice]))
+    twice["role"] = "extra"
+    report.links_section(report.summarize([*rows, twice]))
+
+
+# Literature
+
+
+def test_modelled_tables_are_those_of_the_headline_networks(rows):
+    tables = report.tabulate_models([*rows, make_row("baseline", case="wide", width=128, network=tiny())])
+    modelled, even = tables["modelled"], tables["break_even"]
+    assert set(modelled["label"]) == set(even["label"]) == {"modelled"}
+    assert set(modelled["width"]) == {64}
+    assert list(modelled["network"].unique()) == list(VARIANTS)
+    network = network_from_dict(describe("senet-0.09"))
+    cost = literature.modelled("orca", network, literature.CHANNELS["wan"])
+    line = modelled.set_index(["model", "channel", "network"]).loc[("orca", "wan", "senet-0.09")]
+    assert line["modelled_online_s"] == cost.online_s
+    assert line["modelled_total_s"] == cost.total_s
+    for phase in ("total_s", "online_s"):
+        found = literature.where_layers_beat_relus("orca", network, literature.CHANNELS["wan"], phase)
+        key = ("orca", "wan", "senet-0.09", phase)
+        line = even.set_index(["model", "channel", "network", "phase"]).loc[key]
+        assert line["relus_per_layer"] == found.relus_per_layer
+        assert line["modelled_layer_s"] == found.layer_s
+        assert line["layers_win"] == found.layers_win
+    assert not set(even.loc[even["model"] == "cheetah", "verified"]) - {False}
+
+
+def test_modelled_seconds_never_share_a_column_with_others(rows):
+    for table in report.tabulate_models(rows).values():
+        seconds = [column for column in table if column.endswith("_s")]
+        assert seconds
+        assert all(column.startswith("modelled_") for column in seconds)
+
+
+def test_emulated_lines_fill_no_column_of_measured_seconds(summary):
+    lines = summary[summary["timing"] == "emulated"].dropna(axis=1, how="all")
+    seconds = [column for column in lines if column.endswith("_s")]
+    of_the_link = ("asked_rtt_s", "measured_rtt_s", "hop_overhead_s")
+    of_bandwidth = ("asked_bandwidth_bits_s", "measured_bandwidth_bits_s")
+    rest = set(seconds) - {*of_the_link, *of_bandwidth}
+    assert "emulated_online_median_s" in rest
+    assert [name for name in rest if not name.startswith(("emulated_", "modelled_"))] == []
+
+
+def tiny(**changes):
+    linear = [dict(layer) for layer in describe("baseline")["linear"] if layer["name"] in ("conv1", "fc")]
+    return {"name": "baseline", "relus": 65_536, "relu_layers": 1, "linear": linear} | changes
+
+
+def test_the_newest_network_of_a_variant_counts():
+    old, new = make_row(engine="lean"), make_row(network=tiny(), started="2026-01-03T00:00:00+00:00")
+    assert set(report.tabulate_models([new, old])["modelled"]["relus"]) == {65_536}
+
+
+@pytest.mark.parametrize("network", [tiny(relus=0, relu_layers=0), tiny(linear=tiny()["linear"][1:])])
+def test_a_network_without_prices_has_no_break_even_but_a_cost(network):
+    tables = report.tabulate_models([make_row(network=network)])
+    assert not tables["modelled"].empty
+    assert tables["break_even"].empty
+    assert "| – / – |" in report.models_section(**tables)
+    assert pd.read_csv(StringIO(report._csv(tables["break_even"]))).empty
+
+
+def test_models_section_ranks_and_marks(rows):
+    tables = report.tabulate_models(rows)
+    section = report.models_section(**tables)
+    head, _, *lines = table_of(section)
+    cells = {(line[0], line[1]): dict(zip(head, line, strict=True)) for line in lines}
+    delphi = cells["`delphi-server-garbler`", "lan"]
+    assert delphi["`baseline`"] == "387 / 52.4 (**3**)"
+    assert delphi["`joint-0.052`"].endswith("(**1**)")
+    assert delphi["`merged-exact`"].endswith("(**4**)")
+    assert delphi["A layer is worth, ReLUs"] == "103,000 / 321"
+    assert ("`21us-column` *unverified*", "–") in cells
+    assert cells["`21us-column` *unverified*", "–"]["A layer is worth, ReLUs"] == "0 / 0"
+    assert ("`cheetah` *unverified*", "wan") in cells
+    assert ("`orca`", "wan") in cells
+    assert "Nothing here is measured by us" in section
+    assert "wan: 400 Mbit/s, RTT 40.0 ms" in section
+
+
+def test_rows_without_links_or_networks_say_so_in_one_line(project):
+    path = project / "results" / "bench.json"
+    bare = [row | {"network": None} for row in Store(path).rows() if row["role"] != "link"]
+    path.unlink()
+    for row in bare:
+        Store(path).add(row)
+    assert run(project) == 0
+    text = (project / "README.md").read_text()
+    for section, words in (("links", "over a shaped link yet"), ("models", "could price yet")):
+        content = text.split(f"<!-- {section}:begin -->")[1].split(f"<!-- {section}:end -->")[0].strip()
+        assert words in content
+        assert "run `make bench`" in content
+        assert "\n" not in content
+    for name in ("modelled", "break_even"):
+        assert pd.read_csv(project / "results" / f"{name}.csv").empty
 
 
 # The README
@@ -366,12 +633,12 @@ def test_the_report_is_idempotent_and_leaves_the_rest_of_the_readme(project):
     assert (project / "README.md").read_text() == first
     assert first.startswith("# Title\nbefore\n<!-- headline:begin -->\n")
     assert "\nbetween\n" in first
-    assert first.endswith("<!-- engines:end -->\nafter\n")
+    assert first.endswith("<!-- models:end -->\nafter\n")
     assert "old" not in first
     assert run(project, "--check") == 0
 
 
-@pytest.mark.parametrize("file", ["README.md", "results/summary.csv", "results/layers.csv"])
+@pytest.mark.parametrize("file", ["README.md", *(f"results/{name}.csv" for name in report.TABLES)])
 def test_check_finds_each_stale_file_and_writes_nothing(project, capsys, file):
     run(project)
     path = project / file
@@ -400,11 +667,9 @@ def test_accuracy_that_is_there_is_used(project):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda p: (p / "README.md").unlink(), "README.md cannot be read"),
-        (lambda p: (p / "README.md").write_text("none"), "needs the line <!-- headline:begin -->"),
-        (lambda p: (p / "README.md").write_text(README + README), "once each"),
         (lambda p: (p / "results" / "bench.json").unlink(), "has no rows: run `make bench` first"),
         (lambda p: (p / "results" / "bench.json").write_text("{"), "not valid JSON"),
+        (lambda p: (p / "results" / "accuracy.json").write_text("{"), "accuracy.json cannot be read"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line_and_nothing_is_written(project, capsys, spoil, reason):
@@ -414,3 +679,34 @@ def test_what_is_missing_is_said_in_one_line_and_nothing_is_written(project, cap
     assert reason in error
     assert error.count("\n") == 1
     assert not (project / "results" / "summary.csv").exists()
+    assert (project / "README.md").read_text() == README
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda p: p.unlink(), "README.md cannot be read"),
+        (lambda p: p.write_bytes(b"\xff"), "README.md cannot be read"),
+        (lambda p: p.write_text("none"), "needs the line <!-- headline:begin -->"),
+        (lambda p: p.write_text(README.replace("models:begin", "model:begin")), "<!-- models:begin -->"),
+        (lambda p: p.write_text(README + README), "once each"),
+    ],
+)
+def test_tables_are_written_before_an_unusable_readme_is_complained_about(project, capsys, spoil, reason):
+    readme = project / "README.md"
+    spoil(readme)
+    before = readme.read_bytes() if readme.exists() else None
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert (readme.read_bytes() if readme.exists() else None) == before
+    for name in report.TABLES:
+        assert not pd.read_csv(project / "results" / f"{name}.csv").empty
+    assert run(project, "--check") == 1
+    assert "stale" not in capsys.readouterr().err
+
+
+def test_check_writes_nothing_at_all(project):
+    assert run(project, "--check") == 1
+    assert [path.name for path in (project / "results").iterdir()] == ["bench.json"]
