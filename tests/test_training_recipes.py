@@ -121,10 +121,14 @@ def test_the_first_masks_are_where_most_is_cut_off():
     assert error["relu"][masks["relu"]].min() >= error["relu"][~masks["relu"]].max()
     student = copy.deepcopy(model)
     mask_relus(student, masks)
-    ours, published = (linearisation_error(model, student, [X], kind) for kind in (False, True))
+    scores = ("own", "reference", "published")
+    own, ours, published = (linearisation_error(model, student, [X], score) for score in scores)
+    torch.testing.assert_close(own["relu"], error["relu"])
     torch.testing.assert_close(ours["relu"], error["relu"])
     assert not published["relu"][masks["relu"]].any()
     torch.testing.assert_close(published["relu"][~masks["relu"]], ours["relu"][~masks["relu"]])
+    with pytest.raises(ValueError, match="unknown score 'other'"):
+        linearisation_error(model, student, [X], "other")
 
 
 def test_largest_masks_keep_the_largest_and_of_equals_the_first():

@@ -51,13 +51,13 @@ class MaskSchedule(Schedule):
     """In the first `search` of the epochs the masks are chosen anew after every epoch.
 
     They are scored on `images` images. The search ends early when under `epsilon` of a network's kept
-    positions change. `published` takes |a_AR - a_PR| as published, see `tasks.linearisation_error`.
+    positions change. `score` is one of `tasks.SCORES`.
     """
 
     search: float = 0.0
     images: int = 5000
     epsilon: float = 0.01
-    published: bool = False
+    score: str = "own"
 
 
 @dataclass(frozen=True)

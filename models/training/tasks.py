@@ -88,30 +88,38 @@ class Distilled(Supervised):
         return loss
 
 
+SCORES = ("own", "reference", "published")
+
+
 @torch.no_grad()
 def linearisation_error(
-    reference: nn.Module, student: nn.Module, batches: Iterable[Tensor], published: bool = False
+    reference: nn.Module, student: nn.Module, batches: Iterable[Tensor], score: str = "own"
 ) -> dict[str, Tensor]:
     """Returns what it costs each position of the student's ReLUs to be linear, [C, H, W] by name.
 
-        sum over images of |a_AR - x_PR|
+    Summed over the images, x_PR being the student's value before its ReLU, a_PR the one after, and a_AR the
+    value after the ReLU of the all-ReLU reference:
 
-    a_AR is the all-ReLU reference's activation, x_PR the student's value before its ReLU: what |a_AR - a_PR|
-    is, or would be, where no ReLU is evaluated. With the reference as its own student it is the sum of
-    |min(x, 0)|. `published` takes |a_AR - a_PR| itself (arXiv 2301.09254), which is small on the positions
-    that have their ReLU now, so that masks alternate between two sets.
+        own         |ReLU(x_PR) - x_PR| = |min(x_PR, 0)|
+        reference   |a_AR - x_PR|
+        published   |a_AR - a_PR|           (arXiv 2301.09254)
+
+    For a network that is its own reference the first two are the same. The published one is small on the
+    positions that have their ReLU, so masks alternate between two sets; both it and `reference` also see how
+    far the student's earlier layers have drifted. `own` is ours.
     """
+    if score not in SCORES:
+        raise ValueError(f"unknown score {score!r}: known are {', '.join(SCORES)}")
     names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
     error: dict[str, Tensor] = {}
     for x in batches:
-        same = student is reference
-        _, active, before = run_tapped(reference, x, names, names if same else ())
-        after = active
-        if not same:
-            _, after, before = run_tapped(student, x, names if published else (), names)
+        active: dict[str, Tensor] = {}
+        if score != "own":
+            _, active, _ = run_tapped(reference, x, names)
+        _, after, before = run_tapped(student, x, names if score == "published" else (), names)
         for name in names:
-            value = after[name] if published else before[name]
-            part = (active[name].float() - value.float()).abs().sum(0)
+            value = (after if score == "published" else before)[name].float()
+            part = ((active[name].float() if active else value.relu()) - value).abs().sum(0)
             error[name] = error[name] + part if name in error else part
     return {name: error[name] for name in names}
 
@@ -121,6 +129,8 @@ class MaskTuning(Distilled):
 
     `counts` says how many positions each layer keeps; `reference` is the same structure with all ReLUs. The
     masks start from the reference's own `linearisation_error`: a random start needs the published 150 epochs.
+    Where SENet sums over the images of the epoch with the weights of their steps, the masks are chosen by one
+    pass over a sample with the weights at its end.
     """
 
     schedule: MaskSchedule
@@ -139,22 +149,18 @@ class MaskTuning(Distilled):
         self.search_epochs = round(schedule.search * schedule.epochs)
         self.extra = {"frozen": torch.tensor(self.search_epochs == 0)}
 
-    def _choose(self, student: nn.Module, setting: Setting) -> dict[str, Tensor]:
+    def _choose(self, student: nn.Module, setting: Setting, score: str) -> dict[str, Tensor]:
         training = student.training
         student.eval()
         with setting.autocast():
-            error = linearisation_error(
-                self.reference,
-                student,
-                setting.images.sample(self.schedule.images),
-                self.schedule.published and student is not self.reference,
-            )
+            batches = setting.images.sample(self.schedule.images)
+            error = linearisation_error(self.reference, student, batches, score)
         student.train(training)
         return largest_masks({name: error[name].cpu() for name in self.counts}, self.counts)
 
     def start(self, setting: Setting) -> None:
         """Chooses the first masks."""
-        for name, mask in self._choose(self.reference, setting).items():
+        for name, mask in self._choose(self.reference, setting, "own").items():
             self.model.get_submodule(name).set_mask(mask)
 
     def before_step(self, done: float) -> None:
@@ -167,7 +173,7 @@ class MaskTuning(Distilled):
         """Chooses the masks anew while they are searched; notes how many positions changed."""
         if epoch >= self.search_epochs or self.extra["frozen"]:
             return {}
-        old, new = masks_of(self.model), self._choose(self.model, setting)
+        old, new = masks_of(self.model), self._choose(self.model, setting, self.schedule.score)
         changed = sum(int((mask & ~old[name].cpu()).sum()) for name, mask in new.items())
         for name, mask in new.items():
             self.model.get_submodule(name).set_mask(mask)

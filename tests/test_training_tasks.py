@@ -1,0 +1,184 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+from networks import randomised
+from training_setup import CLASSES, TINY, tiny_images, tiny_run
+
+from models.training import loop
+from models.training.files import digest
+from models.training.loop import Setting
+from models.training.losses import cross_entropy, distillation, pram
+from models.training.recipes import recipe_of
+from models.training.relus import SoftReLU, exchange_relus, mask_relus, masks_of, named_relus
+from models.training.schedules import LassoSchedule
+from models.training.taps import STAGE_OUTPUTS, run_tapped
+from models.training.tasks import SEARCH, TUNING, Distilled, Lasso, MaskTuning, Supervised
+from models.zoo import resnet18
+
+SETTING = Setting(tiny_images(), precision="float32")
+X, LABELS = next(SETTING.images.epoch(8, 0, 0))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return randomised(resnet18(classes=CLASSES, width=2), seed).float()
+
+
+def shapes(model):
+    _, values, _ = run_tapped(model, X, list(named_relus(model)))
+    return {name: tuple(value.shape[1:]) for name, value in values.items()}
+
+
+def test_tapping_reads_inputs_and_outputs_and_leaves_no_hook():
+    model = network()
+    answer, outputs, inputs = run_tapped(model, X, STAGE_OUTPUTS, ["layer2", "fc"])
+    assert torch.equal(answer, model(X))
+    assert list(outputs) == [f"layer{stage}.1.relu2" for stage in (1, 2, 3, 4)]
+    assert torch.equal(inputs["layer2"], outputs["layer1.1.relu2"])
+    assert torch.equal(model.fc(inputs["fc"]), answer)
+    with pytest.raises(RuntimeError):
+        run_tapped(model, X[:, :2], STAGE_OUTPUTS)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_distilled_loss_is_the_weighted_sum_and_teaches_the_student_only():
+    student, teacher = network(0), network(1)
+    task = Distilled(student, TINY.tune, teacher)
+    logits, ours, _ = run_tapped(student, X, STAGE_OUTPUTS)
+    wanted, theirs, _ = run_tapped(teacher, X, STAGE_OUTPUTS)
+    parts = [
+        cross_entropy(logits, LABELS),
+        distillation(logits, wanted),
+        pram(list(ours.values()), list(theirs.values())),
+    ]
+    for weights in (TUNING, SEARCH):
+        task.weights = weights
+        expected = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        torch.testing.assert_close(task.loss(X, LABELS), expected)
+    assert TUNING == (0.1, 0.9, 1000.0)
+    task.loss(X, LABELS).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def tuning(schedule=TINY.masks, kept=50):
+    model = network().eval()
+    sizes = shapes(model)
+    student = copy.deepcopy(model)
+    mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
+    return MaskTuning(student, schedule, network(1), model, {name: kept // 2 for name in sizes})
+
+
+def test_masks_start_at_the_reference_move_in_the_search_and_then_stay():
+    schedule = dataclasses.replace(TINY.masks, epochs=4, search=0.5, epsilon=0)
+    task = tuning(schedule)
+    task.start(SETTING)
+    assert {int(mask.sum()) for mask in masks_of(task.model).values()} == {25}
+    for done, weights in ((0, SEARCH), (0.49, SEARCH), (0.5, TUNING), (1, TUNING)):
+        task.before_step(done)
+        assert task.weights == weights
+    first = masks_of(task.model)
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    noted = task.after_epoch(SETTING, 1)
+    second = masks_of(task.model)
+    changed = sum(int((second[name] & ~first[name]).sum()) for name in first)
+    assert noted == {"masks_changed": changed / (25 * len(first))}
+    assert changed
+    assert {int(mask.sum()) for mask in second.values()} == {25}
+    assert task.after_epoch(SETTING, 2) == {}
+    assert all(torch.equal(mask, second[name]) for name, mask in masks_of(task.model).items())
+
+
+def test_masks_that_stay_are_frozen_early():
+    task = tuning(dataclasses.replace(TINY.masks, epochs=4, search=1.0, epsilon=0.01))
+    task.start(SETTING)
+    masks = masks_of(task.model)
+    task._choose = lambda *arguments: masks
+    assert task.after_epoch(SETTING, 0) == {"masks_changed": 0}
+    task.before_step(0.5)
+    assert task.weights == TUNING
+    assert task.after_epoch(SETTING, 1) == {}
+
+
+def test_a_search_of_no_epoch_keeps_the_first_masks():
+    task = tuning(dataclasses.replace(TINY.masks, search=0.0))
+    task.before_step(0)
+    assert task.weights == TUNING
+    assert task.after_epoch(SETTING, 0) == {}
+
+
+def soft(budget=100, **changes):
+    model = network()
+    exchange_relus(model, {name: SoftReLU(shape) for name, shape in shapes(model).items()})
+    return Lasso(model, dataclasses.replace(LassoSchedule(1, 0.01, checks=10, growth=1.1), **changes), budget)
+
+
+def test_the_lasso_grows_when_the_count_stalls_and_ends_at_the_budget():
+    task = soft(weight=1e-3)
+    task.optimizers(task.schedule, 100)
+    full = task.count()
+    assert full == sum(soft.alpha.numel() for soft in task.softs.values())
+    task.before_step(0.0)
+    plain = Supervised(task.model, task.schedule).loss(X, LABELS)
+    torch.testing.assert_close(task.loss(X, LABELS), plain + 1e-3 * full)
+    task.after_step(0.05)
+    assert float(task.extra["weight"]) == 1e-3
+    task.after_step(0.10)
+    assert float(task.extra["weight"]) == pytest.approx(1.1e-3)
+    with torch.no_grad():
+        for relu in task.softs.values():
+            relu.alpha[:, :, 4:] = -3.0
+    task.after_step(0.20)
+    assert float(task.extra["weight"]) == pytest.approx(1.1e-3)  # it fell fast enough
+    assert min(float(relu.alpha.detach().min()) for relu in task.softs.values()) == 0
+    assert not task.extra["full"]
+    with torch.no_grad():
+        for relu in task.softs.values():
+            relu.alpha.zero_()
+    task.after_step(0.30)
+    assert task.extra["full"]
+    task.before_step(0.30)
+    torch.testing.assert_close(task.loss(X, LABELS), Supervised(task.model, task.schedule).loss(X, LABELS))
+    task.after_step(0.31)
+    assert task.adam.param_groups[0]["lr"] == 0
+    assert task.after_epoch(SETTING, 0)["relus"] == 0
+
+
+def test_slopes_have_an_optimizer_of_their_own():
+    task = soft()
+    sgd, adam = task.optimizers(task.schedule, 100)
+    slopes = {id(relu.alpha) for relu in task.softs.values()}
+    assert {id(parameter) for group in adam.param_groups for parameter in group["params"]} == slopes
+    others = {id(parameter) for group in sgd.param_groups for parameter in group["params"]}
+    assert not others & slopes
+    assert len(others) + len(slopes) == len(list(task.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("row", "phase"),
+    [
+        ("snl-0.09", "snl-0.09-lasso"),
+        ("senet-0.09", "sensitivity"),
+        ("senet-0.09", "senet-0.09"),
+        ("joint-0.09", "gated-5"),
+    ],
+)
+def test_every_kind_of_phase_goes_on_after_an_interrupt(tmp_path, monkeypatch, row, phase):
+    expected = digest(recipe_of(row)(tiny_run(tmp_path / "whole"), row).model.state_dict())
+    original = loop._epoch
+
+    def stopped(task, schedule, setting, optimizers, epoch, progress):
+        if progress.name == phase and epoch == 1:
+            raise KeyboardInterrupt
+        return original(task, schedule, setting, optimizers, epoch, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            recipe_of(row)(tiny_run(tmp_path / "part"), row)
+    resumed = recipe_of(row)(tiny_run(tmp_path / "part"), row)
+    assert digest(resumed.model.state_dict()) == expected
