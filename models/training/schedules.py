@@ -111,10 +111,10 @@ PLANS = {
     "quick": Plan(
         baseline=Schedule(14, 0.4),
         sensitivity=None,
-        gated=GateSchedule(4, 0.1),
-        masks=MaskSchedule(3, 0.05),
-        lasso=LassoSchedule(2, 0.02),
-        tune=Schedule(2, 0.05),
+        gated=GateSchedule(8, 0.1),
+        masks=MaskSchedule(6, 0.05),
+        lasso=LassoSchedule(3, 0.02),
+        tune=Schedule(3, 0.05),
     ),
     "standard": Plan(
         baseline=Schedule(24, 0.4),
