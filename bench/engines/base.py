@@ -49,7 +49,9 @@ class Setting:
     of parties; `rendezvous` a torch.distributed URL of the whole group (parties and helpers); `provider` the
     source of correlated randomness; `timeout_s` bounds every wait for a peer. `host` is the address at which
     it listens for peers, `link` what lies between them, `relay` the path of the process that shapes it, if
-    one does (`bench.network`).
+    one does (`bench.network`), `ports` those at which it may listen (0: any). With two hosts (`bench.remote`)
+    `guest` is the rank on the other one, which calls and is not called where the engine has the choice, and
+    `key` the group's secret.
     """
 
     engine: str
@@ -62,6 +64,9 @@ class Setting:
     host: str = "127.0.0.1"
     link: Link = LOOPBACK
     relay: str = ""
+    ports: tuple[int, ...] = (0,)
+    guest: int | None = None
+    key: bytes = b""
 
 
 @dataclass

@@ -6,13 +6,12 @@ protocol needs: an exchange in which both sides send and receive at once (one tr
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 
 import numpy as np
@@ -20,11 +19,11 @@ from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from bench.engines.base import Setting
+from bench.network.greeting import Door, Refused, call, open_port
 from bench.network.route import port_through
 
 _SPINS = 40
 _SLICE = 1 << 20
-_HELLO_S = 5.0
 
 
 class Wire:
@@ -165,27 +164,35 @@ def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
 
     The store is returned too, for a tcp:// store lives in rank 0 as long as it is held there.
 
-    Each rank listens on a port of its own and tells the store; higher ranks call lower ones. A caller must
-    prove that it knows the token that rank 0 left in the store, and is answered with a proof; others are
-    turned away. Where a relay shapes the link, the call goes through it.
+    Each rank listens on a port of its own and tells the store; higher ranks call lower ones, and a guest on
+    another host calls all. Both ends must prove that they know the group's key, or the token that rank 0 left
+    in the store; others are turned away. Where a relay shapes the link, the call goes through it.
     """
     limit = timedelta(seconds=setting.timeout_s)
     store, _, _ = next(rendezvous(setting.rendezvous, rank=setting.rank, world_size=world, timeout=limit))
     store = PrefixStore("lean", store)
     store.set_timeout(limit)
     deadline = time.monotonic() + setting.timeout_s
-    if setting.rank == 0:
+    if setting.rank == 0 and not setting.key:
         store.set("token", os.urandom(32).hex())
-    token = store.get("token")
+    token = setting.key or store.get("token")
+    order = sorted(range(world), key=lambda rank: (rank == setting.guest, rank))
+    before = order[: order.index(setting.rank)]
+    callers = set(order[len(before) + 1 :])
     channels: dict[int, Channel] = {}
-    with socket.create_server((setting.host, 0), backlog=world) as listener:
-        store.set(f"address{setting.rank}", f"{setting.host} {listener.getsockname()[1]}")
-        for rank in range(setting.rank):
+    with ExitStack() as stack:
+        if callers:  # a guest keeps every port closed
+            listener = open_port(setting.host, setting.ports)
+            door = stack.enter_context(Door(listener, token, callers))
+            store.set(f"address{setting.rank}", f"{setting.host} {listener.getsockname()[1]}")
+        for rank in before:
             channels[rank] = _channel(setting, rank, _call(setting, store, token, rank, deadline))
-        while len(channels) < world - 1:
-            answered = _answer(setting, listener, token, world, deadline)
-            if answered is not None and answered[0] not in channels:
-                channels[answered[0]] = _channel(setting, *answered)
+        for _ in callers:
+            try:
+                rank, connection, _ = door.next(deadline)
+            except TimeoutError:
+                raise _late(setting) from None
+            channels[rank] = _channel(setting, rank, connection)
     return channels, store
 
 
@@ -198,48 +205,17 @@ def _channel(setting: Setting, rank: int, connection: socket.socket) -> Channel:
     return Channel(Wire(connection), role_of(setting, rank), setting.timeout_s)
 
 
-def _proof(token: bytes, what: str, caller: int) -> bytes:
-    return hmac.digest(token, f"{what} {caller}".encode(), hashlib.sha256)
-
-
 def _call(setting: Setting, store: Store, token: bytes, rank: int, deadline: float) -> socket.socket:
     host, port = store.get(f"address{rank}").decode().split()
     if setting.relay:
         port = port_through(setting.relay, setting.rank, rank, int(port))
     connection = socket.create_connection((host, int(port)), timeout=_left(setting, deadline))
-    connection.sendall(bytes([setting.rank]) + _proof(token, "call", setting.rank))
-    if not hmac.compare_digest(_read(connection, 32), _proof(token, "answer", setting.rank)):
+    try:
+        call(connection, token, setting.rank, _left(setting, deadline))
+    except Refused as error:
         connection.close()
-        raise ConnectionError(f"the process at the port of {role_of(setting, rank)} is a stranger")
+        raise ConnectionError(f"the process at the port of {role_of(setting, rank)} is a stranger") from error
     return connection
-
-
-def _answer(
-    setting: Setting, listener: socket.socket, token: bytes, world: int, deadline: float
-) -> tuple[int, socket.socket] | None:
-    listener.settimeout(_left(setting, deadline))
-    try:
-        connection, _ = listener.accept()
-    except TimeoutError:
-        raise _late(setting) from None
-    try:
-        connection.settimeout(min(_HELLO_S, _left(setting, deadline)))
-        hello = _read(connection, 33)
-        rank = hello[0] if hello else -1
-        if setting.rank < rank < world and hmac.compare_digest(hello[1:], _proof(token, "call", rank)):
-            connection.sendall(_proof(token, "answer", rank))
-            return rank, connection
-    except OSError:
-        pass
-    connection.close()
-    return None
-
-
-def _read(connection: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (more := connection.recv(count - len(data))):
-        data += more
-    return data
 
 
 def _left(setting: Setting, deadline: float) -> float:

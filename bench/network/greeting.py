@@ -1,0 +1,161 @@
+"""How two processes find out that both know a token, before either believes a word of the other.
+
+The caller and the one who listens each send a nonce and prove with an HMAC over both nonces that they know
+the token, which itself never travels. Everybody else is turned away: what a stranger sends is compared, never
+interpreted. Both get a session key that only this call has. Nothing is encrypted.
+
+    listener -> caller    MAGIC nonce
+    caller -> listener    MAGIC rank nonce' HMAC(token, "call" rank nonce nonce')
+    listener -> caller    HMAC(token, "answer" rank nonce nonce')
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Collection, Sequence
+
+MAGIC = b"pibench greets 1"
+NONCE = TAG = 32
+ANSWER_S = 5.0  # what a caller is given to prove itself
+CROWD = 64  # callers that are heard at once; more are turned away
+MOST_REFUSALS = 100
+
+
+class Refused(ConnectionError):  # noqa: N818 (what happened)
+    """Raised when the other end does not know the token, or is no pibench at all."""
+
+
+def call(connection: socket.socket, token: bytes, rank: int, timeout_s: float) -> bytes:
+    """Proves to whoever listens that `rank` knows the token, and demands the same; gives the session key."""
+    deadline = time.monotonic() + timeout_s
+    hello = _read(connection, len(MAGIC) + NONCE, deadline)
+    if hello[: len(MAGIC)] != MAGIC or len(hello) < len(MAGIC) + NONCE:
+        raise Refused("what listens there is no pibench of this version")
+    own = os.urandom(NONCE)
+    nonces = bytes([rank]) + hello[len(MAGIC) :] + own
+    connection.sendall(MAGIC + bytes([rank]) + own + _tag(token, b"call", nonces))
+    if not hmac.compare_digest(_read(connection, TAG, deadline), _tag(token, b"answer", nonces)):
+        raise Refused("the token is not the one that is expected there")
+    connection.settimeout(None)
+    return _tag(token, b"session", nonces)
+
+
+def answer(connection: socket.socket, token: bytes, expected: Collection[int]) -> tuple[int, bytes]:
+    """Hears a caller; gives its rank and the session key, raises Refused for strangers."""
+    deadline = time.monotonic() + ANSWER_S
+    nonce = os.urandom(NONCE)
+    connection.settimeout(ANSWER_S)
+    connection.sendall(MAGIC + nonce)
+    if _read(connection, len(MAGIC), deadline) != MAGIC:
+        raise Refused("spoke another protocol")
+    said = _read(connection, 1 + NONCE + TAG, deadline)
+    nonces = said[:1] + nonce + said[1 : 1 + NONCE]
+    if not hmac.compare_digest(said[1 + NONCE :], _tag(token, b"call", nonces)):
+        raise Refused("gave a wrong token")
+    if said[0] not in expected:
+        raise Refused(f"came as rank {said[0]}, which is not waited for")
+    connection.sendall(_tag(token, b"answer", nonces))
+    connection.settimeout(None)
+    return said[0], _tag(token, b"session", nonces)
+
+
+def open_port(host: str, ports: Sequence[int] = (0,)) -> socket.socket:
+    """Listens at `host` on the first of `ports` that is free (0: on any port).
+
+    Raises OSError that names the address when none is.
+    """
+    problem: OSError | None = None
+    for port in ports:
+        try:
+            return socket.create_server((host, port), backlog=CROWD)
+        except OSError as error:
+            problem = error
+    where = f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]}"
+    raise OSError(problem.errno, f"cannot listen at {host}, {where}: {os.strerror(problem.errno)}")
+
+
+class Door:
+    """Hears callers at a listening socket, each in a thread, so that a silent one keeps nobody waiting.
+
+    Takes the listener over; use it by `with`. `refusals` tells who was turned away and why.
+    """
+
+    def __init__(self, listener: socket.socket, token: bytes, expected: Collection[int]) -> None:
+        self._listener = listener
+        self._token = token
+        self._expected = set(expected)
+        self._heard: queue.SimpleQueue[tuple[int, socket.socket, bytes]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(CROWD)
+        self._closed = False
+        self.refusals: list[str] = []
+        listener.settimeout(0.2)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Door:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._listener.close()
+
+    def next(self, deadline: float) -> tuple[int, socket.socket, bytes]:
+        """The next caller who proved itself: rank, connection, session key; each rank comes once.
+
+        Raises TimeoutError when none comes until `deadline` (time.monotonic).
+        """
+        while True:
+            try:
+                rank, connection, session = self._heard.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError("nobody called") from None
+            if rank in self._expected:
+                self._expected.remove(rank)
+                return rank, connection, session
+            connection.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection, address = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if self._room.acquire(blocking=False):
+                threading.Thread(target=self._hear, args=(connection, address[0]), daemon=True).start()
+            else:
+                connection.close()
+
+    def _hear(self, connection: socket.socket, host: str) -> None:
+        try:
+            rank, session = answer(connection, self._token, self._expected)
+            self._heard.put((rank, connection, session))
+        except OSError as error:
+            connection.close()
+            if len(self.refusals) < MOST_REFUSALS:
+                said = str(error) if isinstance(error, Refused) else "said nothing that can be understood"
+                self.refusals.append(f"{host} {said}")
+        finally:
+            self._room.release()
+
+
+def _tag(token: bytes, what: bytes, data: bytes) -> bytes:
+    return hmac.digest(token, what + b" " + data, hashlib.sha256)
+
+
+def _read(connection: socket.socket, count: int, deadline: float) -> bytes:
+    """Reads `count` bytes, fewer if the other end closes."""
+    data = b""
+    while len(data) < count:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        more = connection.recv(count - len(data))
+        if not more:
+            break
+        data += more
+    return data
