@@ -16,9 +16,7 @@ import importlib
 import math
 import os
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -35,21 +33,10 @@ from torch import nn
 from bench.engines.base import ENGINES, NotPrepared, Setting, StepCost
 from bench.export import VALUE_LIMIT, Lowered, lower
 from bench.network import Link, LinkCheck, make_shaper, parse_link
+from bench.network.check import BULK_BYTES, BULK_S
+from bench.processes import start_worker
+from bench.remote import Guest, Remote, TwoHosts
 from bench.worker import encode, receive, send
-
-ROOT = Path(__file__).resolve().parent.parent
-
-# One thread a party. glibc gives large blocks back to the system at every step unless told to keep them
-# (about 20 % of the time at batch 1).
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-    "PYTHONPATH": str(ROOT),
-}
 
 
 class PartyFailed(RuntimeError):  # noqa: N818 (a state, named in the interface)
@@ -97,7 +84,7 @@ class _Process:
     """A started process and the driver's end of its connection."""
 
     title: str
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Guest
     connection: Connection
     log: Path
 
@@ -108,8 +95,8 @@ class Parties:
     `count` parties; `engine` a key of ENGINES; `provider` the source of correlated randomness (stock: "TFP"
     or "TTP"; lean: its dealer); `timeout_s` bounds every command; `link` what lies between any two of the
     processes (a key of `bench.network.LINKS`, "200Mbit/40ms" or a Link) and `shaper` how ("user-space" or
-    "netem"). A link that is shaped is checked at the start: `link_check`. Not safe for use by several
-    threads.
+    "netem"). A link that is shaped is checked at the start: `link_check`. With `remote` party 1 runs on
+    another host and the link is what lies between (docs/two_hosts.md). Not safe for use by several threads.
     """
 
     def __init__(
@@ -120,6 +107,7 @@ class Parties:
         timeout_s: float = 300.0,
         link: str | Link = "loopback",
         shaper: str | None = None,
+        remote: Remote | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
@@ -142,9 +130,14 @@ class Parties:
         self.online_s: float | None = None
         self.sent: Traffic | None = None
         self.hops: int | None = None
-        self.link = parse_link(link)
+        if remote is None:
+            self.link = parse_link(link)
+            self._shaper = make_shaper(self.link, shaper)
+        else:
+            self._shaper = TwoHosts(remote, self.engine, count, self.provider, link, shaper)
+            self.link = self._shaper.link
+        self.remote = remote
         self.link_check: LinkCheck | None = None
-        self._shaper = make_shaper(self.link, shaper)
         self._prepared: int | None = None
         self._processes: list[_Process] = []
         self._lifeline: int | None = None
@@ -175,10 +168,13 @@ class Parties:
                     place.host,
                     self.link,
                     place.relay,
+                    place.ports,
+                    place.guest,
+                    place.key,
                 )
                 self._processes.append(self._start(setting, lifeline))
             self._await(range(len(self._processes)), "start")
-            if self.link.shaped:
+            if self.link.shaped or self.remote is not None:
                 self.check_link()
         except BaseException:
             self._kill()
@@ -188,29 +184,15 @@ class Parties:
         return self
 
     def _start(self, setting: Setting, lifeline: int) -> _Process:
-        ours, theirs = socket.socketpair()
         title = f"party {setting.rank}" if setting.role == "party" else setting.role
         log = Path(self._folder.name) / f"{setting.rank}.log"
-        with theirs, log.open("wb") as output:
-            popen = subprocess.Popen(
-                [
-                    *self._shaper.prefix,
-                    sys.executable,
-                    "-m",
-                    "bench.worker",
-                    str(theirs.fileno()),
-                    str(lifeline),
-                ],
-                pass_fds=(theirs.fileno(), lifeline),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": self._shaper.interface},
-                start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends the group
-            )
-        process = _Process(title, popen, Connection(ours.detach()), log)
+        guest = self._shaper.elsewhere(setting, log)
+        if guest is not None:
+            return _Process(title, guest, guest.connection, log)
+        started = start_worker(log, lifeline, self._shaper.interface, self._shaper.prefix)
+        process = _Process(title, *started, log)
         try:
-            self._shaper.attach(setting.rank, popen.pid)
+            self._shaper.attach(setting.rank, process.popen.pid)
             send(process.connection, setting)
         except BaseException:
             self._processes.append(process)  # so that it is ended with the others
@@ -249,7 +231,7 @@ class Parties:
 
     @property
     def shaper(self) -> str:
-        """What shapes the link: "none", "user-space" or "netem"."""
+        """What shapes the link: "none", "user-space", "netem" or, unshaped, "two-hosts"."""
         return self._shaper.name
 
     @property
@@ -349,8 +331,7 @@ class Parties:
 
         Nothing is raised for a link that is not what was asked for: see its `ok` and `complaint`.
         """
-        host, port = self._call("listen", lambda _: ())[0]
-        replies = self._call("probe_link", lambda _: (host, port))
+        replies = self._probe() if self.remote is None else self._probe_unknown()
         self.link_check = LinkCheck(
             self.shaper,
             self.link.rtt_s,
@@ -361,6 +342,20 @@ class Parties:
             replies[0]["round_hops"],
         )
         return self.link_check
+
+    def _probe(self, bulk: int | None = None) -> list[Any]:
+        host, port = self._call("listen", lambda _: ())[0]
+        return self._call("probe_link", lambda _: (host, port, bulk))
+
+    def _probe_unknown(self) -> list[Any]:
+        """Probes with ever larger transfers, until one takes long against TCP's slow start."""
+        bulk, most = BULK_BYTES
+        while True:
+            replies = self._probe(bulk)
+            seconds = 8 * bulk / min(reply["bandwidth_bits_s"] for reply in replies[:2])
+            if bulk >= most or seconds > max(BULK_S, 20 * replies[0]["rtt_s"]):
+                return replies
+            bulk = min(8 * bulk, most)
 
     def peak_memory(self) -> tuple[int, ...]:
         """Returns the largest resident size of each party's process so far, in bytes."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +25,8 @@ import torch
 
 from bench.engines.base import ENGINES, Helper, Node, NotPrepared, Setting
 from bench.network.check import median_round, probe
+from bench.network.forward import INHERITED, forwarded_rendezvous
+from bench.network.greeting import Door, call, open_port
 from bench.network.route import port_through
 
 
@@ -101,17 +104,20 @@ class Session:
         """At party 0, opens a port for `probe_link`; returns its address."""
         if self.node.rank:
             return None
-        self.listener = socket.create_server((self.node.setting.host, 0))
+        self.listener = open_port(self.node.setting.host, self.node.setting.ports)
         return self.node.setting.host, self.listener.getsockname()[1]
 
-    def probe_link(self, host: str, port: int) -> dict[str, float]:
+    def probe_link(self, host: str, port: int, bulk: int | None = None) -> dict[str, float]:
         """Measures the path between parties 0 (who listens) and 1; returns RTT, bandwidth, a round's seconds.
 
         Other parties take part in the rounds alone.
         """
         node, setting = self.node, self.node.setting
         measured: dict[str, float] = {}
-        if node.rank == 0:
+        if node.rank == 0 and setting.key:
+            with Door(self.listener, setting.key, [1]) as door:
+                _, connection, _ = door.next(time.monotonic() + setting.timeout_s)
+        elif node.rank == 0:
             with self.listener:
                 self.listener.settimeout(setting.timeout_s)
                 connection, _ = self.listener.accept()
@@ -119,10 +125,12 @@ class Session:
             if setting.relay:
                 port = port_through(setting.relay, 1, 0, port)
             connection = socket.create_connection((host, port), timeout=setting.timeout_s)
+            if setting.key:
+                call(connection, setting.key, 1, setting.timeout_s)
         if node.rank < 2:
             with connection:
                 measured["rtt_s"], measured["bandwidth_bits_s"] = probe(
-                    connection, node.rank == 0, setting.link, setting.timeout_s
+                    connection, node.rank == 0, setting.link, setting.timeout_s, bulk
                 )
         node.barrier()
         measured["round_hops"] = node.round_hops
@@ -138,6 +146,9 @@ class Session:
 
 def obey(connection: Connection, setting: Setting) -> None:
     """Answers commands until the driver closes the connection."""
+    if setting.rendezvous.startswith(INHERITED):
+        descriptor = int(setting.rendezvous.removeprefix(INHERITED))
+        setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
     node = make_node(setting)
     send(connection, ("ready", None))
     if getattr(node, "serves", False):

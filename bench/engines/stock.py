@@ -7,6 +7,7 @@ recorded once for each batch size (`plan`), and `prepare` makes the tuples for e
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Callable, Mapping
 from functools import singledispatchmethod, wraps
@@ -54,6 +55,22 @@ def connect(setting: Setting) -> None:
     )
 
 
+def demand_key(setting: Setting) -> None:
+    """Raises ConnectionError unless the others of the group know its key: gloo itself asks nobody for one."""
+    group = crypten.communicator.get().main_group
+
+    def gathered(own: bytes) -> list[bytes]:
+        parts = [torch.zeros(32, dtype=torch.uint8) for _ in range(setting.parties)]
+        torch.distributed.all_gather(parts, torch.frombuffer(bytearray(own), dtype=torch.uint8), group=group)
+        return [bytes(part.tolist()) for part in parts]
+
+    nonces = b"".join(gathered(os.urandom(32)))
+    proofs = [hmac.digest(setting.key, bytes([rank]) + nonces, "sha256") for rank in range(setting.parties)]
+    for rank, proof in enumerate(gathered(proofs[setting.rank])):
+        if not hmac.compare_digest(proof, proofs[rank]):
+            raise ConnectionError(f"a stranger came to gloo's port in the place of party {rank}")
+
+
 def make_node(setting: Setting) -> Node | Helper:
     """Gives the node of this process, joined to CrypTen's process group."""
     connect(setting)
@@ -93,6 +110,8 @@ class StockParty(Node):
         crypten.init()
         if setting.relay:
             demand_relayed()
+        if setting.key:
+            demand_key(setting)
         _attach(self.meter, crypten.communicator.get(), setting.parties)
         self.provider = crypten.mpc.get_default_provider()
         self.weights: dict[str, Any] = {}

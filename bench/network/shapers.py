@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bench.network.link import Link
 
@@ -28,10 +29,13 @@ class ShaperUnavailable(RuntimeError):  # noqa: N818 (a state, named in the inte
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands: the address at which peers reach it, and the relay's path ("" if none)."""
+    """Where a process stands, as `bench.engines.base.Setting` tells it."""
 
     host: str = LOOPBACK_HOST
     relay: str = ""
+    ports: tuple[int, ...] = (0,)
+    guest: int | None = None
+    key: bytes = b""
 
 
 class Shaper:
@@ -53,6 +57,10 @@ class Shaper:
     def place(self, rank: int) -> Place:
         """Tells where a process stands."""
         return Place()
+
+    def elsewhere(self, setting: Any, log: Path) -> Any:
+        """Starts a process that runs on another host; None for one that belongs on this host."""
+        return None
 
     def failure(self) -> str | None:
         """Says how the shaper ended, if it did; asked when a process of the group failed."""
