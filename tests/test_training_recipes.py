@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import re
 from functools import partial
 from math import prod
 
@@ -27,7 +28,7 @@ from models.training import __main__ as command
 from models.training import recipes, rows
 from models.training.files import TrainingError
 from models.training.images import Images
-from models.training.recipes import ROWS, deployed, hoist_in_training, recipe_of
+from models.training.recipes import ROWS, deployed, hoist_in_training, planned, recipe_of
 from models.training.relus import mask_relus, masks_of
 from models.training.rows import finish_row, put_row, read_rows
 from models.training.schedules import PLANS
@@ -100,6 +101,21 @@ def test_masks_have_exactly_the_allocated_sizes(name, run):
     assert [int(mask.sum()) for mask in masks.values()] == allocate(
         sizes, sensitivity, variant(name).budget(2)
     )
+
+
+@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+def test_the_planned_phases_are_those_that_are_trained(name, run):
+    trained = recipe_of(name)(run, name)
+    assert planned(name, run.plan) == {phase.name: len(phase.history) for phase in trained.phases}
+    assert planned("senet-0.09", PLANS["quick"]) == {"baseline": 14, "senet-0.09": 6}
+
+
+def test_what_is_left_is_told_in_epochs_and_time(run, tmp_path):
+    other = tiny_run(tmp_path)
+    assert command.remaining(other, ["senet-0.09", "senet-0.18"]) == "8 epochs to go"
+    other.done["baseline"] = recipe_of("baseline")(run, "baseline")
+    text = command.remaining(other, ["senet-0.09", "senet-0.18", "joint-0.09"])
+    assert re.fullmatch(r"10 epochs to go, about 0:0\d h", text)
 
 
 def test_published_sensitivity_is_taken_when_none_is_measured(tmp_path):

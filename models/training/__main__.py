@@ -13,7 +13,7 @@ from models.data import DataError, load_cifar100
 from models.training.files import TrainingError, locked
 from models.training.images import Images
 from models.training.loop import Setting
-from models.training.recipes import ROWS, Run, recipe_of
+from models.training.recipes import ROWS, Run, planned, recipe_of
 from models.training.rows import find_row, finish_row, put_row, read_rows, weights_path
 from models.training.schedules import PLANS
 
@@ -51,6 +51,20 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def remaining(run: Run, rows: Sequence[str]) -> str:
+    """Says how many epochs the rows still need, and for how long at the mean pace so far."""
+    phases: dict[str, int] = {}
+    for row in rows:
+        phases |= planned(row, run.plan)
+    epochs = sum(count for phase, count in phases.items() if phase not in run.done)
+    outcomes = {outcome.name: outcome for trained in run.done.values() for outcome in trained.phases}
+    done = sum(len(outcome.history) for outcome in outcomes.values())
+    if not done:
+        return f"{epochs} epochs to go"
+    minutes = epochs * sum(outcome.seconds for outcome in outcomes.values()) / done / 60
+    return f"{epochs} epochs to go, about {int(minutes // 60)}:{int(minutes % 60):02} h"
+
+
 def run_rows(options: argparse.Namespace) -> None:
     """Trains the rows that are not finished and writes each when it is."""
     device = _device(options.device)
@@ -85,7 +99,8 @@ def run_rows(options: argparse.Namespace) -> None:
     with locked(folder):
         run = Run(setting, plan, options.width, folder, options.results / "training" / name)
         for index, row in enumerate(waiting, start=1):
-            print(f"[{index}/{len(waiting)}] {row} at width {options.width}", file=sys.stderr)
+            left = remaining(run, waiting)
+            print(f"[{index}/{len(waiting)}] {row} at width {options.width}; in all {left}", file=sys.stderr)
             trained = recipe_of(row)(run, row)
             line = finish_row(run, row, trained, test, facts, options.weights)
             put_row(accuracy, line)

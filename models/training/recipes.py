@@ -188,11 +188,17 @@ def senet(run: Run, name: str) -> Trained:
     return _masked(run, name, run.baseline)
 
 
+def shallow_of(structured: nn.Module) -> list[str]:
+    """Returns the blocks that are shallow in a variant's structure."""
+    names = {module for module, _ in structured.named_modules()}
+    return [block for block in RESNET18_BLOCKS if f"{block}.shallow" in names]
+
+
 def gated(run: Run, name: str) -> Trained:
     """Learns the shallow structure of a joint variant, all its ReLUs kept; shared by all budgets of it."""
     recipe, schedule = variant(name), run.plan.gated
     structured = run.seeded(lambda: recipe.structured(run.width, run.classes))
-    blocks = [block for block in RESNET18_BLOCKS if f"{block}.shallow" in dict(structured.named_modules())]
+    blocks = shallow_of(structured)
     phase = f"gated-{len(blocks)}"
     if phase in run.done:
         return run.done[phase]
@@ -288,6 +294,22 @@ def recipe_of(name: str) -> Callable[[Run, str], Trained]:
     if family not in _FAMILIES:
         raise ValueError(f"the variant {name} has no recipe: known are those of {', '.join(_FAMILIES)}")
     return _FAMILIES[family]
+
+
+def planned(name: str, plan: Plan) -> dict[str, int]:
+    """Returns the phases that a variant goes through, and the epochs of each."""
+    phases = {"baseline": plan.baseline.epochs}
+    recipe = recipe_of(name)
+    if recipe in (senet, joint):
+        if recipe is joint:
+            with torch.device("meta"):
+                phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
+        if plan.sensitivity is not None:
+            phases["sensitivity"] = plan.sensitivity.epochs
+        return phases | {name: plan.masks.epochs}
+    if recipe is snl:
+        phases[f"{name}-lasso"] = plan.lasso.epochs
+    return phases if recipe is baseline else phases | {name: plan.tune.epochs}
 
 
 ROWS = tuple(name for name in VARIANTS if name.split("-")[0] in _FAMILIES)
