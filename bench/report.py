@@ -314,9 +314,13 @@ def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
 
 
 def _labelled(frame: pd.DataFrame, width: int) -> pd.DataFrame:
-    """The label first, then model, channel, network and width."""
-    first = ["label", "model", "channel", "network", "width"]
-    frame = frame.assign(width=width)
+    """The label first, then model, channel, network and width, then what the channel is."""
+    channel = {
+        f"channel_{name}": [getattr(CHANNELS[each], name) for each in frame.get("channel", ())]
+        for name in ("rtt_s", "up_bit_per_s", "down_bit_per_s")
+    }
+    first = ["label", "model", "channel", "network", "width", *channel]
+    frame = frame.assign(width=width, **channel)
     return frame.reindex(columns=[*first, *(name for name in frame.columns if name not in first)])
 
 

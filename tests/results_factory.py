@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from math import ceil
 
 import numpy as np
@@ -317,3 +318,9 @@ def make_rows() -> list[dict]:
     for engine in ("stock", "lean"):
         rows += [make_row("baseline", engine, batch, role="batch") for batch in (4, 16)]
     return rows
+
+
+def remember(statistic):
+    """The same function of a list, computed once for the same values."""
+    cached = functools.cache(statistic)
+    return lambda values: cached(tuple(values))

@@ -1,3 +1,4 @@
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from io import StringIO
 
@@ -5,15 +6,24 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from results_factory import make_row, make_rows
+from results_factory import LINKED, case_id, make_row, make_rows, remember
 
 from bench import figures, report
 
 
 def tables(rows):
     """What figures read: the tables after their way through CSV."""
-    made = (report.summarize(rows), report.tabulate_layers(rows))
-    return [pd.read_csv(StringIO(report._csv(table))) for table in made]
+    made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
+    made |= report.tabulate_models(rows)
+    return figures.Tables(**{name: pd.read_csv(StringIO(report._csv(table))) for name, table in made.items()})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_intervals():
+    """The same values have the same interval: most of a summary's time goes there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "interval_of_median", remember(report.interval_of_median))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +33,13 @@ def data():
 
 @pytest.fixture(scope="module")
 def awkward():
-    """Long names, noise, and a merged network slower than the baseline."""
+    """Long names, noise, flagged links, and a merged network slower than the baseline."""
     rows = make_rows()
     for row in rows:
         row["machine"]["cpu"] = "Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz"
         row["dirty"] = True
+        if row["link"] == "wan":
+            row["link_check"] |= {"ok": False, "complaint": "RTT 60 ms, asked for 40 ms"}
         slower = 1.25 if row["variant"] == "merged-exact" else 1.3 if row["engine"] == "lean" else 1.0
         for clock, seconds in row["times"].items():
             noisy = row["variant"] == "senet-0.18"
@@ -48,26 +60,48 @@ def texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(mpl.text.Text))
 
 
+MODELLED = ("literature", "break_even")
+
+
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_names_machine_and_conditions_and_has_units(data, name):
-    figure = figures.FIGURES[name](*data)
+def test_every_figure_names_its_origin_and_conditions_and_has_units(data, name):
+    figure = figures.FIGURES[name](data)
     said = " ".join(texts(figure).split())
-    assert "AMD EPYC 9B14, 2 cores; commit 0123456789." in said
-    assert "2 parties, loopback" in said
+    if name in MODELLED:
+        assert "Modelled by published costs, nothing measured here" in said
+        assert "WAN: RTT 40 ms, 400 Mbit/s" in said
+        assert "AMD EPYC 9B14" not in said
+    else:
+        assert "AMD EPYC 9B14, 2 cores; commit 0123456789." in said
+        assert "2 parties, LAN, WAN" if name == "link_model_error" else "2 parties, loopback" in said
+    if "link" in name:
+        assert "WAN: RTT 40 ms, 400 Mbit/s each way; shaped by user-space" in said
     assert "Width 64" in said
     for axes in figure.axes:
         label = axes.get_xlabel() + axes.get_ylabel()
-        assert any(unit in label for unit in ("second", "%", "MB")), label
+        below = [other for other in figure.axes if same_column(axes, other) and other.get_xlabel()]
+        if axes.get_visible():
+            label = label or below[-1].get_xlabel()
+            assert any(unit in label for unit in ("second", "%", "MB", "ReLUs worth one layer, thousands")), (
+                label
+            )
+
+
+def same_column(first, second):
+    return first.get_subplotspec().colspan == second.get_subplotspec().colspan
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_no_text_lies_over_another_or_beyond_the_edge(data, name):
-    check_texts(figures.FIGURES[name](*data))
+    check_texts(figures.FIGURES[name](data))
 
 
-@pytest.mark.parametrize("name", ["latency_vs_relus", "relus_macs_latency", "offline_online"])
+@pytest.mark.parametrize(
+    "name",
+    ["latency_vs_relus", "relus_macs_latency", "offline_online", "links", "link_model_error"],
+)
 def test_nor_does_it_with_awkward_data(awkward, name):
-    check_texts(figures.FIGURES[name](*awkward))
+    check_texts(figures.FIGURES[name](awkward))
 
 
 def check_texts(figure):
@@ -92,6 +126,8 @@ def drawn(figure):
     for legend in figure.legends:
         found += legend.get_texts()
     for axes in figure.axes:
+        if not axes.get_visible():
+            continue
         found += [*axes.texts, axes.xaxis.label, axes.yaxis.label, axes._left_title]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
@@ -106,8 +142,8 @@ def overlap(first, second):
 
 
 def test_latency_is_drawn_where_it_was_measured(data):
-    figure = figures.latency_vs_relus(*data)
-    summary = data[0]
+    figure = figures.latency_vs_relus(data)
+    summary = data.summary
     drawn = {
         (round(x), round(y, 9))
         for line in figure.axes[0].lines
@@ -122,9 +158,140 @@ def test_latency_is_drawn_where_it_was_measured(data):
     assert any(end == pytest.approx((case["online_low_s"], case["online_high_s"])) for end in ends)
 
 
+def test_labels_stand_beyond_the_bars(awkward):
+    axes = figures.latency_vs_relus(awkward).axes[0]
+    summary = awkward.summary[awkward.summary["role"] == "headline"]
+    for label in axes.texts:
+        family, engine = label.get_text().split(", ")
+        relus, y = label.xy
+        (case,) = summary[(summary["relus"] == relus) & (summary["engine"] == engine)].itertuples()
+        assert family.lower() in case.variant
+        assert not case.online_low_s < y < case.online_high_s
+
+
+def bars(axes):
+    """The bars as {place: [(start, end)]}, in the order in which they are stacked."""
+    found = {}
+    for bar in axes.patches:
+        place = round(bar.get_y() + bar.get_height() / 2)
+        found.setdefault(place, []).append((bar.get_x(), bar.get_x() + bar.get_width()))
+    return found
+
+
+def test_link_bars_end_at_the_model_and_markers_stand_at_what_was_found(data):
+    figure = figures.links(data)
+    cases = data.summary.set_index("case")
+    assert len(figure.axes) == 6
+    for axes, (engine, link) in zip(
+        figure.axes, [(e, k) for e in ("stock", "lean") for k in ("loopback", "lan", "wan")], strict=True
+    ):
+        (marker,) = axes.lines
+        for place, variant in enumerate(LINKED):
+            case = cases.loc[case_id(variant, engine, link=link)]
+            stack = bars(axes)[place]
+            parts = [case[f"modelled_{part}_s"] for part in ("compute", "hops", "bytes")]
+            assert [end - start for start, end in stack] == pytest.approx(parts)
+            emulated = link != "loopback"
+            total = case["modelled_online_s"] if emulated else case["online_median_s"]
+            assert stack[-1][1] == pytest.approx(total)
+            found = case["emulated_online_median_s"] if emulated else case["online_median_s"]
+            assert marker.get_xdata()[place] == pytest.approx(found)
+
+
+def test_flagged_links_are_marked(data, awkward):
+    said = texts(figures.links(awkward))
+    assert said.count("%)!") == 6
+    assert "%)!" not in texts(figures.links(data))
+    for figure in (figures.links(awkward), figures.link_model_error(awkward)):
+        assert "asked for (!): stock baseline over wan" in " ".join(texts(figure).split())
+
+
+def test_engines_need_not_have_the_same_links():
+    rows = [make_row(engine=engine) for engine in ("stock", "lean")]
+    rows += [make_row(link="wan", role="link"), make_row(engine="lean", link="lan", role="link")]
+    for name in ("links", "link_model_error"):
+        check_texts(figures.FIGURES[name](tables(rows)))
+
+
+def test_links_without_a_case_on_loopback_show_what_was_emulated():
+    rows = [make_row(), make_row(link="wan", role="link"), make_row("senet-0.09", link="wan", role="link")]
+    figure = figures.links(tables(rows))
+    assert list(bars(figure.axes[1])[1]) == [(0, 0)] * 3
+    assert figure.axes[1].lines[0].get_xdata()[1] > 0
+    check_texts(figure)
+
+
+def test_the_models_error_is_drawn_where_it_is_with_the_band(data):
+    left, right = figures.link_model_error(data).axes
+    cases = data.summary.dropna(subset=["model_error"])
+    points = {
+        (round(x, 9), round(y, 9))
+        for line in left.lines
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert len(cases) == 12
+    for case in cases.itertuples():
+        assert (round(case.emulated_online_median_s, 9), round(case.modelled_online_s, 9)) in points
+    errors = sorted(round(float(x), 6) for line in right.lines[1:] for x in line.get_xdata())
+    assert errors == sorted(round(100 * error, 6) for error in cases["model_error"])
+    assert right.patches[0].get_x() == -10
+    assert right.patches[0].get_width() == 20
+    corner = left.collections[0].get_paths()[0].vertices
+    assert {round(y / x, 3) for x, y in corner} == {0.9, 1.1}
+
+
+def test_an_error_beyond_the_band_is_still_in_view():
+    rows = make_rows()
+    slow = next(row for row in rows if row["case"] == case_id("baseline", "lean", link="lan"))
+    slow["times"]["online_s"] = [seconds / 2 for seconds in slow["times"]["online_s"]]
+    figure = figures.link_model_error(tables(rows))
+    assert figure.axes[1].get_xlim()[1] > 100
+    check_texts(figure)
+
+
+def test_modelled_bars_are_offline_and_online_with_ranks_and_hatches(data):
+    figure = figures.literature(data)
+    by_title = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
+    axes = by_title["DELPHI,\nserver garbles"]
+    costs = data.modelled.set_index(["model", "channel", "network"])
+    for place, network in enumerate(figures.SHOWN, 1):
+        cost = costs.loc[("delphi-server-garbler", "lan", network)]
+        ends = [cost["modelled_offline_s"], cost["modelled_total_s"]]
+        assert [end for _, end in bars(axes)[place]] == pytest.approx(ends)
+    said = [text.get_text() for text in axes.texts]
+    assert [text.split()[0] for text in said[:4]] == ["#3", "#2", "#1", "#4"]
+    assert not any(bar.get_hatch() for bar in axes.patches)
+    for title in ("Cheetah", figures.MODELS["21us-column"]):
+        assert all(bar.get_hatch() for bar in by_title[title].patches)
+    visible = sum(axes.get_visible() for axes in figure.axes)
+    assert visible == 8 * 2 + 2  # the columns know no link
+
+
+def test_break_even_is_drawn_where_it_is_in_the_channels_looks(data):
+    for axes, phase in zip(figures.break_even(data).axes, ("total_s", "online_s"), strict=True):
+        names = list(figures.MODELS)
+        places = {
+            (names[round(line.get_ydata()[0])], line.get_marker()): line
+            for line in axes.lines
+            if line.get_marker() not in (None, "None")
+        }
+        assert len(places) == 8 * 4
+        worth = data.break_even[data.break_even["network"] == "baseline"]
+        worth = worth[worth["phase"] == phase].set_index(["model", "channel"])
+        for (model, marker), line in places.items():
+            channel = next(name for name, look in figures.LINKS.items() if look[2] == marker)
+            case = worth.loc[(model, channel)]
+            assert line.get_xdata()[0] == pytest.approx(case["relus_per_layer"])
+            assert (line.get_markerfacecolor() == "white") == (model == "cheetah")
+        dashed = {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"}
+        relus = data.modelled.drop_duplicates("network").set_index("network")["relus"]
+        assert dashed == set(relus[list(figures.SHOWN)])
+        assert sum("prices no layer" in text.get_text() for text in axes.texts) == 2
+
+
 def test_stacks_add_up_to_the_profiled_seconds(data):
-    figure = figures.linear_vs_relu(*data)
-    layers = data[1]
+    figure = figures.linear_vs_relu(data)
+    layers = data.layers
     total = layers[layers["case"].str.startswith("stock/senet-0.09/")]["seconds"].sum()
     ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
     assert any(end == pytest.approx(total) for end in ends)
@@ -136,7 +303,7 @@ def test_shares_sum_to_100():
 
 
 def test_relative_bars_keep_the_absolute_numbers(data):
-    figure = figures.relus_macs_latency(*data)
+    figure = figures.relus_macs_latency(data)
     said = [text.get_text() for text in figure.axes[0].texts]
     assert "557" in said
     assert figure.axes[0].patches[0].get_width() == pytest.approx(100)
@@ -144,10 +311,10 @@ def test_relative_bars_keep_the_absolute_numbers(data):
 
 
 def test_saved_time_can_be_negative(data):
-    summary, layers = data[0], data[1].copy()
+    layers = data.layers.copy()
     slow = layers["case"].str.startswith("lean/joint-0.052/") & (layers["class"] == "linear")
     layers.loc[slow, "seconds"] *= 10
-    axes = figures.stock_vs_lean(summary, layers).axes[2]
+    axes = figures.stock_vs_lean(dataclasses.replace(data, layers=layers)).axes[2]
     assert min(bar.get_width() for bar in axes.patches) < 0
     assert axes.get_xlim()[0] < 0
 
@@ -161,7 +328,7 @@ def test_figures_do_not_depend_on_intervals_or_on_every_case():
     rows += [make_row("baseline", "lean"), make_row("joint-0.104", "lean")]
     data = tables(rows)
     for name in ("latency_vs_relus", "linear_vs_relu", "relus_macs_latency", "offline_online"):
-        figures.FIGURES[name](*data).draw_without_rendering()
+        figures.FIGURES[name](data).draw_without_rendering()
 
 
 @pytest.mark.parametrize(
@@ -176,19 +343,29 @@ def test_figures_do_not_depend_on_intervals_or_on_every_case():
         ("stock_vs_lean", [make_row(engine=engine) for engine in ("stock", "lean")]),
         ("offline_online", [make_row(role="extra")]),
         ("batch", [make_row()]),
-        ("batch", [make_row(case="x", link="wan", timing="emulated")]),
+        ("batch", [make_row(case="x", link="wan")]),
+        ("links", [make_row()]),
+        ("links", [make_row(), make_row(link="wan")]),
+        ("link_model_error", [make_row()]),
+        ("link_model_error", [make_row(), make_row("senet-0.09", link="wan", role="link")]),
+        ("literature", [make_row(), make_row("senet-0.09", network=None)]),
+        ("literature", [make_row("senet-0.09"), make_row("senet-0.18")]),
+        ("literature", [make_row(network=None)]),
+        ("break_even", [make_row("senet-0.09")]),
+        ("break_even", [make_row(network=None)]),
     ],
 )
 def test_missing_data_is_said_and_draws_nothing(name, rows):
-    with pytest.raises(figures.Missing, match=r"needs|has no|lacks"):
-        figures.FIGURES[name](*tables(rows))
+    with pytest.raises(figures.Missing, match=r"needs|has no|lacks|has fewer"):
+        figures.FIGURES[name](tables(rows))
 
 
 @pytest.fixture
 def project(tmp_path):
     rows = [make_row(variant, "stock") for variant in ("baseline", "senet-0.09")]
     (tmp_path / "results").mkdir()
-    for name, table in (("summary", report.summarize(rows)), ("layers", report.tabulate_layers(rows))):
+    made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
+    for name, table in (made | report.tabulate_models(rows)).items():
         (tmp_path / "results" / f"{name}.csv").write_text(report._csv(table))
     return tmp_path
 
@@ -198,7 +375,8 @@ def run(project):
 
 
 def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, capsys, monkeypatch):
-    for name in ("layer_profile_stock", "linear_vs_relu", "relus_macs_latency"):  # for the sake of time
+    few = {"latency_vs_relus", "offline_online", "stock_vs_lean"}  # for the sake of time
+    for name in set(figures.FIGURES) - few:
         monkeypatch.delitem(figures.FIGURES, name)
     (project / "plots").mkdir()
     (project / "plots" / "stock_vs_lean.svg").write_text("of an older run")
@@ -213,7 +391,7 @@ def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, c
 
 
 def test_text_stays_text_and_no_date_is_written(data, tmp_path):
-    figure = figures.batch(*data)
+    figure = figures.batch(data)
     for suffix in (".svg", ".pdf"):
         figures.write(figure, tmp_path / f"batch{suffix}")
     tree = ElementTree.parse(tmp_path / "batch.svg")
@@ -229,3 +407,11 @@ def test_text_stays_text_and_no_date_is_written(data, tmp_path):
 def test_missing_tables_are_said(tmp_path, capsys):
     assert run(tmp_path) == 1
     assert "summary.csv cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", report.TABLES)
+def test_each_table_is_needed(project, capsys, name):
+    (project / "results" / f"{name}.csv").unlink()
+    assert run(project) == 1
+    assert f"{name}.csv cannot be read" in capsys.readouterr().err
+    assert not (project / "plots").exists()

