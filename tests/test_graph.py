@@ -4,6 +4,7 @@ from networks import images, small, state
 from torch import fx, nn
 
 from models.graph import (
+    addends,
     bypass,
     callers,
     finish,
@@ -12,6 +13,7 @@ from models.graph import (
     module_of,
     relu_nodes,
     replace_module,
+    sharing,
     sole_user,
     source,
     trace,
@@ -60,6 +62,48 @@ def test_a_masked_relu_is_one_node():
     assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["", "layer1.0", "layer1.0.relu1"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_not_lost_but_refused(register, name, again):
+    model = trace(small("resnet18")) if again else small("resnet18")
+    handle = getattr(model.get_submodule(name), register)(lambda *call: None)
+    with pytest.raises(ValueError, match=f"cannot trace: .*{name}.* has forward hooks, which a graph loses"):
+        trace(model)
+    handle.remove()
+    trace(model)
+
+
+def test_arguments_of_modules_become_positional():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.up = nn.Conv2d(3, 3, 1), nn.ConvTranspose2d(3, 3, 2, stride=2)
+            self.relu = MaskedReLU(torch.tensor([True, False, True]))
+
+        def forward(self, x):
+            return self.relu(x=self.up(output_size=[9, 9], input=self.conv(input=x)))
+
+    model = Named()
+    graph = trace(model)
+    assert all(not node.kwargs and node.args for node in graph.graph.nodes if node.op == "call_module")
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(graph(x), model(x))
+
+
+def test_sums_of_two_values():
+    class Sums(nn.Module):
+        def forward(self, x, y):
+            x += y
+            sums = [x + y, torch.add(x, y), x.add(other=y), torch.add(input=x, other=y, alpha=1)]
+            others = [x + 1, 1 + x, torch.add(x, y, alpha=2), x - y, x.add(other=2)]
+            return sums + others
+
+    graph = trace(Sums())
+    found = [tuple(map(str, addends(node) or ())) for node in graph.graph.nodes if node.op != "output"]
+    assert found == [(), (), ("x", "y"), *[("iadd", "y")] * 4, *[()] * 5]
+
+
 def test_looking_at_nodes():
     graph = trace(Shared())
     conv, relu = callers(graph, "conv")[0], callers(graph, "relu")[0]
@@ -69,6 +113,10 @@ def test_looking_at_nodes():
     assert sole_user(conv) is relu
     assert source(callers(graph, "conv")[1]) is relu
     assert len(callers(graph, "conv")) == 2
+    assert sharing(graph, conv) == "conv is called more than once"
+    resnet = trace(small("resnet18"))
+    assert sharing(resnet, callers(resnet, "conv1")[0]) is None
+    assert sharing(resnet, callers(resnet, "relu")[0]) == "relu has other users"
     x = next(iter(trace(small("resnet18")).graph.nodes))
     assert sole_user(x).name == "conv1"
 
