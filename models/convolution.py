@@ -1,6 +1,10 @@
-"""Conv2d from a kernel and back: the common ground of the transforms that rewrite convolutions."""
+"""Conv2d and Linear from a kernel and back: the common ground of the transforms that rewrite them."""
 
-from torch import Tensor, nn
+from collections.abc import Callable, Collection, Iterator
+
+from torch import Tensor, fx, nn
+
+from models.graph import callers, module_of, sharing, source
 
 Pair = tuple[int, int]
 
@@ -34,9 +38,19 @@ def convolution(
     return conv
 
 
-def bias_of(conv: nn.Conv2d) -> Tensor:
-    """Returns the bias [O], zeros when the convolution has none."""
-    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+def linear(matrix: Tensor, bias: Tensor) -> nn.Linear:
+    """Returns the Linear with this matrix [O, C] and bias [O]; draws no random number."""
+    layer = nn.utils.skip_init(
+        nn.Linear, matrix.shape[1], len(matrix), device=matrix.device, dtype=matrix.dtype
+    )
+    layer.weight = nn.Parameter(matrix.detach().clone())
+    layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """Returns the bias [O], zeros when the layer has none."""
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def padding_of(conv: nn.Conv2d) -> Pair:
@@ -63,3 +77,40 @@ def padding_obstacle(conv: nn.Conv2d) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def followers(
+    graph: fx.GraphModule,
+    names: Collection[str] | None,
+    action: str,
+    obstacle: Callable[[nn.Conv2d, nn.Conv2d], str | None],
+    last_first: bool = False,
+) -> Iterator[fx.Node]:
+    """Yields the convolutions whose input is a convolution that nothing else depends on.
+
+    `obstacle(first, second)` may say why a pair is left alone. `names` gives the module names of the second
+    ones: ValueError, "cannot `action` ...", with the reason where one cannot be had; None gives all that can.
+    The graph may be changed from one to the next.
+    """
+    missing = set(names or ())
+    nodes = list(graph.graph.nodes)
+    for node in reversed(nodes) if last_first else nodes:
+        second = module_of(graph, node, nn.Conv2d)
+        if second is None or (names is not None and node.target not in names):
+            continue
+        missing.discard(node.target)
+        first = module_of(graph, source(node), nn.Conv2d)
+        if first is None:
+            reason = f"its input {source(node)} is no convolution"
+        elif reason := sharing(graph, source(node)):
+            reason = f"its input {reason}"
+        elif len(callers(graph, node.target)) > 1:
+            reason = f"{node.target} is called more than once"
+        else:
+            reason = obstacle(first, second)
+        if reason is None:
+            yield node
+        elif names is not None:
+            raise ValueError(f"cannot {action} {node.target}: {reason}")
+    if missing:
+        raise ValueError(f"no convolution named {sorted(missing)} in this network")

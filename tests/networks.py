@@ -24,7 +24,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
     model.double().eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.copy_(draw(module.running_mean, -0.5, 0.5))
             module.running_var.copy_(draw(module.running_var, 0.5, 2))
             module.weight.data = draw(module.weight, 0.5, 1.5)

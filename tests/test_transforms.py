@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from networks import SMALL, difference, images, signature, small, state
+from networks import SMALL, difference, images, randomised, signature, small, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -159,6 +159,70 @@ def test_folding_refuses_batch_statistics():
         fold_batchnorm(untracked)
 
 
+class Vectors(nn.Module):
+    """A classifier of two linear layers with BatchNorm1d."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.fc1, self.bn1 = nn.Linear(48, 7, bias=False), nn.BatchNorm1d(7)
+        self.relu, self.drop = nn.ReLU(inplace=True), nn.Dropout()
+        self.fc2, self.bn2 = nn.Linear(7, 5), nn.BatchNorm1d(5)
+        self.flat = flat
+
+    def forward(self, x):
+        x = F.dropout(self.relu(self.bn1(self.fc1(self.flat(x)))), training=self.training)
+        return self.bn2(self.fc2(self.drop(x)))
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        nn.Flatten(),
+        lambda x: torch.flatten(x, 1),
+        lambda x: x.flatten(start_dim=1),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: torch.flatten(x, start_dim=1, end_dim=-1).relu(),
+    ],
+)
+def test_a_batchnorm_of_vectors_is_folded_into_its_linear_layer(flat):
+    model = randomised(Vectors(flat))
+    graph = fold_batchnorm(model)
+    assert not modules(graph, nn.modules.batchnorm._BatchNorm)
+    assert modules(graph, nn.Linear) == ["fc1", "fc2"]
+    assert difference(model, graph, images(4, 4)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), "may scale another axis than the features of _0"),
+        (nn.Sequential(nn.Flatten(2), nn.Linear(4, 4), nn.BatchNorm1d(4)), "may scale another axis than"),
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), "its input _0 is no linear layer"),
+        (nn.Sequential(nn.Flatten(), *[nn.Linear(4, 4)] * 2, nn.BatchNorm1d(4)), "0 is called|1 is called"),
+        (nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4)), "a BatchNorm3d is no BatchNorm1d or 2d"),
+    ],
+)
+def test_folding_refuses_other_batchnorms_by_name(model, reason):
+    with pytest.raises(ValueError, match=rf"cannot fold \d: .*{reason}"):
+        fold_batchnorm(model.eval())
+    with pytest.raises(ValueError, match="takes its statistics from the batch"):
+        fold_batchnorm(model.train())
+
+
+def test_a_linear_layer_with_other_users_takes_no_batchnorm():
+    class Used(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.bn = nn.Linear(12, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            y = self.fc(x.flatten(1))
+            return self.bn(y) + y
+
+    with pytest.raises(ValueError, match="cannot fold bn: its input fc has other users"):
+        fold_batchnorm(Used().eval())
+
+
 MERGES = [
     ({"kernel_size": 3, "padding": 1}, {"kernel_size": 3}, (5, 5), (1, 1)),
     ({"kernel_size": 3, "stride": 2, "padding": 3}, {"kernel_size": 3}, (7, 7), (1, 1)),
@@ -275,7 +339,13 @@ ABSORBED = [
 
 
 @pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize("add", [torch.add, lambda a, b: a + b, lambda a, b: a.add(b)])
+@pytest.mark.parametrize(
+    "add",
+    [
+        *(torch.add, lambda a, b: a + b, lambda a, b: a.add(b), lambda a, b: a.add(other=b)),
+        *(lambda a, b: torch.add(input=a, other=b), lambda a, b: torch.add(a, b, alpha=1)),
+    ],
+)
 @pytest.mark.parametrize(("deep", "shortcut"), ABSORBED)
 def test_skips_are_absorbed_exactly(deep, shortcut, add, swap):
     model = Residual(deep, shortcut, swap, add).eval()
@@ -381,6 +451,72 @@ def test_functional_and_repeated_relus_are_linearized_one_by_one():
     expected = (x - 1) + x.relu()
     expected = torch.where(mask.view(-1, 1, 1), expected.relu(), expected)
     assert torch.equal(graph(x), expected)
+
+
+class Keywords(nn.Module):
+    """A residual block, every call and sum of it by keyword."""
+
+    def __init__(self, norms=True):
+        super().__init__()
+        self.conv1, self.conv2 = conv(3, 3, 3, padding=1), conv(3, 3, 3, padding=1, seed=1)
+        self.bn = nn.BatchNorm2d(3) if norms else nn.Identity()
+        self.relu1, self.relu2 = (MaskedReLU(torch.tensor([True, kept, False])) for kept in (True, False))
+
+    def forward(self, x):
+        deep = self.conv2(input=self.relu1(x=self.bn(input=self.conv1(input=x))))
+        return self.relu2(x=torch.add(input=deep, other=x))
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.pool = Keywords(), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.pool(input=self.block(x=x))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        fold_batchnorm,
+        lambda model: hoist_padding(linearize_relus(fold_batchnorm(model), {"block.relu1": False})),
+        partial(linearize_relus, keep={"block.relu1": False, "block.relu2": torch.tensor([True] * 3)}),
+        partial(linearize_relus, keep={"block.relu1": torch.tensor([False, True, True])}),
+        partial(shallow_blocks, blocks=["block"]),
+        average_pools,
+    ],
+)
+def test_calls_by_keyword_are_calls(transform):
+    model = randomised(Outer())
+    graph = transform(model)
+    assert signature(graph) != signature(trace(model))
+    assert graph(images()).shape == model(images()).shape
+    for exact in EXACT:
+        assert difference(graph, exact(graph), images()) < TOLERANCE
+
+
+def test_a_keyword_block_is_merged_and_absorbed_to_one_convolution():
+    linear = linearize_relus(fold_batchnorm(randomised(Outer())), {"block.relu1": False})
+    graph = absorb_skips(merge_convs(hoist_padding(linear)), ["add"])
+    assert len(modules(graph, nn.Conv2d)) == 1
+    shallow = fold_batchnorm(shallow_blocks(randomised(Outer()), ["block"]))
+    assert modules(absorb_skips(shallow, ["add"]), nn.Conv2d) == ["block.shallow"]
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        *(lambda a, b: a + 1, lambda a, b: torch.add(input=a, other=1), lambda a, b: a.add(other=b, alpha=2)),
+        *(lambda a, b: torch.add(a, b, alpha=2), lambda a, b: sum([a]), lambda a, b: a - b),
+    ],
+)
+def test_other_sums_are_no_residual_blocks(add):
+    block = nn.Sequential(Residual(nn.Sequential(conv(3, 3, 1), conv(3, 3, 1)), add=add)).eval()
+    with pytest.raises(ValueError, match="0 cannot become shallow: it is no sum of its input"):
+        shallow_blocks(block, ["0"])
+    with pytest.raises(ValueError, match="no addition of two values named"):
+        absorb_skips(block, ["add"])
 
 
 def test_linearizing_refuses_unknown_names_and_other_masks():

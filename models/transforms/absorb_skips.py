@@ -12,16 +12,13 @@ Exact. Refuses a convolution with an even kernel or another padding than "same" 
 accident only), unequal strides, groups in one of two convolutions, a result that has other users.
 """
 
-import operator
 from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx, nn
 
 from models.convolution import bias_of, convolution, padding_obstacle, padding_of
-from models.graph import callers, finish, module_of, replace_module, sole_user, source, trace
-
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+from models.graph import addends, finish, module_of, replace_module, sharing, sole_user, source, trace
 
 
 def dirac(kernel: Tensor, groups: int = 1) -> Tensor:
@@ -83,10 +80,8 @@ def _refusal(graph: fx.GraphModule, deep: object, skip: object) -> str | None:
     conv = module_of(graph, deep, nn.Conv2d)
     if conv is None:
         return f"{deep} is no convolution"
-    if sole_user(deep) is None:
-        return f"{deep} has other users"
-    if len(callers(graph, deep.target)) > 1:
-        return f"{deep.target} is called more than once"
+    if reason := sharing(graph, deep):
+        return reason
     if skip is source(deep):
         return obstacle(conv, None)
     shortcut = module_of(graph, skip, nn.Conv2d)
@@ -106,13 +101,12 @@ def absorb_skips(model: nn.Module, names: Collection[str] | None = None) -> fx.G
     graph = trace(model)
     missing = set(names or ())
     for node in list(graph.graph.nodes):
-        if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
-            continue
-        if (names is not None and node.name not in names) or len(node.args) != 2 or node.kwargs:
+        values = addends(node)
+        if values is None or (names is not None and node.name not in names):
             continue
         missing.discard(node.name)
         reasons = []
-        for deep, skip in (node.args, node.args[::-1]):
+        for deep, skip in (values, values[::-1]):
             reason = _refusal(graph, deep, skip)
             if reason is None:
                 _absorb(graph, node, deep, skip)

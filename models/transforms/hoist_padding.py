@@ -15,8 +15,8 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
-from models.convolution import Pair, convolution, padding_obstacle, padding_of
-from models.graph import callers, finish, module_of, replace_module, sole_user, source, trace
+from models.convolution import Pair, convolution, followers, padding_obstacle, padding_of
+from models.graph import finish, module_of, replace_module, source, trace
 
 
 def hoisted(padding1: Pair, stride1: Pair, padding2: Pair) -> Pair:
@@ -29,18 +29,6 @@ def obstacle(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
     return padding_obstacle(first) or padding_obstacle(second)
 
 
-def _refusal(graph: fx.GraphModule, node: fx.Node) -> str | None:
-    """Says why the padding of the convolution `node` does not move to the one before."""
-    first = module_of(graph, source(node), nn.Conv2d)
-    if first is None:
-        return f"its input {source(node)} is no convolution"
-    if sole_user(source(node)) is None:
-        return f"its input {source(node)} has other users"
-    if len(callers(graph, node.target)) > 1 or len(callers(graph, source(node).target)) > 1:
-        return "one of the two convolutions is called more than once"
-    return obstacle(first, module_of(graph, node))
-
-
 def hoist_padding(model: nn.Module, names: Collection[str] | None = None) -> fx.GraphModule:
     """Moves the padding of convolutions that follow a convolution to the head of their chain.
 
@@ -48,23 +36,13 @@ def hoist_padding(model: nn.Module, names: Collection[str] | None = None) -> fx.
     give its padding away); None takes all that can.
     """
     graph = trace(model)
-    missing = set(names or ())
-    for node in reversed(list(graph.graph.nodes)):  # the last one's padding travels through the whole chain
-        second = module_of(graph, node, nn.Conv2d)
-        if second is None or (names is not None and node.target not in names):
-            continue
-        missing.discard(node.target)
-        if reason := _refusal(graph, node):
-            if names is not None:
-                raise ValueError(f"cannot hoist the padding of {node.target}: {reason}")
-            continue
+    # From the last on, so that its padding travels through the whole chain.
+    for node in followers(graph, names, "hoist the padding of", obstacle, last_first=True):
+        first, second = module_of(graph, source(node)), module_of(graph, node)
         if padding_of(second) == (0, 0):
             continue
-        first = module_of(graph, source(node))
         _pad(graph, source(node), first, hoisted(padding_of(first), first.stride, padding_of(second)))
         _pad(graph, node, second, (0, 0))
-    if missing:
-        raise ValueError(f"no convolution named {sorted(missing)} in this network")
     return finish(graph)
 
 

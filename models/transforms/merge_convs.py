@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from models.convolution import Pair, bias_of, convolution, padding_obstacle, padding_of
-from models.graph import callers, finish, module_of, replace_module, sole_user, source, trace
+from models.convolution import Pair, bias_of, convolution, followers, padding_obstacle, padding_of
+from models.graph import finish, module_of, replace_module, source, trace
 
 
 def dense(kernel: Tensor, groups: int) -> Tensor:
@@ -65,18 +65,6 @@ def obstacle(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
     return None
 
 
-def _refusal(graph: fx.GraphModule, node: fx.Node) -> str | None:
-    """Says why the convolution `node` is not merged into the one before it."""
-    first = module_of(graph, source(node), nn.Conv2d)
-    if first is None:
-        return f"its input {source(node)} is no convolution"
-    if sole_user(source(node)) is None:
-        return f"its input {source(node)} has other users"
-    if len(callers(graph, node.target)) > 1 or len(callers(graph, source(node).target)) > 1:
-        return "one of the two convolutions is called more than once"
-    return obstacle(first, module_of(graph, node))
-
-
 def merge_convs(model: nn.Module, names: Collection[str] | None = None) -> fx.GraphModule:
     """Merges convolutions with the convolution before them.
 
@@ -84,18 +72,8 @@ def merge_convs(model: nn.Module, names: Collection[str] | None = None) -> fx.Gr
     merged); None merges all that can be. The merged convolution bears the second one's name.
     """
     graph = trace(model)
-    missing = set(names or ())
-    for node in list(graph.graph.nodes):
-        if module_of(graph, node, nn.Conv2d) is None or (names is not None and node.target not in names):
-            continue
-        missing.discard(node.target)
-        if reason := _refusal(graph, node):
-            if names is not None:
-                raise ValueError(f"cannot merge {node.target}: {reason}")
-            continue
+    for node in followers(graph, names, "merge", obstacle):
         _merge(graph, node)
-    if missing:
-        raise ValueError(f"no convolution named {sorted(missing)} in this network")
     return finish(graph)
 
 

@@ -12,7 +12,6 @@ is not a residual block: a sum of the block's input, or a shortcut of it, and a 
 convolutions with "same" padding; and a chain that begins with an activation (pre-activation blocks).
 """
 
-import operator
 from collections.abc import Collection
 from contextlib import nullcontext
 from math import prod
@@ -21,17 +20,15 @@ import torch
 from torch import fx, nn
 
 from models.convolution import padding_obstacle, padding_of
-from models.graph import finish, insert_module, module_of, trace
-
-_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+from models.graph import addends, finish, insert_module, module_of, source, trace
 
 
-def _chain(graph: fx.GraphModule, node: object, block: str) -> tuple[list[fx.Node], object]:
+def _chain(graph: fx.GraphModule, node: fx.Node, block: str) -> tuple[list[fx.Node], fx.Node]:
     """Walks up from `node` inside `block`; returns the nodes in order and the value they start from."""
     nodes = []
     while module_of(graph, node) is not None and node.target.startswith(f"{block}."):
         nodes.insert(0, node)
-        node = node.args[0]
+        node = source(node)
     return nodes, node
 
 
@@ -48,9 +45,10 @@ def deep_branch(graph: fx.GraphModule, block: str) -> tuple[list[fx.Node], fx.No
     if not inside:
         raise ValueError(f"no block named {block!r} in this network")
     for node in graph.graph.nodes:
-        if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
+        values = addends(node)
+        if values is None:
             continue
-        (left, start), (right, other) = (_chain(graph, argument, block) for argument in node.args[:2])
+        (left, start), (right, other) = (_chain(graph, value, block) for value in values)
         if start is not other:
             continue
         deep = max(left, right, key=lambda nodes: len(_convolutions(graph, nodes)))
