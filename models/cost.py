@@ -61,7 +61,9 @@ _MODULES = {
     MaskedReLU: "relu",
     nn.MaxPool2d: "maxpool",
     nn.AvgPool2d: "averagepool",
+    nn.AdaptiveMaxPool2d: "maxpool",
     nn.AdaptiveAvgPool2d: "averagepool",
+    nn.BatchNorm1d: "batchnorm",
     nn.BatchNorm2d: "batchnorm",
     nn.Flatten: "flatten",
     nn.Identity: "identity",
@@ -73,37 +75,36 @@ _FUNCTIONS = {
     torch.conv2d: "convolution",
     F.linear: "linear",
     F.relu: "relu",
-    F.relu_: "relu",
     torch.relu: "relu",
-    torch.relu_: "relu",
     F.max_pool2d: "maxpool",
     torch.max_pool2d: "maxpool",
+    F.adaptive_max_pool2d: "maxpool",
     F.avg_pool2d: "averagepool",
     F.adaptive_avg_pool2d: "averagepool",
     F.batch_norm: "batchnorm",
     F.dropout: "identity",
+    F.dropout2d: "identity",
     operator.add: "add",
-    operator.iadd: "add",
     torch.add: "add",
     operator.mul: "multiply",
-    operator.imul: "multiply",
     torch.mul: "multiply",
+    torch.multiply: "multiply",
     operator.truediv: "multiply",
     torch.div: "multiply",
     operator.pow: "square",
     torch.pow: "square",
     torch.square: "square",
     torch.cat: "concatenate",
+    torch.concat: "concatenate",
+    torch.concatenate: "concatenate",
     torch.flatten: "flatten",
     torch.mean: "mean",
 }
 _METHODS = {
     "relu": "relu",
-    "relu_": "relu",
     "add": "add",
-    "add_": "add",
     "mul": "multiply",
-    "mul_": "multiply",
+    "multiply": "multiply",
     "div": "multiply",
     "pow": "square",
     "square": "square",
@@ -123,7 +124,8 @@ def _kind(graph: fx.GraphModule, node: fx.Node) -> str:
         kind, called = _FUNCTIONS.get(node.target), getattr(node.target, "__name__", str(node.target))
     else:
         kind, called = _METHODS.get(node.target), f"Tensor.{node.target}"
-    if kind == "square" and len(node.args) > 1 and node.args[1] != 2:
+    operands = (*node.args, *node.kwargs.values())
+    if kind == "square" and any(operand != 2 for operand in operands[1:]):
         kind = None
     if kind is None:
         raise NotImplementedError(
@@ -131,19 +133,27 @@ def _kind(graph: fx.GraphModule, node: fx.Node) -> str:
             "tables of models.cost"
         )
     if kind == "multiply":
-        factors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        factors = [operand for operand in operands if isinstance(operand, fx.Node)]
         return "scale" if len(factors) < 2 else "square" if factors[0] is factors[1] else "multiply"
     return kind
 
 
-def _window(graph: fx.GraphModule, node: fx.Node) -> int:
-    """Returns the number of inputs k_h k_w that one output of a max pooling compares."""
+def _comparisons(graph: fx.GraphModule, node: fx.Node, image: Tensor, value: Tensor) -> int:
+    """Returns the comparisons of a max pooling [N, C, H, W] -> [N, C, h, w]: k_h k_w - 1 for each output."""
     pool = module_of(graph, node)
+    if isinstance(pool, nn.AdaptiveMaxPool2d) or node.target is F.adaptive_max_pool2d:
+        # Output i of h reads the rows from floor(i H / h) up to ceil((i + 1) H / h).
+        spans = [
+            sum(-(-(i + 1) * size // count) - i * size // count for i in range(count))
+            for size, count in zip(image.shape[-2:], value.shape[-2:], strict=True)
+        ]
+        return prod(value.shape[1:-2]) * prod(spans) - prod(value.shape[1:])
     if pool is not None:
         kernel = pool.kernel_size
     else:
         kernel = node.args[1] if len(node.args) > 1 else node.kwargs["kernel_size"]
-    return kernel**2 if isinstance(kernel, int) else prod(kernel if len(kernel) == 2 else (*kernel, *kernel))
+    kernel = (kernel,) if isinstance(kernel, int) else tuple(kernel)
+    return (prod(kernel if len(kernel) == 2 else kernel * 2) - 1) * prod(value.shape[1:])
 
 
 class _Counter(fx.Interpreter):
@@ -181,7 +191,7 @@ class _Counter(fx.Interpreter):
             relus = module.kept(shape) if isinstance(module, MaskedReLU) else prod(shape)
         comparisons = 0
         if kind == "maxpool":
-            comparisons = (_window(self.module, node) - 1) * prod(value.shape[1:])
+            comparisons = _comparisons(self.module, node, tensors[0], value)
         self.layers.append(
             LayerCost(
                 name=node.name,

@@ -1,11 +1,13 @@
 import pytest
 import torch
-from networks import images, small
+from networks import images, randomised, small
 from torch import nn
 from torch.nn import functional as F
 
-from models.cost import count_cost, relu_shapes
+from bench.export import _RULES
+from models.cost import _FUNCTIONS, _METHODS, _MODULES, count_cost, relu_shapes
 from models.graph import trace
+from models.inplace import out_of_place
 from models.relu import MaskedReLU
 from models.transforms import average_pools, fold_batchnorm, linearize_relus
 from models.zoo import resnet18
@@ -78,6 +80,70 @@ def test_max_pooling_compares_apart_from_relus():
     assert count_cost(average_pools(small("vgg16")), images(1)).comparisons == 0
 
 
+class Pooled(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(x)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, (2, None), 5])
+@pytest.mark.parametrize("function", [False, True])
+def test_adaptive_max_pooling_compares_what_its_windows_hold(size, function):
+    pool = nn.AdaptiveMaxPool2d(size)
+    x = images(2, 8)
+    # Average pooling has the same windows: an output's derivative is not zero where its window reads.
+    read = torch.autograd.functional.jacobian(lambda y: F.adaptive_avg_pool2d(y, size), x[:1, :1])
+    outputs = pool(x)[0, 0].numel()
+    cost = count_cost(Pooled((lambda y: F.adaptive_max_pool2d(y, output_size=size)) if function else pool), x)
+    assert cost.comparisons == 3 * (int(read.count_nonzero()) - outputs)
+    assert [layer.kind for layer in cost.layers] == ["maxpool"]
+
+
+def test_every_operator_that_is_lowered_has_a_cost():
+    known = {*_MODULES, *_FUNCTIONS, *_METHODS}
+    lowered = {out_of_place(key) or key for key in _RULES}  # tracing leaves no other
+    assert len(lowered) > 40
+    assert {str(key) for key in lowered - known} == set()
+
+
+def test_operators_by_every_name_and_keyword():
+    class Names(nn.Module):
+        def forward(self, x):
+            x = (
+                torch.multiply(input=x, other=x)
+                + x.multiply(2)
+                + torch.pow(x, exponent=2)
+                + x.pow(exponent=2)
+            )
+            x += torch.mul(x, other=x.relu_())
+            return torch.concat([torch.concatenate([x, x], 1), F.dropout2d(x, training=False)], 1)
+
+    kinds = [layer.kind for layer in count_cost(Names(), images(1, 4)).layers]
+    assert [kinds.count(kind) for kind in ("square", "scale", "multiply", "concatenate", "identity")] == [
+        *(4, 1, 0, 2, 1)
+    ]
+    assert kinds.count("relu") == 1
+
+    class Cube(nn.Module):
+        def forward(self, x):
+            return x.pow(exponent=3)
+
+    with pytest.raises(NotImplementedError, match="the cost of pow_1"):
+        count_cost(Cube(), images(1, 4))
+
+
+def test_a_batchnorm_of_vectors_costs_its_parameters():
+    model = randomised(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5)))
+    assert [layer.kind for layer in count_cost(model, images(1, 2)).layers] == [
+        "flatten",
+        "linear",
+        "batchnorm",
+    ]
+
+
 class Functional(nn.Module):
     """Uses most operators as functions and methods."""
 
@@ -130,7 +196,7 @@ def test_counting_changes_neither_the_model_nor_its_mode():
 
 @pytest.mark.parametrize(
     ("layer", "name"),
-    [(nn.Sigmoid(), "Sigmoid"), (nn.ReLU6(), "ReLU6"), (nn.AdaptiveMaxPool2d(1), "AdaptiveMaxPool2d")],
+    [(nn.Sigmoid(), "Sigmoid"), (nn.ReLU6(), "ReLU6"), (nn.LPPool2d(2, 2), "LPPool2d")],
 )
 def test_operators_of_unknown_cost_are_named(layer, name):
     with pytest.raises(NotImplementedError, match=rf"the cost of _0 \({name}\) is unknown: .* models\.cost"):
