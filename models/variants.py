@@ -48,6 +48,7 @@ from models.transforms import (
     shallow_blocks,
 )
 from models.zoo import resnet18
+from models.zoo.initialise import check_sizes
 
 CALIBRATION_IMAGES = 32
 Shapes = Mapping[str, tuple[int, ...]]
@@ -94,6 +95,7 @@ class Variant:
         torch's global generator is left as it was. `meta` of the result says variant, width, seed and whether
         the weights are `trained`. Raises WeightsError for a damaged file or another architecture's.
         """
+        check_sizes(width=width, classes=classes, image_size=image_size)
         stored = self._stored(width, weights, classes, image_size)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -113,6 +115,7 @@ class Variant:
         self, width: int = 64, seed: int = 0, classes: int = 100, image_size: int = 32
     ) -> nn.Module:
         """Returns the network before BatchNorm is folded, masks drawn, weights random: what is trained."""
+        check_sizes(width=width, classes=classes, image_size=image_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.structured(width, classes)
@@ -123,6 +126,7 @@ class Variant:
 
     def budget(self, width: int = 64, image_size: int = 32) -> int | None:
         """Returns how many ReLUs are kept: the fraction of the architecture's, rounded; None without one."""
+        check_sizes(width=width, image_size=image_size)
         if self.fraction is None:
             return None
         with torch.device("meta"):  # shapes alone: no weights, no random numbers
@@ -187,7 +191,7 @@ class Variant:
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
     """Sets every BatchNorm's running statistics, in place, to those of one batch `images` [N, 3, H, W]."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     training = model.training
     model.train()
@@ -223,8 +227,20 @@ _DROPPED = {f"{block}.relu1": False for block in least_sensitive_blocks(5)}
 _KEPT_LAYERS = tuple(f"{block}.relu2" for block in RESNET18_BLOCKS[4:])
 _CULLED = {name: False for name in RESNET18_RELUS if name not in _KEPT_LAYERS}
 
-VARIANTS: dict[str, Variant] = {
-    recipe.name: recipe
+
+class UnknownVariantError(KeyError, ValueError):
+    """Raised for a name that no variant bears; its text is the plain sentence, unlike KeyError's."""
+
+    __str__ = Exception.__str__
+
+
+class _Variants(dict[str, Variant]):
+    def __missing__(self, name: str) -> Variant:
+        raise UnknownVariantError(f"unknown variant {name!r}: known are {', '.join(self)}")
+
+
+VARIANTS: dict[str, Variant] = _Variants(
+    (recipe.name, recipe)
     for recipe in (
         Variant("baseline", resnet18),
         _senet(0.36),
@@ -246,11 +262,9 @@ VARIANTS: dict[str, Variant] = {
             finish=(fold_batchnorm, hoist_padding, merge_convs, absorb_skips),
         ),
     )
-}
+)
 
 
 def variant(name: str) -> Variant:
-    """Returns the variant of this name; ValueError that names the known ones if there is none."""
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r}: known are {', '.join(VARIANTS)}")
+    """Returns the variant of this name; UnknownVariantError (a ValueError) that names the known ones."""
     return VARIANTS[name]

@@ -11,7 +11,7 @@ from models.cost import count_cost
 from models.data import normalised, picture_crops
 from models.relu import MaskedReLU
 from models.selection import RESNET18_RELUS, SENET_SENSITIVITY, allocate
-from models.variants import VARIANTS, calibrate, is_trained, variant
+from models.variants import VARIANTS, UnknownVariantError, calibrate, is_trained, variant
 
 WIDTH = 4
 IMAGES = normalised(picture_crops(4))
@@ -144,8 +144,10 @@ def test_merged_exact_differs_from_its_unmerged_network_at_the_border_only(built
     images = normalised(picture_crops(2, 64))
     stages = []
     for model in (plain, merged):
-        model.get_submodule("layer1.1.relu2").register_forward_hook(lambda *call: stages.append(call[2]))
+        relu = model.get_submodule("layer1.1.relu2")
+        hook = relu.register_forward_hook(lambda *call: stages.append(call[2]))
         model(images)
+        hook.remove()
     one, other = stages
     torch.testing.assert_close(one[..., 8:-8, 8:-8], other[..., 8:-8, 8:-8], rtol=1e-4, atol=1e-5)
     assert (one - other).abs().max() > 1e-3
@@ -164,6 +166,25 @@ def test_an_unknown_variant_is_an_error_that_names_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.36, "):
         variant("senet-0.5")
     assert variant("baseline") is VARIANTS["baseline"]
+    with pytest.raises(KeyError) as error:
+        VARIANTS["typo"]
+    assert str(error.value).startswith("unknown variant 'typo': known are baseline, senet-0.36, ")
+    assert error.type is UnknownVariantError
+    assert "typo" not in VARIANTS
+    assert VARIANTS.get("typo") is None
+
+
+@pytest.mark.parametrize("name", ["width", "classes", "image_size"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8"])
+@pytest.mark.parametrize("recipe", ["baseline", "senet-0.09", "merged-exact"])
+def test_sizes_that_are_none_are_named(recipe, name, value):
+    reason = f"^{name} must be a positive whole number, not {value!r}$"
+    for make in (VARIANTS[recipe].build, VARIANTS[recipe].trainable):
+        with pytest.raises(ValueError, match=reason):
+            make(**({"width": 2} | {name: value}))
+    if name != "classes":
+        with pytest.raises(ValueError, match=reason):
+            VARIANTS[recipe].budget(**{name: value})
 
 
 def test_calibration_takes_the_statistics_of_the_batch():
@@ -174,6 +195,9 @@ def test_calibration_takes_the_statistics_of_the_batch():
     torch.testing.assert_close(model[1].running_var, activation.var((0, 2, 3)))
     assert not model.training
     assert model[1].momentum == 0.1
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3072)).eval()
+    calibrate(model, IMAGES)
+    torch.testing.assert_close(model[1].running_mean, IMAGES.flatten(1).mean(0))
 
 
 @pytest.mark.parametrize("name", ["baseline", "senet-0.09", "snl-0.09", "joint-0.052", "merged-exact"])

@@ -12,8 +12,8 @@ def initialise(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def check_sizes(classes: int, width: int) -> None:
-    """Raises ValueError unless both are positive whole numbers."""
-    for name, value in (("classes", classes), ("width", width)):
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError, which names the first that is none, unless all are positive whole numbers."""
+    for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive whole number, not {value!r}")

@@ -44,7 +44,7 @@ class ResNet(nn.Module):
 
     def __init__(self, blocks: Sequence[int], classes: int, width: int, stem: str = "cifar") -> None:
         super().__init__()
-        check_sizes(classes, width)
+        check_sizes(classes=classes, width=width)
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"unknown stem {stem!r}: known are 'cifar' and 'imagenet'")
         if stem == "cifar":

@@ -21,7 +21,7 @@ class VGG(nn.Module):
 
     def __init__(self, classes: int, width: int, hidden: bool = False) -> None:
         super().__init__()
-        check_sizes(classes, width)
+        check_sizes(classes=classes, width=width)
         features: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 3
         for group, (count, factor) in enumerate(zip(_CONVOLUTIONS, _FACTORS, strict=True), start=1):

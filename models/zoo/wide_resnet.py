@@ -39,7 +39,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, factor: int, classes: int, width: int) -> None:
         super().__init__()
-        check_sizes(classes, width)
+        check_sizes(classes=classes, width=width)
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
             raise ValueError(f"a wide ResNet has depth 6 n + 4, not {depth}")
