@@ -1,19 +1,19 @@
 """Images: CIFAR-100 from its original files, or crops of one small embedded picture.
 
 `python -m models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from
-Tiny Images", 2009) to ROOT, by default data/. The files are the original python pickles; they are checked
-against their md5 and read by an unpickler that makes nothing but arrays. Without them the default images are
-crops of `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis, public
-domain, by way of matplotlib's sample data).
+Tiny Images", 2009) to ROOT, by default data/ beside models/. The files are the original python pickles; they
+are checked against their md5 and read by an unpickler that makes nothing but arrays. Without them the default
+images are crops of `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis,
+public domain, by way of matplotlib's sample data).
 """
 
 import hashlib
+import http.client
 import io
 import pickle
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
+ROOT = Path(__file__).parent.parent / "data"
 FOLDER = "cifar-100-python"
 MD5 = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
@@ -69,7 +70,7 @@ def _checked(path: Path, md5: str | None) -> bytes:
 
 
 def load_cifar100(
-    root: str | Path = "data", split: str = "test", checksums: Mapping[str, str] | None = MD5
+    root: str | Path = ROOT, split: str = "test", checksums: Mapping[str, str] | None = MD5
 ) -> tuple[Tensor, Tensor]:
     """Returns images uint8 [N, 3, 32, 32] and fine labels int64 [N] of the split "train" or "test".
 
@@ -120,7 +121,7 @@ def picture_crops(count: int, size: int = 32) -> Tensor:
 
 
 def default_images(
-    count: int, size: int = 32, root: str | Path = "data", checksums: Mapping[str, str] | None = MD5
+    count: int, size: int = 32, root: str | Path = ROOT, checksums: Mapping[str, str] | None = MD5
 ) -> tuple[Tensor, str]:
     """Returns `count` images float32 [count, 3, size, size], normalised as for CIFAR-100, and their source.
 
@@ -144,7 +145,7 @@ def default_images(
 
 
 def download(
-    root: str | Path = "data",
+    root: str | Path = ROOT,
     url: str = URL,
     archive_md5: str = ARCHIVE_MD5,
     checksums: Mapping[str, str] = MD5,
@@ -165,25 +166,28 @@ def download(
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:  # of urllib's: URLError, timeouts, IncompleteRead
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise DataError(
             f"CIFAR-100 cannot be downloaded from {url} ({reason}): the benchmark runs without it, on the "
             f"embedded picture; with a copy of your own, put train, test and meta into {folder}"
         ) from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != archive_md5:
         raise DataError(f"what {url} sent is not the CIFAR-100 archive (md5 differs): nothing was written")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        tarfile.open(fileobj=io.BytesIO(content)) as archive,
-        tempfile.TemporaryDirectory(dir=folder) as scratch,
-    ):
-        for name, md5 in checksums.items():
-            member = archive.extractfile(f"{FOLDER}/{name}")
-            (Path(scratch) / name).write_bytes(member.read())
-            _checked(Path(scratch) / name, md5)
-        for name in checksums:
-            (Path(scratch) / name).replace(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            tarfile.open(fileobj=io.BytesIO(content)) as archive,
+            tempfile.TemporaryDirectory(dir=folder) as scratch,
+        ):
+            for name, md5 in checksums.items():
+                member = archive.extractfile(f"{FOLDER}/{name}")
+                (Path(scratch) / name).write_bytes(member.read())
+                _checked(Path(scratch) / name, md5)
+            for name in checksums:
+                (Path(scratch) / name).replace(folder / name)
+    except OSError as error:
+        raise DataError(f"CIFAR-100 cannot be written to {folder} ({error.strerror or error})") from error
     return folder
 
 

@@ -1,7 +1,11 @@
 import hashlib
+import http.client
 import io
+import os
 import pickle
 import tarfile
+import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +162,61 @@ def test_download_writes_nothing_that_is_not_the_original(tmp_path, archive):
     with pytest.raises(DataError, match="test is damaged"):
         download(root, url, archive_md5, {**checksums, "test": "0" * 32})
     assert list((root / data.FOLDER).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (http.client.IncompleteRead(b"abc", 5), r"IncompleteRead\(3 bytes read, 5 more expected\)"),
+        (http.client.RemoteDisconnected("closed"), "closed"),
+        (urllib.error.URLError("no route"), "no route"),
+        (TimeoutError("timed out"), "timed out"),
+        (ConnectionResetError(), "ConnectionResetError"),
+    ],
+)
+@pytest.mark.parametrize("reading", [False, True])
+def test_an_interrupted_download_is_one_sentence_and_leaves_nothing(
+    tmp_path, monkeypatch, failure, reason, reading
+):
+    class Response(io.BytesIO):
+        def read(self, *_):
+            raise failure
+
+    def opened(*_, **__):
+        if reading:
+            return Response()
+        raise failure
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", opened)
+    with pytest.raises(
+        DataError, match=rf"^CIFAR-100 cannot be downloaded from {data.URL} \({reason}\): [^\n]*$"
+    ):
+        download(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_cannot_be_written_is_one_sentence(tmp_path, archive, monkeypatch):
+    url, archive_md5, checksums = archive
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"^CIFAR-100 cannot be written to .*file.* \(.+\)$"):
+        download(tmp_path / "file", url, archive_md5, checksums)
+    root = tmp_path / "data"
+
+    def full(self, content):
+        self.open("wb").close()
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        download(root, url, archive_md5, checksums)
+    assert list((root / data.FOLDER).iterdir()) == []
+
+
+def test_the_default_folder_is_the_repositorys_from_any_working_directory():
+    assert Path(data.__file__).parents[1].joinpath("data") == data.ROOT
+    assert data.ROOT.is_absolute()
+    for function in (load_cifar100, default_images, download):
+        assert data.ROOT in function.__defaults__
 
 
 def test_download_without_internet_says_what_to_do(tmp_path, monkeypatch, capsys):
