@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: .venv install test lint bench operators smoke report plots data clean
+.PHONY: .venv install test lint bench operators smoke report plots train data clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -42,6 +42,10 @@ report: .venv
 
 plots: .venv
 	$(BIN)/python -m bench.figures
+
+# All networks of the accuracy figure, resumable; TRAIN="--rows baseline --plan quick" chooses.
+train: .venv
+	$(BIN)/python -m models.training $(TRAIN)
 
 data: .venv
 	$(BIN)/python -m models.data
