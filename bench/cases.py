@@ -33,7 +33,8 @@ class Case:
     `rounds` are measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds
     (their median); `reference` is the case measured in turn with this one;
     `role` groups rows in reports: "headline", "batch" (more than one image), "link" (not loopback) or "extra"
-    (other settings). `link` is a key of `bench.network.LINKS` or a link such as "200Mbit/40ms".
+    (other settings). `link` is a key of `bench.network.LINKS`, a link such as "200Mbit/40ms" or, between two
+    hosts, what `bench.remote` calls it.
     """
 
     variant: str
@@ -68,7 +69,7 @@ def default_cases() -> tuple[Case, ...]:
     return (
         STOCK,
         LEAN,
-        *(replace(STOCK, variant=variant, reference=STOCK, rounds=5) for variant in reduced),
+        *(replace(STOCK, variant=variant, reference=STOCK, rounds=5, profiles=2) for variant in reduced),
         *(replace(LEAN, variant=variant, reference=LEAN) for variant in reduced),
         *(replace(LEAN, batch=size, role="batch", rounds=8, reference=None) for size in (2, 4, 8)),
         *(
@@ -84,28 +85,35 @@ def default_cases() -> tuple[Case, ...]:
     )
 
 
+def two_host_cases(link: str) -> tuple[Case, ...]:
+    """The headline with party 1 on another host, over a link that is called so: `pytest --remote`."""
+
+    def moved(case: Case | None) -> Case | None:
+        return case and replace(case, link=link, role="extra", reference=moved(case.reference))
+
+    return tuple(moved(case) for case in default_cases() if case.role == "headline")
+
+
+def small(case: Case | None, width: int = 8) -> Case | None:
+    """Takes a case through its code path once."""
+    return case and replace(
+        case,
+        width=width,
+        batch=min(case.batch, 2),
+        rounds=1,
+        warm_up=False,
+        profiles=min(case.profiles, 1),
+        reference=small(case.reference, width),
+    )
+
+
 def smoke_cases(width: int = 8) -> tuple[Case, ...]:
     """Every code path of the default cases once, at a small width."""
-
-    def small(case: Case | None) -> Case | None:
-        if case is None:
-            return None
-        batch = min(case.batch, 2)
-        return replace(
-            case,
-            width=width,
-            batch=batch,
-            rounds=1,
-            warm_up=False,
-            profiles=min(case.profiles, 1),
-            reference=small(case.reference),
-        )
-
     seen: dict[str, Case] = {}
     for case in default_cases():
         if case.role == "link" and (case.variant != "baseline" or case.link != LINKS[0]):
             continue  # the same code over a slower link
-        seen.setdefault(small(case).id, small(case))
+        seen.setdefault(small(case, width).id, small(case, width))
     return tuple(seen.values())
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import statistics
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.cases import Case, default_cases, select, smoke_cases
+from bench.cases import Case, default_cases, select, small, smoke_cases, two_host_cases
 from bench.engines.base import ENGINES
 from bench.laboratory import Laboratory
+from bench.network.check import TWO_HOSTS
+from bench.remote import Remote, RemoteFailed, parse_ports
 from bench.results import ResultsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,10 +26,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--smoke", action="store_true", help="every code path once, untimed, at width 8")
     group.addoption("--engine", choices=[e for e in ENGINES if e != "byhand"], help="cases of one engine")
     group.addoption("--results", help="folder of bench.json (default: results; a smoke run keeps nothing)")
+    group.addoption(
+        "--remote",
+        metavar="ADDRESS[:PORT]",
+        help="party 1 runs on another host, which reaches this one at ADDRESS (docs/two_hosts.md)",
+    )
+    group.addoption("--remote-name", default=TWO_HOSTS, help="what rows call the link (default: %(default)s)")
+    group.addoption("--remote-ports", default="0", help="where processes of this host listen: 29501-29516")
+    group.addoption("--remote-timeout", type=float, default=300.0, help="seconds to wait for the other host")
 
 
 def _cases(config: pytest.Config) -> tuple[Case, ...]:
-    cases = smoke_cases() if config.getoption("--smoke") else default_cases()
+    smoke = config.getoption("--smoke")
+    if config.getoption("--remote"):
+        cases = two_host_cases(config.getoption("--remote-name"))
+        cases = tuple(map(small, cases)) if smoke else cases
+    else:
+        cases = smoke_cases() if smoke else default_cases()
     return select(cases, config.getoption("--engine"))
 
 
@@ -54,12 +70,35 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 def laboratory(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Laboratory]:
     """The parties of this session."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
+    run = uuid.uuid4().hex[:12]
     try:
-        laboratory = Laboratory(chosen, results, run=uuid.uuid4().hex[:12], rehearsal=smoke)
-    except ResultsError as error:
+        remote = _remote(request.config)
+        laboratory = Laboratory(chosen, results, run, rehearsal=smoke, remote=remote)
+        laboratory.__enter__()
+    except (ResultsError, RemoteFailed) as error:
         pytest.exit(str(error), returncode=1)
-    with laboratory:
+    with ExitStack() as stack:
+        stack.push(laboratory)
         yield laboratory
+
+
+def _remote(config: pytest.Config) -> Remote | None:
+    """The other host that the options ask for."""
+    chosen = config.getoption("--remote")
+    if not chosen:
+        return None
+    host, _, port = chosen.partition(":")
+    try:
+        return Remote(
+            host,
+            int(port) if port else None,
+            timeout_s=config.getoption("--remote-timeout"),
+            name=config.getoption("--remote-name"),
+            ports=parse_ports(config.getoption("--remote-ports")),
+            say=_writer(config),
+        )
+    except ValueError as error:
+        raise pytest.UsageError(f"--remote {chosen}: {error}") from None
 
 
 def _is_case(item: pytest.Item) -> bool:
@@ -69,8 +108,12 @@ def _is_case(item: pytest.Item) -> bool:
 @pytest.fixture
 def announce(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Writes a line to the terminal although output is captured."""
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    return _writer(request.config)
+
+
+def _writer(config: pytest.Config) -> Callable[[str], None]:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
 
     def write(line: str) -> None:
         with capture.global_and_fixture_disabled():

@@ -132,10 +132,8 @@ class _Room:
 
     def say(self, message: Any, expected: str) -> None:
         """Passes a command of the driver on; a program that is not the driver's is refused."""
-        program = message[1][0] if message[0] == "load" else None
-        if program is not None and (found := checksum(program)) != expected:
-            words = f"the program arrived with checksum {found}, the driver's is {expected}"
-            self._tell("said", ("failed", f"{words}: use the same sources on both hosts"))
+        if (problem := altered(message, expected)) is not None:
+            self._tell("said", ("failed", problem))
             return
         with suppress(OSError):  # the worker is gone, which `_forward` tells
             send(self._worker, message)
@@ -159,6 +157,7 @@ class _Room:
                 self._tell("said", receive(self._worker))
         code = self.popen.wait()
         self._worker.close()
+        self._store.close()
         words = self._log.read_text(errors="replace")[-LAST_WORDS:].strip() if self._log.exists() else ""
         self._tell("ended", code, words)
 
@@ -166,6 +165,33 @@ class _Room:
         with suppress(EOFError, OSError):
             while True:
                 self._tell("store", *self._store.recv())
+
+
+def altered(message: tuple[str, tuple[Any, ...]], expected: str) -> str | None:
+    """Says in what a command's program differs from the driver's; None if it does not, or holds none."""
+    program = message[1][0] if message[0] == "load" else None
+    if program is None or (found := checksum(program)) == expected:
+        return None
+    return (
+        f"the program arrived with checksum {found}, the driver's is {expected}: "
+        "use the same sources on both hosts"
+    )
+
+
+def unreachable(setting: Setting, driver: str, network: str, here: str) -> str | None:
+    """Says why the engine's bytes cannot go between the driver's address and this one's; None if they can.
+
+    Gloo calls in either direction: each host must reach the address at which the other listens.
+    """
+    if setting.engine != "stock" or (
+        is_loopback(driver) == is_loopback(here) and network == network_of(here)
+    ):
+        return None
+    return (
+        f"the stock engine's gloo must reach both hosts, but the driver listens at {driver} and "
+        f"bench.join at {here}: give both (--remote, --listen) addresses that reach each other, in "
+        "a tunnel if need be (docs/two_hosts.md); the lean engine needs no --listen"
+    )
 
 
 class _House:
@@ -204,24 +230,13 @@ class _House:
     def _open(self, number: int, setting: Setting) -> None:
         log = self._folder / f"{number}.log"
         try:
-            self._demand_reachable(setting)
+            if problem := unreachable(setting, self._driver["host"], self._driver["network"], self._listen):
+                raise ValueError(problem)
             key = group_key(self._stream, number)
             told = replace(setting, host=self._listen, key=key)
             self._rooms[number] = _Room(self._stream, number, told, log, self._lifeline)
         except (OSError, ValueError) as error:
             self._stream.send(("ended", number, None, str(error)))
-
-    def _demand_reachable(self, setting: Setting) -> None:
-        """Gloo calls in either direction: each host must reach the address at which the other listens."""
-        if setting.engine != "stock":
-            return
-        driver, here = self._driver["host"], self._listen
-        if is_loopback(driver) != is_loopback(here) or self._driver["network"] != network_of(here):
-            raise ValueError(
-                f"the stock engine's gloo must reach both hosts, but the driver listens at {driver} and "
-                f"bench.join at {here}: give both (--remote, --listen) addresses that reach each other, in "
-                "a tunnel if need be (docs/two_hosts.md); the lean engine needs no --listen"
-            )
 
     def close(self) -> None:
         """Ends every worker and waits until it is gone."""

@@ -17,6 +17,7 @@ from torch import fx
 from bench.cases import STOCK, Case
 from bench.measure import Measurement, Subject, context, cost_of
 from bench.parties import Parties
+from bench.remote import Remote
 from bench.results import Store
 from models.cost import count_cost
 from models.data import default_images
@@ -35,14 +36,23 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
 class Laboratory:
     """Measures cases one after the other; use it by `with`.
 
-    `rehearsal` loads one network after the other into the same processes.
+    `rehearsal` loads one network after the other into the same processes. With `remote` every party 1 runs on
+    another host, which comes first.
     """
 
-    def __init__(self, cases: Sequence[Case], results: Path, run: str, rehearsal: bool = False) -> None:
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        results: Path,
+        run: str,
+        rehearsal: bool = False,
+        remote: Remote | None = None,
+    ) -> None:
         self.store = Store(results / "bench.json")
         self.waiting = list(cases)
         self.run = run
         self.rehearsal = rehearsal
+        self.remote = remote
         self.context = context()
         self.subjects: dict[str, Subject] = {}
         self.idle: list[Parties] = []
@@ -50,6 +60,9 @@ class Laboratory:
         self.total_work = sum(map(_work, cases))
 
     def __enter__(self) -> Laboratory:
+        if self.remote is not None:
+            self.remote.__enter__()
+            self.context["hosts"] = [self.context["machine"], self.remote.machine]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,6 +72,8 @@ class Laboratory:
             parties.__exit__(None, None, None)
         self.subjects.clear()
         self.idle.clear()
+        if self.remote is not None:
+            self.remote.__exit__(None)
 
     def measure(self, case: Case, timed: Callable[[Measurement, int], object]) -> dict:
         """Measures `case` and stores its row at once.
@@ -119,7 +134,7 @@ class Laboratory:
 
     def parties(self, case: Case) -> Parties:
         """Idle processes that fit, or new ones."""
-        wanted = Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link)
+        wanted = Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link, remote=self.remote)
         for parties in self.idle:
             if parties.setting == wanted.setting and parties.pids:
                 self.idle.remove(parties)

@@ -56,9 +56,10 @@ class Remote:
     """The other host, as the driver sees it; use it by `with`, or leave that to the first `Parties`.
 
     `host` is the address of this host at which the other one reaches it, `port` the one that it calls (0: any
-    free one), `token` what both must know (made here if None), `timeout_s` how long to wait for it; a host
-    that is silent for `silence_s` is given up. `name` is what rows call the link. `ports` are those at which
-    the processes of this host may listen for party 1's (0: any). Anything to tell the user goes to `say`.
+    free one), `token` what both must know (by default PIBENCH_TOKEN, or one that is made here and shown),
+    `timeout_s` how long to wait for it; a host that is silent for `silence_s` is given up. Rows call the link
+    `name`. `ports` are those at which the processes of this host may listen for party 1's (0: any). Anything
+    to tell the user goes to `say`.
 
     Raises RemoteFailed, in `__enter__` and later; `failure` then says why.
     """
@@ -84,8 +85,9 @@ class Remote:
                 raise ValueError(f"a port is a number from 0 to 65535, not {number!r}")
         if not timeout_s > 0 or not silence_s > 0:
             raise ValueError(f"times must be positive, not timeout_s={timeout_s}, silence_s={silence_s}")
-        self.token = check_token(secrets.token_hex(SHORTEST_TOKEN) if token is None else token)
-        self._told = token is not None
+        token = token or os.environ.get("PIBENCH_TOKEN")
+        self.token = check_token(token or secrets.token_hex(SHORTEST_TOKEN))
+        self._told = bool(token)
         self.timeout_s = timeout_s
         self.silence_s = min(silence_s, timeout_s)
         self.name = name
@@ -262,6 +264,7 @@ class Guest:
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
         self._inner = Connection(theirs.detach())
+        self._lock = threading.Lock()
         threading.Thread(target=self._forward, daemon=True).start()
 
     def kill(self) -> None:
@@ -301,10 +304,8 @@ class Guest:
             self.lose()
 
     def _pass(self, message: Any) -> None:
-        try:
+        with self._lock, suppress(OSError):  # the driver may have let go of the group
             send(self._inner, message)
-        except OSError:
-            return  # the driver has let go of the group
 
     def _forward(self) -> None:
         """Sends the driver's commands on, until it lets go."""
@@ -314,7 +315,8 @@ class Guest:
                 program = message[1][0] if message[0] == "load" else None
                 self._remote.tell("say", self.number, message, "" if program is None else checksum(program))
         except (EOFError, OSError):
-            return
+            with self._lock:
+                self._inner.close()
 
     def _perform(self, name: str, arguments: tuple[Any, ...]) -> None:
         """Carries out a call on the store of this host's processes."""
@@ -328,10 +330,9 @@ class Guest:
         self._remote.tell("stored", self.number, *perform(self._store, name, arguments))
 
     def _close(self) -> None:
-        try:
-            socket.socket(fileno=os.dup(self._inner.fileno())).shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
+        """Lets both ends of the connection come to their end."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._inner.fileno())) as inner:
+            inner.shutdown(socket.SHUT_RDWR)
 
 
 class TwoHosts(Shaper):
@@ -421,7 +422,7 @@ def parse_ports(text: str) -> tuple[int, ...]:
     """The ports of "29501" or "29501-29516"."""
     found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip(), re.ASCII)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-    if not 0 < first <= last < 1 << 16:
+    if text.strip() != "0" and not 0 < first <= last < 1 << 16:
         raise ValueError(f"ports are written like 29501-29516, not {text!r}")
     return tuple(range(first, last + 1))
 
