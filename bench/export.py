@@ -1,8 +1,9 @@
 """Lowers a torch network to the program that parties run, by torch.fx.
 
-`lower` walks the traced graph once with the example in float64. One small function for each operator turns
-its node into an operator of `bench.program`; the walk itself gives the shapes, finds NaN and values beyond
-fixed point, and sums the chance of a wrong local truncation, all before any process is started.
+`lower` walks the traced graph, in which nothing is done in place, once with the example in float64. One small
+function for each operator turns its node into an operator of `bench.program`; the walk itself gives the
+shapes, finds NaN and values beyond fixed point, and sums the chance of a wrong local truncation, all before
+any process is started.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class _Lowering(fx.Interpreter):
         super().__init__(graph)
         self.steps: list[ir.Step] = []
         self.weights: dict[str, torch.Tensor] = {}
-        self.names: dict[fx.Node, str] = {}  # node -> the value it stands for (in place: the newest)
+        self.names: dict[fx.Node, str] = {}  # node -> the value it stands for
         self.input_name = self.output_name = ""
         self.extra_traceback = False  # the message names the node already
         self.largest: dict[str, float] = {}
@@ -192,25 +193,6 @@ class _Lowering(fx.Interpreter):
     def alias(self, node: fx.Node, source: fx.Node) -> None:
         """Makes `node` stand for the value of `source`."""
         self.names[node] = self.names[source]
-
-    def overwrite(self, node: fx.Node, source: fx.Node) -> None:
-        """Lets every name of the value of `source` stand for `node`, which changed it in place.
-
-        A view of the value under another name would change in torch and not in the program: refused.
-        """
-        old = self.names[source]
-        storage = self.env[source].untyped_storage().data_ptr()
-        for other, value in self.env.items():
-            if (
-                isinstance(value, torch.Tensor)
-                and self.names.get(other, old) not in (old, self.names[node])
-                and value.untyped_storage().data_ptr() == storage
-            ):
-                raise self.refuse(
-                    node,
-                    f"changes {other.name!r} too, a view of the same values; use the form out of place",
-                )
-        self.names.update({n: self.names[node] for n, name in self.names.items() if name == old})
 
     def secret(self, node: fx.Node, name: str, source: Any) -> str | None:
         """Keeps a weight (a parameter, or the node that fetches one) under a name."""
@@ -385,13 +367,10 @@ def _emit_linear(
 # ReLU.
 
 
-@lowers(nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_")
-def _relu(walk: _Lowering, node: fx.Node, module: nn.ReLU | None) -> None:
+@lowers(nn.ReLU, F.relu, torch.relu, "relu")
+def _relu(walk: _Lowering, node: fx.Node, _: nn.ReLU | None) -> None:
     source = _source(node)
     walk.emit(node, ir.Relu(), source)
-    in_place = module.inplace if module is not None else node.kwargs.get("inplace", node.args[1:] == (True,))
-    if in_place or node.target in (torch.relu_, "relu_"):
-        walk.overwrite(node, source)
 
 
 @lowers(MaskedReLU)
@@ -478,7 +457,7 @@ def _adaptive_max_pool2d(walk: _Lowering, node: fx.Node, module: nn.AdaptiveMaxP
 # Arithmetic.
 
 
-@lowers(operator.add, operator.iadd, torch.add, "add", "add_")
+@lowers(operator.add, torch.add, "add")
 def _add(walk: _Lowering, node: fx.Node, _: None) -> None:
     a = _arguments(node, "input other", alpha=1)
     left, right = a["input"], a["other"]
@@ -486,10 +465,9 @@ def _add(walk: _Lowering, node: fx.Node, _: None) -> None:
         raise walk.refuse(node, "adds a constant or a multiple; put it into the bias or weight of a layer")
     _same_shape(walk, node, left, right)
     walk.emit(node, ir.Add(), left, right)
-    _overwrite_left(walk, node, left)
 
 
-@lowers(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
+@lowers(operator.mul, torch.mul, torch.multiply, "mul", "multiply")
 def _multiply(walk: _Lowering, node: fx.Node, _: None) -> None:
     a = _arguments(node, "input other")
     left, right = a["input"], a["other"]
@@ -506,7 +484,6 @@ def _multiply(walk: _Lowering, node: fx.Node, _: None) -> None:
         _same_shape(walk, node, left, right)
         walk.emit(node, ir.Multiply(), left, right)
     walk.truncated(walk.env[node])
-    _overwrite_left(walk, node, left)
 
 
 @lowers(torch.square, "square", torch.pow, operator.pow, "pow")
@@ -538,12 +515,6 @@ def _computed(walk: _Lowering, node: fx.Node, *sides: fx.Node) -> None:
             raise walk.refuse(
                 node, f"uses the stored tensor {side.target!r}; only computed values are combined"
             )
-
-
-def _overwrite_left(walk: _Lowering, node: fx.Node, left: fx.Node) -> None:
-    in_place = node.target in (operator.iadd, operator.imul)
-    if in_place or (isinstance(node.target, str) and node.target.endswith("_")):
-        walk.overwrite(node, left)
 
 
 # Shapes.

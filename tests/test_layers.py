@@ -1,6 +1,8 @@
 """The directions of imports, read from the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,20 @@ SOURCES = sorted(path for folder in ("models", "bench") for path in (ROOT / fold
 
 
 def imports(path):
-    """Returns the full names of all modules that a source imports, inside functions too."""
+    """Returns the full names of all modules that a source imports when run, inside functions too."""
     package = path.relative_to(ROOT).parts[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    guarded = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for branch in node.body
+        for inner in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if node in guarded:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -60,12 +72,19 @@ def named(path):
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.parametrize("name", ["report", "figures"])
+def test_importing_reports_and_figures_loads_neither_torch_nor_crypten(name):
+    script = f"import sys, bench.{name}; sys.exit(bool(set(sys.modules) & {{'torch', 'crypten'}}))"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
+
+
 def test_the_reader_sees_imports(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     path = tmp_path / "models" / "zoo" / "a.py"
     path.parent.mkdir(parents=True)
     path.write_text(
         "import crypten.mpc as c\ndef f():\n    from ..b import d\n    from . import e\nimport bench\n"
+        "if TYPE_CHECKING:\n    import torch\n"
     )
     assert imports(path) == {
         *("crypten.mpc", "models.b", "models.b.d", "models.zoo", "models.zoo.e", "bench"),
