@@ -27,7 +27,8 @@ test: .venv lint
 # Every default case at full width, then the tables and the figures, also when a case failed.
 bench: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc; status=$$?; \
-	$(BIN)/python -m bench.report && $(BIN)/python -m bench.figures && exit $$status
+	$(BIN)/python -m bench.report || status=1; \
+	$(BIN)/python -m bench.figures || status=1; exit $$status
 
 # Operators alone, the idle harness, and the suite against a network written by hand.
 operators: .venv

@@ -69,7 +69,7 @@ def default_cases() -> tuple[Case, ...]:
     return (
         STOCK,
         LEAN,
-        *(replace(STOCK, variant=variant, reference=STOCK, rounds=5, profiles=2) for variant in reduced),
+        *(replace(STOCK, variant=variant, reference=STOCK, rounds=6, profiles=2) for variant in reduced),
         *(replace(LEAN, variant=variant, reference=LEAN) for variant in reduced),
         *(replace(LEAN, batch=size, role="batch", rounds=8, reference=None) for size in (2, 4, 8)),
         *(

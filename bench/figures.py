@@ -195,7 +195,7 @@ def linear_vs_relu(tables: Tables) -> Figure:
     _caption(
         figure,
         cases,
-        "Beside the bars: shares of linear · ReLU · other. Profiled apart from the timed rounds. "
+        "Beside the bars: shares of linear · ReLU · other. Profiled apart from the timed repetitions. "
         "The panels' scales differ.",
         rounds=False,
     )
@@ -905,7 +905,7 @@ def _caption(
     conditions += [f"{first['parties']} parties", ", ".join(_link_style(name)[0] for name in names)]
     if rounds and counts:
         several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-        conditions.append(f"medians of {several} round{'s' if counts[-1] > 1 else ''}")
+        conditions.append(f"medians of {several} repetition{'s' if counts[-1] > 1 else ''}")
         noisy = cases[cases["online_noisy"].astype(str) == "True"]
         if not noisy.empty:
             names = ", ".join(noisy["engine"] + " " + noisy["variant"])

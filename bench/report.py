@@ -29,6 +29,7 @@ from bench.results import ResultsError, Row, Store, family_of, replace_file
 
 NOISY = 0.10  # of the median: an IQR above it marks the case
 CONFIDENCE = 0.95
+FEWEST = 6  # values for an interval: with fewer a percentile bootstrap covers far less than it says
 CLOCKS = ("offline", "online", "total")
 CLASSES = {"convolution": "linear", "linear": "linear", "relu": "relu"}
 GOAL = 0.10  # of an emulated time: how far the model of a link may be off
@@ -57,8 +58,8 @@ PHASES = ("total_s", "online_s")
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """The bootstrap interval of the median (percentile, 95 %, seeded); NaN for fewer than two values."""
-    if len(values) < 2:
+    """The bootstrap interval of the median (percentile, 95 %, seeded); NaN for fewer than `FEWEST` values."""
+    if len(values) < FEWEST:
         return math.nan, math.nan
     found = bootstrap(
         (np.asarray(values, dtype=float),),
@@ -378,11 +379,11 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame, accuracy: pd.Da
         parts.append(_markdown(_variants_table(group, accuracy)))
     parts.append(
         "Seconds are medians. Speed-up is online, against the same engine's baseline: the median of paired "
-        f"rounds with its 95 % bootstrap interval. MB are 10^6 bytes sent by one party, online. *noisy*: the "
-        f"interquartile range exceeds {100 * NOISY:.0f} % of the median."
+        "repetitions with its 95 % bootstrap interval. MB are 10^6 bytes sent by one party, online. *noisy*: "
+        f"the interquartile range exceeds {100 * NOISY:.0f} % of the median."
     )
     spreads = _markdown(_spread_table(headline))
-    parts.append(f"<details><summary>Spread of the rounds</summary>\n\n{spreads}\n\n</details>")
+    parts.append(f"<details><summary>Spread of the repetitions</summary>\n\n{spreads}\n\n</details>")
     parts.append(_conventions(rows))
     parts += _provenance(headline)
     return "\n\n".join(part for part in parts if part)
@@ -427,8 +428,8 @@ def engines_section(summary: pd.DataFrame) -> str:
         _conditions(conditions, "baseline network"),
         _markdown(pd.DataFrame(lines)),
         "Gain is stock / lean (for images per second lean / stock). With an interval it is the median of "
-        "paired rounds, which need not equal the quotient of the medians beside it; without one it is that "
-        "quotient.",
+        "paired repetitions, which need not equal the quotient of the medians beside it; without one it is "
+        "that quotient.",
         *_provenance(pd.DataFrame(used)),
     ]
     return "\n\n".join(parts)
@@ -456,7 +457,7 @@ def links_section(summary: pd.DataFrame) -> str:
         "shaper delays. *Modelled*: compute + hops (RTT / 2 + h0) + bytes / bandwidth, from the loopback "
         "case alone; a hop is a one-way trip that the next step waits for, h0 the software's part of it. "
         "Error is modelled / emulated - 1. Speed-ups are over the same engine's baseline on the same link: "
-        "on loopback of paired rounds, on the others quotients of medians of few rounds."
+        "on loopback of paired repetitions, on the others quotients of medians of few."
     )
     parts += _links_described(emulated)
     return "\n\n".join([*parts, *_provenance(pd.concat(used), "Run")])
@@ -630,7 +631,7 @@ def _model_verdict(emulated: pd.DataFrame) -> str:
         )
         if not lost.empty:
             names = ", ".join(f"`{case}`" for case in lost["case"])
-            text += f" Without a prediction, for want of a case on loopback or of rounds: {names}."
+            text += f" Without a prediction, for want of a case on loopback or of repetitions: {names}."
     return text
 
 
@@ -707,7 +708,7 @@ def _variant_place(variant: str) -> tuple:
 def _spread_table(headline: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for _, case in headline.iterrows():
-        line = {"Case": f"`{case['case']}`", "Rounds run": _rounds_run(case)}
+        line = {"Case": f"`{case['case']}`", "Repetitions": _repetitions(case)}
         for clock in CLOCKS:
             line[f"{clock.capitalize()}: median, s"] = _seconds(case, clock)
             line["IQR, s" + " " * CLOCKS.index(clock)] = _number(case[f"{clock}_iqr_s"], digits=2)
@@ -785,7 +786,7 @@ def _interval(low: float, high: float) -> str:
     return "–" if pd.isna(low) else f"{_number(low)} to {_number(high)}"
 
 
-def _rounds_run(case: pd.Series) -> str:
+def _repetitions(case: pd.Series) -> str:
     attempted, succeeded = case["repetitions_attempted"], case["repetitions_succeeded"]
     return str(succeeded) if attempted == succeeded else f"{succeeded} of {attempted}"
 
@@ -854,7 +855,7 @@ def _provenance(cases: pd.DataFrame, verb: str = "Measured") -> list[str]:
     images = "; ".join(sorted(cases["images"].dropna().unique()))
     lines = [
         f"{verb} on {_listed(machines)}; {_listed(versions)}; commit {_listed(commits)}; "
-        f"{rounds} rounds a case; {weights or 'unknown'} weights; images: {images or 'unknown'}."
+        f"{rounds} repetitions a case; {weights or 'unknown'} weights; images: {images or 'unknown'}."
     ]
     several = [
         f"{len(found)} {name}"
@@ -870,8 +871,10 @@ def _provenance(cases: pd.DataFrame, verb: str = "Measured") -> list[str]:
         lines.append(f"**Note:** these cases come from {', '.join(several)}; compare across them with care.")
     lost = cases[cases["repetitions_succeeded"] < cases["repetitions_attempted"]]
     if not lost.empty:
-        names = ", ".join(f"`{case['case']}` ({_rounds_run(case)} rounds)" for _, case in lost.iterrows())
-        lines.append(f"**Note:** rounds failed and are in no median: {names}.")
+        names = ", ".join(
+            f"`{case['case']}` ({_repetitions(case)} repetitions)" for _, case in lost.iterrows()
+        )
+        lines.append(f"**Note:** repetitions failed and are in no median: {names}.")
     ruined = cases[cases["truncations_observed"].fillna(0) > 0]
     if not ruined.empty:
         names = ", ".join(
@@ -879,7 +882,7 @@ def _provenance(cases: pd.DataFrame, verb: str = "Measured") -> list[str]:
             f"{_number(case['truncations_expected'])} expected)"
             for _, case in ruined.iterrows()
         )
-        lines.append(f"**Note:** wrong truncations ruined rounds of {names}.")
+        lines.append(f"**Note:** wrong truncations ruined repetitions of {names}.")
     flagged = cases[(cases["timing"] == "measured") & cases["link_flagged"].map(_is_true)]
     if not flagged.empty:
         names = "; ".join(f"`{case['case']}`: {case['link_complaint']}" for _, case in flagged.iterrows())

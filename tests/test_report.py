@@ -90,7 +90,8 @@ def test_interval_of_median_is_seeded_narrows_with_more_rounds_and_is_missing_fo
     assert interval_of_median(values) == interval_of_median(values)
     few, many = interval_of_median(values[:20]), interval_of_median(values)
     assert many[1] - many[0] < few[1] - few[0]
-    assert interval_of_median([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert interval_of_median([2.0] * 6) == (2.0, 2.0)
+    assert all(map(math.isnan, interval_of_median([1.0, 2.0, 3.0, 4.0, 5.0])))
     assert all(math.isnan(bound) for bound in interval_of_median([1.0]))
 
 
@@ -568,7 +569,7 @@ def test_noisy_lost_rounds_and_ruined_rounds_are_said():
     section = report.headline_section([row], report.summarize([row]))
     assert "1.25 *noisy*" in section
     assert "4 of 6" in section
-    assert "rounds failed and are in no median: `stock/baseline" in section
+    assert "repetitions failed and are in no median: `stock/baseline" in section
     assert "(2 observed, 0.250 expected)" in section
     quiet = report.headline_section([make_row()], report.summarize([make_row()]))
     assert "*noisy* |" not in quiet
