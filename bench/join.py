@@ -101,11 +101,14 @@ def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.
             time.sleep(min(RETRY_S, left))
             continue
         try:
-            return connection, call(connection, token, GUEST, max(left, 1.0))
+            return connection, call(connection, token, GUEST, left)
+        except Refused as error:
+            connection.close()
+            raise JoinFailed(f"the driver at {host}:{port} turned this host away: {error}") from None
         except OSError as error:
             connection.close()
-            said = str(error) if isinstance(error, Refused) else f"the greeting failed ({error})"
-            raise JoinFailed(f"the driver at {host}:{port} turned this host away: {said}") from None
+            problem = error
+            time.sleep(min(RETRY_S, left))
     raise JoinFailed(
         f"no driver answered at {host}:{port} within {timeout_s:g} s ({problem}): "
         "start the driver, and check address, port and firewall"

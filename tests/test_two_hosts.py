@@ -334,6 +334,16 @@ def test_a_driver_that_is_no_pibench():
                 joined.result(5)
 
 
+def test_a_tunnel_at_whose_end_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(join, "127.0.0.1", server.getsockname()[1], TOKEN, timeout_s=0.7)
+        for _ in range(2):
+            server.accept()[0].close()
+        server.settimeout(2)
+        with pytest.raises(JoinFailed, match=r"no driver answered .*start the driver"):
+            joined.result(5)
+
+
 def test_a_port_in_use(quiet):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -415,6 +425,17 @@ def test_a_wrong_greeting_is_refused(token, rank, says):
         with pytest.raises(TimeoutError):
             door.next(time.monotonic() + 0.2)
         assert says in door.refusals[0]
+
+
+def test_a_closed_door_frees_its_port_at_once():
+    port = free_port()
+    for _ in range(5):
+        with Door(open_port("127.0.0.1", [port]), TOKEN.encode(), [1]) as door:
+            caller = socket.create_connection(("127.0.0.1", port))
+            call(caller, TOKEN.encode(), 1, 2)
+            _, connection, _ = door.next(time.monotonic() + 2)
+        connection.close()
+        caller.close()
 
 
 def _streams() -> tuple[socket.socket, socket.socket, Stream, Stream]:

@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 MAGIC = b"pibench greets 1"
 NONCE = TAG = 32
@@ -35,6 +36,8 @@ def call(connection: socket.socket, token: bytes, rank: int, timeout_s: float) -
     """Proves to whoever listens that `rank` knows the token, and demands the same; gives the session key."""
     deadline = time.monotonic() + timeout_s
     hello = _read(connection, len(MAGIC) + NONCE, deadline)
+    if not hello:  # so does a tunnel at whose end nobody listens
+        raise ConnectionError("the connection was closed without a word")
     if hello[: len(MAGIC)] != MAGIC or len(hello) < len(MAGIC) + NONCE:
         raise Refused("what listens there is no pibench of this version")
     own = os.urandom(NONCE)
@@ -95,13 +98,17 @@ class Door:
         self._closed = False
         self.refusals: list[str] = []
         listener.settimeout(0.2)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Door:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed = True
+        with suppress(OSError):  # Linux wakes the thread that accepts, which else holds the port a while
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
 
     def next(self, deadline: float) -> tuple[int, socket.socket, bytes]:
