@@ -73,7 +73,7 @@ def laboratory(request: pytest.FixtureRequest, results: Path, smoke: bool) -> It
     run = uuid.uuid4().hex[:12]
     try:
         remote = _remote(request.config)
-        laboratory = Laboratory(chosen, results, run, rehearsal=smoke, remote=remote)
+        laboratory = Laboratory(chosen, results, run, remote)
         laboratory.__enter__()
     except (ResultsError, RemoteFailed) as error:
         pytest.exit(str(error), returncode=1)

@@ -1,7 +1,7 @@
 """Keeps the parties of a benchmark session: the case being measured and the references still needed.
 
-A case gets processes of its own, so that its peak memory is its own; a reference stays loaded until the last
-case that pairs with it. A rehearsal (`make smoke`) loads network after network into the same processes.
+A reference stays loaded until the last case that pairs with it, in processes of its own; the other cases of
+one setting use the same processes one after the other, which give back an earlier network before the next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from models.cost import count_cost
 from models.data import default_images
 from models.variants import variant
 
-IMAGES = 16  # the largest batch; also what the spread of logits is taken over
+IMAGES = 16  # the largest batch
+COMPARED = 4  # images that the spread of logits is taken over, if the batch is not larger
 TIMEOUT_S = 600.0
 
 
@@ -36,8 +37,7 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
 class Laboratory:
     """Measures cases one after the other; use it by `with`.
 
-    `rehearsal` loads one network after the other into the same processes. With `remote` every party 1 runs on
-    another host, which comes first.
+    With `remote` every party 1 runs on another host, which comes first.
     """
 
     def __init__(
@@ -45,13 +45,11 @@ class Laboratory:
         cases: Sequence[Case],
         results: Path,
         run: str,
-        rehearsal: bool = False,
         remote: Remote | None = None,
     ) -> None:
         self.store = Store(results / "bench.json")
         self.waiting = list(cases)
         self.run = run
-        self.rehearsal = rehearsal
         self.remote = remote
         self.context = context()
         self.subjects: dict[str, Subject] = {}
@@ -126,15 +124,21 @@ class Laboratory:
             return known
         parties = self.parties(case)
         try:
-            self.subjects[case.id] = Subject(self.model(case), images()[0], case.batch, parties)
+            self.subjects[case.id] = Subject(
+                self.model(case), images()[0][: max(COMPARED, case.batch)], case.batch, parties
+            )
         except BaseException:
             parties.__exit__(None, None, None)
             raise
         return self.subjects[case.id]
 
+    def new(self, case: Case) -> Parties:
+        """Parties for a case, not started."""
+        return Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link, remote=self.remote)
+
     def parties(self, case: Case) -> Parties:
         """Idle processes that fit, or new ones."""
-        wanted = Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link, remote=self.remote)
+        wanted = self.new(case)
         for parties in self.idle:
             if parties.setting == wanted.setting and parties.pids:
                 self.idle.remove(parties)
@@ -146,11 +150,11 @@ class Laboratory:
         needed = {case.id for case in self.waiting}
         needed |= {case.reference.id for case in self.waiting if case.reference is not None}
         for name in [name for name in self.subjects if name not in needed]:
-            parties = self.subjects.pop(name).parties
-            if self.rehearsal:
-                self.idle.append(parties)
-            else:
-                parties.__exit__(None, None, None)
+            self.idle.append(self.subjects.pop(name).parties)
+        wanted = {self.new(case).setting for case in self.waiting}
+        for parties in [parties for parties in self.idle if parties.setting not in wanted]:
+            self.idle.remove(parties)
+            parties.__exit__(None, None, None)
 
     def obstacle(self, case: Case) -> str | None:
         """Why a case cannot be measured here; None if it can.

@@ -7,6 +7,7 @@ then on it answers each command with a reply. Parties talk to each other through
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -43,10 +45,15 @@ class Session:
         self.listener: socket.socket | None = None
 
     def load(self, program: Any, weights: Any) -> dict[str, Any]:
-        """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes."""
+        """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes.
+
+        Peak memory counts from here: what an earlier network held is given back first.
+        """
         if isinstance(self.node, Helper):
             self.node.load(program)
             return {}
+        self.node.forget()
+        reset_peak_memory()
         if weights is not None:
             weights = {name: torch.from_numpy(weight) for name, weight in weights.items()}
         meter = self.node.meter
@@ -138,10 +145,19 @@ class Session:
         return measured
 
     def peak_memory(self) -> int:
-        """Returns the largest resident size so far, in bytes."""
+        """Returns the largest resident size since the network was loaded, in bytes."""
         status = Path("/proc/self/status").read_text()
         (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
         return int(kilobytes) * 1024
+
+
+def reset_peak_memory() -> None:
+    """Gives freed memory back to the system and starts the peak anew, where Linux and glibc let us."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def obey(connection: Connection, setting: Setting) -> None:

@@ -115,6 +115,10 @@ class Node(ABC):
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         """Shares the weights. `weights` (float64) are party 0's; the others are given None."""
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Lets go of the network that is loaded and of all that was made for it."""
+
     def plan(self, batch: int) -> None:
         """Does once for a batch what the offline phase must not be charged with; by default nothing."""
         return

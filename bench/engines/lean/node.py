@@ -126,6 +126,14 @@ class LeanNode(Node):
 
     # Set-up
 
+    def forget(self) -> None:
+        """Lets go of the weights, the randomness and the buffers of the network that is loaded."""
+        self.program = self._plan = None
+        self._prepared = self._bundle = None
+        self._weights = {}
+        self._space, self._arena = Workspace(), Arena()
+        release_blocks()
+
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         """Shares the weights W and opens W - B, once; B and all keys are fresh.
 
@@ -133,9 +141,7 @@ class LeanNode(Node):
         """
         if self.rank == 0 and weights is None:
             raise ValueError("party 0 holds the weights: load(program, weights) needs them there")
-        self._prepared = self._bundle = None
-        self._weights = {}
-        release_blocks()
+        self.forget()
         self.program, self._plan = program, make_plan(program)
         key = bytearray(KEY_BYTES)
         self._dealer.receive(key)
