@@ -30,9 +30,10 @@ bench: .venv
 	$(BIN)/python -m bench.report || status=1; \
 	$(BIN)/python -m bench.figures || status=1; exit $$status
 
-# Operators alone, the idle harness, and the suite against a network written by hand.
+# Operators alone, the idle harness, the suite against a network written by hand, CrypTen's other set-ups.
 operators: .venv
 	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
+	$(BIN)/python -m pytest bench/bench_latency.py --extra --benchmark-disable-gc
 
 # Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
 smoke: .venv

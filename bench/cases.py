@@ -61,7 +61,7 @@ LEAN = Case("baseline", engine="lean", rounds=12, reference=STOCK)
 
 
 def default_cases() -> tuple[Case, ...]:
-    """The cases of `make bench`: the headline on both engines, batches, and the other set-ups of CrypTen."""
+    """The cases of `make bench`: the headline on both engines, links and batches."""
     reduced = [variant for variant in HEADLINE if variant != "baseline"]
     # A stock round of 16 images takes half a minute, one over the WAN twenty seconds, all of it waiting.
     batch = replace(STOCK, batch=16, role="batch", rounds=1, warm_up=False, profiles=0)
@@ -80,9 +80,15 @@ def default_cases() -> tuple[Case, ...]:
         *(replace(linked, variant=variant, link="wan", rounds=1) for variant in LINKED),
         *(replace(linked, variant=variant, link="wan", rounds=3, engine="lean") for variant in LINKED),
         batch,
-        replace(LEAN, batch=16, role="batch", rounds=3, reference=batch),
-        replace(STOCK, provider="TTP", role="extra", rounds=2, profiles=0),
-        replace(STOCK, parties=3, role="extra", rounds=2, profiles=0),
+        replace(LEAN, batch=16, role="batch", rounds=2, warm_up=False, profiles=1, reference=batch),
+    )
+
+
+def extra_cases() -> tuple[Case, ...]:
+    """CrypTen's other set-ups, not in `make bench`: a third process that deals, and three parties."""
+    return (
+        replace(STOCK, provider="TTP", role="extra", rounds=5, profiles=1),
+        replace(STOCK, parties=3, role="extra", rounds=5, profiles=1),
     )
 
 
@@ -109,9 +115,9 @@ def small(case: Case | None, width: int = 8) -> Case | None:
 
 
 def smoke_cases(width: int = 8) -> tuple[Case, ...]:
-    """Every code path of the default cases once, at a small width."""
+    """Every code path of the default and extra cases once, at a small width."""
     seen: dict[str, Case] = {}
-    for case in default_cases():
+    for case in (*default_cases(), *extra_cases()):
         if case.role == "link" and (case.variant != "baseline" or case.link != "lan"):
             continue  # the same code over a slower link
         seen.setdefault(small(case, width).id, small(case, width))

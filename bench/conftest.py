@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.cases import Case, default_cases, select, small, smoke_cases, two_host_cases
+from bench.cases import Case, default_cases, extra_cases, select, small, smoke_cases, two_host_cases
 from bench.engines.base import ENGINES
 from bench.laboratory import Laboratory
 from bench.network.check import TWO_HOSTS
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pibench")
     group.addoption("--smoke", action="store_true", help="every code path once, untimed, at width 8")
+    group.addoption("--extra", action="store_true", help="CrypTen's TTP provider and three parties instead")
     group.addoption("--engine", choices=[e for e in ENGINES if e != "byhand"], help="cases of one engine")
     group.addoption("--results", help="folder of bench.json (default: results; a smoke run keeps nothing)")
     group.addoption(
@@ -42,7 +43,8 @@ def _cases(config: pytest.Config) -> tuple[Case, ...]:
         cases = two_host_cases(config.getoption("--remote-name"))
         cases = tuple(map(small, cases)) if smoke else cases
     else:
-        cases = smoke_cases() if smoke else default_cases()
+        whole = extra_cases() if config.getoption("--extra") else default_cases()
+        cases = smoke_cases() if smoke else whole
     return select(cases, config.getoption("--engine"))
 
 
