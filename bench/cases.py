@@ -57,7 +57,7 @@ class Case:
 
 
 STOCK = Case("baseline")
-LEAN = Case("baseline", engine="lean", rounds=12, reference=STOCK)
+LEAN = Case("baseline", engine="lean", rounds=12, profiles=9, reference=STOCK)
 
 
 def default_cases() -> tuple[Case, ...]:
