@@ -21,8 +21,9 @@ lint: .venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+# One file stays in one process, so that its parties are started once. pytest-benchmark has nothing to do here.
 test: .venv lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 
 # Every default case at full width, then the tables and the figures, also when a case failed.
 bench: .venv

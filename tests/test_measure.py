@@ -172,6 +172,7 @@ def test_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     )
     path = results / "bench.json"
     deadline = time.monotonic() + 60

@@ -331,10 +331,19 @@ with Parties(timeout_s=60) as parties:
 """
 
 
+def heed_interrupts() -> None:
+    """Undoes what a shell does to a test run in its background, which children would inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_the_driver(how):
     driver = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     with driver:
         pids = tuple(map(int, driver.stdout.readline().split()))
