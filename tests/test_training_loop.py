@@ -7,7 +7,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -227,7 +229,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
             TrainingError, match=r"phase\.pt cannot be written \(No space left on device; .*MB"
         ):
             trained(tmp_path / "full")
-    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["phase.jsonl", "phase.pt"]
+    names = sorted(path.name for path in (tmp_path / "full").iterdir())
+    assert names == ["phase.jsonl", "phase.lock", "phase.pt"]
     assert len(torch.load(tmp_path / "full" / "phase.pt", weights_only=True)["history"]) == 1
     assert trained(tmp_path / "full")[0].digest == whole
 
@@ -259,11 +262,77 @@ def test_a_damaged_checkpoint_is_named(tmp_path, content):
         trained(tmp_path)
 
 
-def test_two_trainings_do_not_share_a_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(TrainingError, match="another training works in"), locked(tmp_path):
+def test_a_second_process_waits_for_the_phase_and_takes_it(tmp_path, monkeypatch):
+    """Threads lock like processes here: every `locked` opens its own file."""
+    whole = trained(tmp_path / "whole")[0].digest
+    began, inner, answers = threading.Event(), loop._epoch, []
+
+    def epoch(*args):
+        began.set()
+        time.sleep(0.2)
+        return inner(*args)
+
+    monkeypatch.setattr(loop, "_epoch", epoch)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(trained, tmp_path / "two")
+        assert began.wait(60)
+        answers = [trained(tmp_path / "two"), first.result()]
+    assert {outcome.digest for outcome, _, _ in answers} == {whole}
+    assert answers[0][2] == "phase: another training is at it: waiting for its end\n"
+
+
+def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from models.training.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(InterruptedError), locked(tmp_path / "lock", _interrupt):
+            pass
+        process.kill()
+    with locked(tmp_path / "lock", _interrupt):
         pass
-    with locked(tmp_path):
-        pass
+
+
+def _interrupt():
+    raise InterruptedError
+
+
+def test_a_changed_plan_takes_the_phases_that_are_the_same(tmp_path, monkeypatch):
+    def run(name, schedule=SCHEDULE, shared=None):
+        folder = tmp_path / name
+        task, stream = Supervised(network(), schedule), io.StringIO()
+        setting = Setting(tiny_images())
+        log = folder / "phase.jsonl"
+        return train(task, schedule, setting, "phase", folder, log, "", stream, shared), stream.getvalue()
+
+    first, _ = run("base")
+    again, text = run("try", shared=tmp_path / "base")
+    assert (again.digest, text) == (first.digest, "")
+    assert (tmp_path / "try" / "phase.jsonl").exists()
+    changed, text = run("other", Schedule(3, 0.2, batch=BATCH), tmp_path / "base")
+    assert changed.digest != first.digest
+    assert text.count("\n") == 3
+
+
+def test_plans_are_changed_by_name():
+    plan = PLANS["standard"]
+    changed = plan.changed({"masks.search": 0, "gated.epochs": 3, "sensitivity": None})
+    assert changed.masks == dataclasses.replace(plan.masks, search=0.0)
+    assert isinstance(changed.masks.search, float)
+    assert (changed.gated.epochs, changed.sensitivity, changed.tune) == (3, None, plan.tune)
+    for changes, reason in (
+        ({"masks.serch": 0}, r"no 'masks.serch': known are masks.epochs, .*masks.search"),
+        ({"mask.search": 0}, r"no 'mask.search': known are baseline, sensitivity, gated"),
+        ({"masks": 0}, r"no 'masks': known are masks.epochs"),
+        ({"masks.epochs": 1.5}, r"masks.epochs is 14 in the plan and cannot be 1.5"),
+        ({"masks.score": 1}, r"masks.score is 'own' in the plan and cannot be 1"),
+        ({"masks.epochs": 0}, r"no schedule"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            plan.changed(changes)
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path):

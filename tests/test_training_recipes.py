@@ -2,6 +2,7 @@ import copy
 import json
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
 
@@ -30,7 +31,7 @@ from models.training.files import TrainingError
 from models.training.images import Images
 from models.training.recipes import ROWS, deployed, hoist_in_training, planned, recipe_of
 from models.training.relus import mask_relus, masks_of
-from models.training.rows import finish_row, put_row, read_rows
+from models.training.rows import finish_row, put_row, read_rows, update_row
 from models.training.schedules import PLANS
 from models.training.tasks import linearisation_error
 from models.variants import VARIANTS, variant
@@ -206,6 +207,17 @@ def test_rows_are_replaced_and_kept_in_order(tmp_path):
         ("senet-0.09", 0, 2),
         ("senet-0.09", 1, 4),
     ]
+    update_row(path, "senet-0.09", 16, 1, {"more": 5})
+    assert [row.get("more") for row in read_rows(path)] == [None, None, 5]
+    with pytest.raises(TrainingError, match=r"no row of joint-0.09, width 16, seed 1: train it first"):
+        update_row(path, "joint-0.09", 16, 1, {"more": 5})
+    put_row(path, {"variant": "senet-0.09", "width": 16, "seed": 1, "accuracy_test": 6})
+    assert "more" not in read_rows(path)[-1]
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(lambda seed: put_row(path, {"variant": "snl-0.09", "width": 8, "seed": seed}), range(32))
+        )
+    assert [row["seed"] for row in read_rows(path) if row["width"] == 8] == list(range(32))
     for content in ("{", "[1]", '[{"variant": "baseline"}]'):
         path.write_text(content)
         with pytest.raises(TrainingError, match=r"accuracy\.json is no list of accuracy rows"):
@@ -260,6 +272,28 @@ def test_another_seed_has_its_row_but_no_published_weights(cifar):
     assert (row["seed"], row["epochs"], row["epochs_scale"]) == (3, 1, 0.5)
     assert not (folder / "weights").exists()
     assert (folder / "checkpoints" / "w2-s3-standard-x0.5" / "baseline-w2.safetensors").exists()
+
+
+def test_a_try_shares_phases_and_stays_apart(cifar, capsys):
+    folder, options = cifar
+    options = [*options, "--rows", "senet-0.09"]
+    assert command.main(options) == 0
+    weights = (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes()
+    capsys.readouterr()
+    for _ in range(2):
+        assert command.main([*options, "--set", "masks.peak=0.2", "masks.search=0"]) == 0
+    lines = capsys.readouterr().err
+    assert "senet-0.09  epoch 1/" in lines
+    assert "baseline  epoch" not in lines
+    assert "% test" not in lines
+    assert lines.count("% held out") == 1
+    (row,) = json.loads((folder / "results" / "tries.json").read_text())
+    assert row["changes"] == {"masks.peak": 0.2, "masks.search": 0}
+    assert "accuracy_test" not in row
+    assert [row["variant"] for row in read_rows(folder / "results" / "accuracy.json")] == ["senet-0.09"]
+    assert (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes() == weights
+    assert command.main([*options, "--set", "masks.nonsense=1"]) == 1
+    assert "the plan has no 'masks.nonsense'" in capsys.readouterr().err
 
 
 def test_missing_data_and_devices_are_one_clear_line(cifar, capsys):

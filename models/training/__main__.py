@@ -1,16 +1,18 @@
 """`python -m models.training`: trains every variant, goes on where it was stopped, skips what is finished."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models import checkpoint
 from models.checkpoint import read_manifest
 from models.data import DataError, load_cifar100
-from models.training.files import TrainingError, locked
+from models.training.files import TrainingError
 from models.training.images import Images
 from models.training.loop import Setting
 from models.training.recipes import ROWS, Run, planned, recipe_of
@@ -29,6 +31,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plan", choices=PLANS, default="standard", help="the schedules (default standard)")
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="multiplies all epochs of the plan")
     parser.add_argument(
+        "--set",
+        nargs="+",
+        type=_change,
+        default=[],
+        metavar="PHASE.FIELD=VALUE",
+        help="a try: changes the plan, e.g. masks.search=0; its rows go to tries.json",
+    )
+    parser.add_argument(
         "--device", default="auto", help="auto (a CUDA device if there is one), cpu, cuda, ..."
     )
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
@@ -38,6 +48,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=checkpoint.FOLDER)
     parser.add_argument("--list", action="store_true", help="only say which rows are finished")
     return parser.parse_args(argv)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def _device(name: str) -> torch.device:
@@ -70,18 +88,22 @@ def run_rows(options: argparse.Namespace) -> None:
     device = _device(options.device)
     torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
     torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
-    accuracy = options.results / "accuracy.json"
-    plan = PLANS[options.plan].scaled(options.epochs_scale)
+    changes = dict(options.set)
+    accuracy = options.results / ("tries.json" if changes else "accuracy.json")
+    plan = PLANS[options.plan].scaled(options.epochs_scale).changed(changes)
     facts = {"plan": options.plan, "epochs_scale": options.epochs_scale, "precision": options.precision}
+    facts |= {"changes": changes} if changes else {}
     name = f"w{options.width}-s{options.seed}-{options.plan}"
     name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
     name += "" if options.precision == "bfloat16" else f"-{options.precision}"
+    base = options.checkpoints / name
+    name += "".join(f"-{key}={value}" for key, value in sorted(changes.items()))
     finished = []
     for row in ROWS:
-        found = find_row(read_rows(accuracy), row, options.width, options.seed)
+        found = find_row(read_rows(accuracy), row, options.width, options.seed, changes)
         listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
         if found and all(found.get(key) == value for key, value in facts.items()):
-            finished += [row] if listed or options.seed else []
+            finished += [row] if listed or options.seed or changes else []
     waiting = [row for row in ROWS if row in options.rows and row not in finished]
     for row in options.rows if options.list else ():
         print(f"{row:16} {'finished' if row in finished else 'to be trained'}")
@@ -93,23 +115,21 @@ def run_rows(options: argparse.Namespace) -> None:
     if not waiting:
         return
     images = Images.cifar100(options.data, device)
-    test = load_cifar100(options.data, "test")
+    test = None if changes else load_cifar100(options.data, "test")
     setting = Setting(images, device, options.precision, options.seed)
     folder = options.checkpoints / name
-    with locked(folder):
-        run = Run(setting, plan, options.width, folder, options.results / "training" / name)
-        for index, row in enumerate(waiting, start=1):
-            left = remaining(run, waiting)
-            print(f"[{index}/{len(waiting)}] {row} at width {options.width}; in all {left}", file=sys.stderr)
-            trained = recipe_of(row)(run, row)
-            line = finish_row(run, row, trained, test, facts, options.weights)
-            put_row(accuracy, line)
-            print(
-                f"{row}: {100 * line['accuracy_heldout']:.2f} % held out, "
-                f"{100 * line['accuracy_test']:.2f} % test, "
-                f"{line['relus']:,} ReLUs -> {weights_path(options.weights, run, row)}",
-                file=sys.stderr,
-            )
+    logs, shared = options.results / "training" / name, base if changes else None
+    run = Run(setting, plan, options.width, folder, logs, shared=shared)
+    for index, row in enumerate(waiting, start=1):
+        left = remaining(run, waiting)
+        print(f"[{index}/{len(waiting)}] {row} at width {options.width}; in all {left}", file=sys.stderr)
+        trained = recipe_of(row)(run, row)
+        line = finish_row(run, row, trained, test, facts, options.weights)
+        put_row(accuracy, line)
+        right = f"{100 * line['accuracy_heldout']:.2f} % held out"
+        right += f", {100 * line['accuracy_test']:.2f} % test" if test else ""
+        place = weights_path(options.weights, run, row)
+        print(f"{row}: {right}, {line['relus']:,} ReLUs -> {place}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,22 @@ def architecture(tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second training out of `folder`; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
+def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Keeps other processes out while `path` is locked: a file made for it, or a folder.
+
+    Calls `waiting` once if another process has it, then waits. The lock goes with the process, however it
+    ends.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(f"another training works in {folder}: wait for it, or end it") from error
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,13 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save({"identity": json.dumps(self.identity, sort_keys=True), **state}, buffer)
         write_bytes(self.path, buffer.getvalue())
+
+    def same(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
+        """Returns the checkpoint, None if there is none or it is another training's."""
+        try:
+            return self.load(device)
+        except TrainingError:
+            return None
 
     def load(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
         """Returns the checkpoint, None if there is none; TrainingError if it is another's or damaged."""

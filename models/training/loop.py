@@ -8,7 +8,7 @@ same bit for bit (on one kind of machine, with as many threads).
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Protocol, TextIO
 import torch
 from torch import Tensor, nn
 
-from models.training.files import Checkpoints, TrainingError, architecture, digest, write_lines
+from models.training.files import Checkpoints, TrainingError, architecture, digest, locked, write_lines
 from models.training.images import Images, accuracy
 from models.training.schedules import Schedule
 
@@ -131,16 +131,18 @@ def train(
     log: Path,
     after: str = "",
     stream: TextIO | None = None,
+    shared: Path | None = None,
 ) -> Outcome:
     """Trains a task to its last epoch, from its checkpoint in `folder` if there is one; returns its outcome.
 
     Every epoch is a line of `log` (JSON lines). `after` is the digest of what the phase starts from. Raises
     TrainingError when the loss is no number, a file cannot be written, or the checkpoint belongs to another
-    architecture, schedule, seed, precision or start.
+    architecture, schedule, seed, precision or start. A process that finds another one training the same
+    phase waits for its end and takes the result. The same phase finished in the folder `shared` is taken from
+    there.
     """
     model = task.model.to(setting.device, memory_format=torch.channels_last)
     task.extra = {key: value.to(setting.device) for key, value in task.extra.items()}
-    steps = setting.images.steps(schedule.batch)
     identity = {
         "phase": name,
         "task": type(task).__name__,
@@ -153,6 +155,39 @@ def train(
     }
     checkpoints = Checkpoints(folder / f"{name}.pt", identity)
     state = checkpoints.load(setting.device)
+    if state is None and shared is not None:
+        state = _finished(Checkpoints(shared / f"{name}.pt", identity).same(setting.device), schedule)
+    with ExitStack() as stack:
+        if _finished(state, schedule) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            output = sys.stderr if stream is None else stream
+            stack.enter_context(
+                locked(
+                    folder / f"{name}.lock",
+                    lambda: print(f"{name}: another training is at it: waiting for its end", file=output),
+                )
+            )
+            state = checkpoints.load(setting.device)  # what the other has left
+        return _train(task, schedule, setting, checkpoints, log, state, stream)
+
+
+def _finished(state: dict[str, Any] | None, schedule: Schedule) -> dict[str, Any] | None:
+    """Returns the state of a phase that is at its end, None of any other."""
+    return state if state is not None and len(state["history"]) == schedule.epochs else None
+
+
+def _train(
+    task: Task,
+    schedule: Schedule,
+    setting: Setting,
+    checkpoints: Checkpoints,
+    log: Path,
+    state: dict[str, Any] | None,
+    stream: TextIO | None,
+) -> Outcome:
+    """Trains a phase from `state` on, from its start if there is none."""
+    name, model = checkpoints.path.stem, task.model
+    steps = setting.images.steps(schedule.batch)
     history: list[dict[str, Any]] = []
     if state is None:
         task.start(setting)

@@ -64,7 +64,10 @@ class Trained:
 
 @dataclass
 class Run:
-    """One seed of all variants at one width: settings, folders, and what has been trained so far."""
+    """One seed of all variants at one width: settings, folders, and what has been trained so far.
+
+    A run with a changed plan takes the phases that are the same from the checkpoints in `shared`.
+    """
 
     setting: Setting
     plan: Plan
@@ -72,6 +75,7 @@ class Run:
     checkpoints: Path
     logs: Path
     stream: TextIO | None = None
+    shared: Path | None = None
     done: dict[str, Trained] = field(default_factory=dict)
 
     @property
@@ -107,6 +111,7 @@ class Run:
                 self.logs / f"{phase}.jsonl",
                 " ".join(parent.digest[:16] for parent in after),
                 self.stream,
+                self.shared,
             )
             before = {earlier.name: earlier for parent in after for earlier in parent.phases}
             self.done[phase] = Trained(task.model, (*before.values(), outcome))

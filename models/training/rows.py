@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from models import checkpoint
 from models.checkpoint import file_name, save_weights
 from models.cost import count_cost
-from models.training.files import TrainingError, write_bytes
+from models.training.files import TrainingError, locked, write_bytes
 from models.training.images import accuracy
 from models.training.recipes import Run, Trained, deployed
 from models.variants import VARIANTS, variant
@@ -36,26 +37,50 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def find_row(rows: Sequence[Row], variant: str, width: int, seed: int) -> Row | None:
-    """Returns the row of a variant, None if there is none."""
-    key = (variant, width, seed)
-    return next((row for row in rows if (row["variant"], row["width"], row["seed"]) == key), None)
+def _key(row: Row) -> tuple[str, int, int, str]:
+    return row["variant"], row["width"], row["seed"], json.dumps(row.get("changes", {}), sort_keys=True)
+
+
+def find_row(
+    rows: Sequence[Row],
+    variant: str,
+    width: int,
+    seed: int,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Row | None:
+    """Returns the row of a variant, of a plan with `changes` if there are any; None if there is none."""
+    key = _key({"variant": variant, "width": width, "seed": seed, "changes": dict(changes)})
+    return next((row for row in rows if _key(row) == key), None)
 
 
 def put_row(path: Path, row: Row) -> None:
-    """Puts a row into accuracy.json, in place of the one of the same variant, width and seed."""
-    key = (row["variant"], row["width"], row["seed"])
-    others = [old for old in read_rows(path) if (old["variant"], old["width"], old["seed"]) != key]
+    """Puts a row into accuracy.json, in place of the one of the same variant, width, seed and changes.
+
+    Safe beside other processes that do the same.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        _write(path, [*(old for old in read_rows(path) if _key(old) != _key(row)), row])
+
+
+def update_row(path: Path, variant: str, width: int, seed: int, additions: Mapping[str, Any]) -> None:
+    """Adds to a row of accuracy.json; TrainingError if it is not there. Safe beside other processes."""
+    with locked(path.parent):
+        rows = read_rows(path)
+        row = find_row(rows, variant, width, seed)
+        if row is None:
+            raise TrainingError(f"{path} has no row of {variant}, width {width}, seed {seed}: train it first")
+        row |= additions
+        _write(path, rows)
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
     order = list(VARIANTS)
-    rows = sorted(
-        [*others, row],
-        key=lambda one: (
-            one["width"],
-            order.index(one["variant"]) if one["variant"] in order else len(order),
-            one["seed"],
-        ),
+    place = {name: index for index, name in enumerate(order)}
+    ranked = sorted(
+        rows, key=lambda row: (row["width"], place.get(row["variant"], len(order)), *_key(row)[2:])
     )
-    write_bytes(path, (json.dumps(rows, indent=1) + "\n").encode())
+    write_bytes(path, (json.dumps(ranked, indent=1) + "\n").encode())
 
 
 def machine(device: torch.device) -> str:
@@ -72,27 +97,31 @@ def machine(device: torch.device) -> str:
 
 
 def weights_path(folder: Path, run: Run, name: str) -> Path:
-    """Returns where a network's weights go: seed 0's into `folder`, others' beside their checkpoints."""
-    return (folder if run.setting.seed == 0 else run.checkpoints) / file_name(name, run.width)
+    """Returns where weights go: seed 0's into `folder`, other seeds' and tries' beside their checkpoints."""
+    published = run.setting.seed == 0 and run.shared is None
+    return (folder if published else run.checkpoints) / file_name(name, run.width)
 
 
 def finish_row(
     run: Run,
     name: str,
     trained: Trained,
-    test: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None,
     facts: Mapping[str, Any],
     weights: Path = checkpoint.FOLDER,
 ) -> Row:
     """Stores a trained network's weights and returns its row.
 
     The network that is judged is the one that anybody builds from the stored file: half precision weights,
-    BatchNorm folded, masks, calculated in float32. `test` are images uint8 and labels, read here only.
+    BatchNorm folded, masks, calculated in float32. `test` are images uint8 and labels, read here only; a try
+    has none, since what is chosen among tries must not see them.
     """
     images, size = run.setting.images, run.setting.images.size
     path = weights_path(weights, run, name)
     try:
-        save_weights(deployed(name, trained.model), path, classes=run.classes, image_size=size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent):
+            save_weights(deployed(name, trained.model), path, classes=run.classes, image_size=size)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{path} cannot be written ({error}): make room, then run the same command to go on"
@@ -109,7 +138,7 @@ def finish_row(
         "relus": cost.relus,
         "macs": cost.macs,
         "accuracy_heldout": accuracy(model, images.heldout, images.heldout_labels),
-        "accuracy_test": accuracy(model, *(part.to(where) for part in test)),
+        **({} if test is None else {"accuracy_test": accuracy(model, *(part.to(where) for part in test))}),
         "wall_s": round(trained.seconds, 1),
         "machine": machine(where),
         "phases": {phase.name: len(phase.history) for phase in trained.phases},

@@ -1,8 +1,10 @@
 """How long and how fast each phase is trained: data, no code."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,33 @@ class Plan:
         """Returns the plan with all epochs multiplied, one at least in every phase."""
         if factor <= 0:
             raise ValueError(f"epochs can be multiplied by a positive factor, not by {factor}")
-        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Plan(**{name: part and part.scaled(factor) for name, part in parts.items()})
+        return Plan(**{name: part and part.scaled(factor) for name, part in self._parts().items()})
+
+    def _parts(self) -> dict[str, Schedule | None]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def changed(self, changes: Mapping[str, Any]) -> "Plan":
+        """Returns the plan with some values changed: {"masks.search": 0}, or {"sensitivity": None}.
+
+        ValueError names what the plan does not have, and a value of another type.
+        """
+        parts = self._parts()
+        for key, value in changes.items():
+            name, _, field = key.partition(".")
+            part = parts.get(name)
+            if name == "sensitivity" and not field and value is None:
+                parts[name] = None
+                continue
+            known = {} if part is None else dataclasses.asdict(part)
+            if field not in known:
+                names = ", ".join(f"{name}.{one}" for one in known) if known else ", ".join(parts)
+                raise ValueError(f"the plan has no {key!r}: known are {names}")
+            if not isinstance(value, type(known[field])) and not (
+                isinstance(known[field], float) and type(value) is int
+            ):
+                raise ValueError(f"{key} is {known[field]!r} in the plan and cannot be {value!r}")
+            parts[name] = dataclasses.replace(part, **{field: type(known[field])(value)})
+        return Plan(**parts)
 
 
 PLANS = {
