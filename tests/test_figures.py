@@ -9,20 +9,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from results_factory import LINKED, case_id, make_row, make_rows, remember
 
 from bench import figures, report
+from bench.figures.data import whole_percents
+from bench.figures.profiles import merged_names
+from bench.report import statistics
 
 
 def tables(rows):
     """What figures read: the tables after their way through CSV."""
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
-    return figures.Tables(**{name: pd.read_csv(StringIO(report._csv(table))) for name, table in made.items()})
+    return figures.Tables(
+        **{name: pd.read_csv(StringIO(report.csv_text(table))) for name, table in made.items()}
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
 def remembered_intervals():
     """The same values have the same interval: most of a summary's time goes there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "interval_of_median", remember(report.interval_of_median))
+        patch.setattr(statistics, "interval_of_median", remember(report.interval_of_median))
         yield
 
 
@@ -298,8 +303,8 @@ def test_stacks_add_up_to_the_profiled_seconds(data):
 
 
 def test_shares_sum_to_100():
-    assert figures._percents(pd.Series([1.0, 1.0, 1.0])) in ([34, 33, 33], [33, 34, 33], [33, 33, 34])
-    assert sum(figures._percents(pd.Series([0.005, 0.335, 0.66]))) == 100
+    assert whole_percents(pd.Series([1.0, 1.0, 1.0])) in ([34, 33, 33], [33, 34, 33], [33, 33, 34])
+    assert sum(whole_percents(pd.Series([0.005, 0.335, 0.66]))) == 100
 
 
 def test_relative_bars_keep_the_absolute_numbers(data):
@@ -320,7 +325,7 @@ def test_saved_time_can_be_negative(data):
 
 
 def test_merged_lists_keep_both_orders():
-    assert figures._merged(["a", "b", "c"], ["a", "x", "c", "y"]) == ["a", "x", "b", "c", "y"]
+    assert merged_names(["a", "b", "c"], ["a", "x", "c", "y"]) == ["a", "x", "b", "c", "y"]
 
 
 def test_figures_do_not_depend_on_intervals_or_on_every_case():
@@ -366,7 +371,7 @@ def project(tmp_path):
     (tmp_path / "results").mkdir()
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     for name, table in (made | report.tabulate_models(rows)).items():
-        (tmp_path / "results" / f"{name}.csv").write_text(report._csv(table))
+        (tmp_path / "results" / f"{name}.csv").write_text(report.csv_text(table))
     return tmp_path
 
 

@@ -10,7 +10,8 @@ from results_factory import LINKED, VARIANTS, case_id, describe, make_check, mak
 
 from bench import literature, report
 from bench.literature import network_from_dict
-from bench.report import interval_of_median, speedup, spread
+from bench.report import interval_of_median, speedup, spread, statistics
+from bench.report.cells import format_number
 from bench.results import ResultsError, Store
 
 README = """# Title
@@ -33,7 +34,7 @@ after
 def remembered_intervals():
     """The same values have the same interval: most of a summary's time goes there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "interval_of_median", remember(interval_of_median))
+        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
         yield
 
 
@@ -177,7 +178,7 @@ def test_missing_is_empty_in_the_csv_and_never_zero():
     row["times"]["online_s"] = []
     row["times"]["total_s"] = []
     row["rounds"]["succeeded"] = 0
-    table = pd.read_csv(StringIO(report._csv(report.summarize([row, make_row("senet-0.09")]))))
+    table = pd.read_csv(StringIO(report.csv_text(report.summarize([row, make_row("senet-0.09")]))))
     line = table.iloc[0]
     for name in (
         "peak_memory_bytes",
@@ -196,7 +197,7 @@ def test_missing_is_empty_in_the_csv_and_never_zero():
 def test_whole_numbers_stay_whole_beside_missing_ones():
     row = make_row("senet-0.09")
     row["traffic"]["bytes_sent"] = None
-    text = report._csv(report.summarize([make_row(), row]))
+    text = report.csv_text(report.summarize([make_row(), row]))
     assert ",224258336," in text
     assert "224258336.0" not in text
 
@@ -357,9 +358,9 @@ def test_links_table_has_measured_emulated_modelled_and_error(summary):
     loopback = cases.loc[case_id("joint-0.052", "lean")]
     wan = cases.loc[case_id("joint-0.052", "lean", link="wan")]
     cells = lines["lean `joint-0.052`"]
-    assert cells[:3] == ["75", "8.86", report._number(loopback["online_median_s"])]
+    assert cells[:3] == ["75", "8.86", format_number(loopback["online_median_s"])]
     assert cells[6:8] == [
-        report._number(wan[f"{name}_s"]) for name in ("emulated_online_median", "modelled_online")
+        format_number(wan[f"{name}_s"]) for name in ("emulated_online_median", "modelled_online")
     ]
     error = wan["modelled_online_s"] / wan["emulated_online_median_s"] - 1
     assert cells[8] == f"{100 * error:+.1f} %"
@@ -381,9 +382,9 @@ def test_speedups_over_a_link_are_over_the_engines_own_baseline_there(summary):
             cases.loc[case_id(variant, engine, link="wan"), "emulated_online_median_s"]
             for variant in ("baseline", "joint-0.052")
         ]
-        assert cells[f"{engine}, wan"] == f"{report._number(seconds[0] / seconds[1])}×"
+        assert cells[f"{engine}, wan"] == f"{format_number(seconds[0] / seconds[1])}×"
         paired = cases.loc[case_id("joint-0.052", engine), "online_speedup"]
-        assert cells[f"{engine}, loopback"] == f"{report._number(paired)}×"
+        assert cells[f"{engine}, loopback"] == f"{format_number(paired)}×"
 
 
 def test_the_largest_error_is_held_against_the_goal(rows, summary):
@@ -483,7 +484,7 @@ def test_a_network_without_prices_has_no_break_even_but_a_cost(network):
     assert not tables["modelled"].empty
     assert tables["break_even"].empty
     assert "| – / – |" in report.models_section(**tables)
-    assert pd.read_csv(StringIO(report._csv(tables["break_even"]))).empty
+    assert pd.read_csv(StringIO(report.csv_text(tables["break_even"]))).empty
 
 
 def test_models_section_ranks_and_marks(rows):
@@ -617,7 +618,7 @@ def test_engines_without_pairs_divide_medians_and_rates_the_other_way(rows):
     medians = summary.set_index("case")["online_median_s"]
     for label, batch in (("Online, s", 1), ("Images per second online, batch 16", 16)):
         gain = medians[case_id("baseline", "stock", batch)] / medians[case_id("baseline", "lean", batch)]
-        assert table[label][2] == f"{report._number(gain)}×"
+        assert table[label][2] == f"{format_number(gain)}×"
 
 
 def test_sections_without_data_say_what_to_do():
@@ -632,7 +633,7 @@ def test_sections_without_data_say_what_to_do():
     [(0.0123456, "0.0123"), (0.9996, "1.00"), (99.96, "100"), (1234.5, "1,234"), (0, "0"), (None, "–")],
 )
 def test_numbers_have_three_digits_and_no_exponent(value, text):
-    assert report._number(value) == text
+    assert format_number(value) == text
 
 
 def test_the_report_is_idempotent_and_leaves_the_rest_of_the_readme(project):

@@ -1,0 +1,36 @@
+"""Figures from the tables in results/: one function a figure, each returns a Figure.
+
+Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, line styles and hatches say
+the same, so that the figures can be read in grey.
+"""
+
+from bench.figures.command import FIGURES, main, write
+from bench.figures.cost_models import MODELS, SHOWN, break_even, literature
+from bench.figures.data import Missing, Tables
+from bench.figures.profiles import layer_profile, stock_vs_lean
+from bench.figures.shaped_links import link_model_error, links
+from bench.figures.style import LINKS, STYLE
+from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
+
+__all__ = [
+    "FIGURES",
+    "LINKS",
+    "MODELS",
+    "SHOWN",
+    "STYLE",
+    "Missing",
+    "Tables",
+    "batch",
+    "break_even",
+    "latency_vs_relus",
+    "layer_profile",
+    "linear_vs_relu",
+    "link_model_error",
+    "links",
+    "literature",
+    "main",
+    "offline_online",
+    "relus_macs_latency",
+    "stock_vs_lean",
+    "write",
+]

@@ -1,0 +1,75 @@
+"""Figures from the tables in results/: one function a figure, each returns a Figure."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.figures.cost_models import break_even, literature
+from bench.figures.data import Missing, Tables
+from bench.figures.profiles import layer_profile, stock_vs_lean
+from bench.figures.shaped_links import link_model_error, links
+from bench.figures.style import STYLE
+from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
+from bench.results import replace_file
+
+FIGURES: dict[str, Callable[[Tables], Figure]] = {
+    "latency_vs_relus": latency_vs_relus,
+    "linear_vs_relu": linear_vs_relu,
+    "relus_macs_latency": relus_macs_latency,
+    "layer_profile_stock": partial(layer_profile, engine="stock"),
+    "layer_profile_lean": partial(layer_profile, engine="lean"),
+    "stock_vs_lean": stock_vs_lean,
+    "offline_online": offline_online,
+    "batch": batch,
+    "links": links,
+    "link_model_error": link_model_error,
+    "literature": literature,
+    "break_even": break_even,
+}
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Writes one figure, byte for byte the same for the same data."""
+    undated = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], metadata=undated)
+    replace_file(path, buffer.getvalue())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws every figure whose data are there and names the others."""
+    parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
+    parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
+    options = parser.parse_args(arguments)
+    read = {}
+    for name in (f"{field.name}.csv" for field in fields(Tables)):
+        try:
+            read[name.removesuffix(".csv")] = pd.read_csv(options.results / name)
+        except (OSError, ValueError) as error:
+            print(f"{options.results / name} cannot be read ({error}): run `make report`.", file=sys.stderr)
+            return 1
+    for name, draw in FIGURES.items():
+        paths = [options.plots / f"{name}{suffix}" for suffix in (".svg", ".pdf")]
+        with mpl.rc_context(STYLE):
+            try:
+                figure = draw(Tables(**read))
+            except Missing as reason:
+                for path in paths:
+                    path.unlink(missing_ok=True)
+                print(f"{name}: skipped, {reason}")
+                continue
+            for path in paths:
+                write(figure, path)
+        print(f"{name}: {', '.join(str(path) for path in paths)}")
+    return 0

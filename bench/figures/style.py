@@ -1,0 +1,189 @@
+"""Looks that all figures share: colours, markers, captions, axes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "0.88",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pibench",
+    "pdf.fonttype": 42,
+}
+WIDTH = 7.0  # inches: two columns of a paper
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+FAMILIES = {  # family: (its name in figures, colour, marker)
+    "baseline": ("baseline", BLACK, "*"),
+    "senet": ("SENet", BLUE, "o"),
+    "joint": ("joint", VERMILLION, "s"),
+    "merged-exact": ("merged-exact", GREEN, "D"),
+    "snl": ("SNL", PURPLE, "^"),
+}
+ENGINES = {"stock": ("stock (CrypTen)", "--"), "lean": ("lean (ours)", "-")}
+CLASSES = {  # class: (its name in figures, colour, hatch)
+    "linear": ("linear", BLUE, ""),
+    "relu": ("ReLU", ORANGE, "////"),
+    "other": ("other", "#FFFFFF", "....."),
+}
+LINKS = {  # link or channel: (its name in figures, colour, marker)
+    "lan": ("LAN", BLUE, "o"),
+    "wan": ("WAN", VERMILLION, "s"),
+    "wan-slow": ("slow WAN", PURPLE, "D"),
+    "garimella": ("Garimella et al.", GREEN, "^"),
+}
+BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
+
+
+def family_style(family: str) -> tuple[str, str, str]:
+    """A family's name in figures, colour and marker; grey for one that is not known."""
+    return FAMILIES.get(family, (family, "0.4", "v"))
+
+
+def engine_style(engine: str) -> tuple[str, str]:
+    """An engine's name in figures and line style."""
+    return ENGINES.get(engine, (engine, ":"))
+
+
+def link_style(link: str) -> tuple[str, str, str]:
+    """A link's name in figures, colour and marker; grey for one that is not known."""
+    return LINKS.get(link, (link, "0.4", "v"))
+
+
+def short_number(value: float) -> str:
+    """Three significant digits without exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def plain_log(axis: mpl.axis.Axis, scale: float = 1.0) -> None:
+    """Ticks at 1, 2 and 5 of each decade, written as plain numbers in units of `scale`."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def category_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Names from top to bottom, without a grid across the bars."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    for panel in axes.figure.axes:
+        if panel.get_shared_y_axes().joined(axes, panel):
+            panel.grid(visible=False, axis="y")
+            panel.tick_params(axis="y", length=0)
+
+
+def add_legend(
+    figure: Figure, styles: dict[str, tuple[str, str, str]], more: Sequence[Line2D | Patch] = ()
+) -> None:
+    """One row of patches, and of what `more` adds, above the axes."""
+    handles = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
+        for label, colour, hatch in styles.values()
+    ]
+    handles += more
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handlelength=1.8)
+
+
+def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:
+    """Stacked bars, one a line of `table`; negative parts grow to the left of zero."""
+    rows = range(len(table))
+    right, left = pd.Series(0.0, table.index), pd.Series(0.0, table.index)
+    for name, (_, colour, hatch) in styles.items():
+        values = table[name].fillna(0.0)
+        start = right.where(values >= 0, left)
+        axes.barh(rows, values, 0.7, left=start, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
+        right, left = right + values.clip(lower=0), left + values.clip(upper=0)
+
+
+def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
+    """Lengths of error bars; never below zero, which rounded tables could ask for."""
+    return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
+
+
+def add_note(axes: Axes, x: float, y: float, text: str, space: float = 3) -> None:
+    """Small print behind the end of a bar, over the grid."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(space, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=6.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+    )
+
+
+def add_caption(
+    figure: Figure, cases: pd.DataFrame, text: str, rounds: bool = True, batches: bool = False
+) -> None:
+    """Names conditions and machine in small print below the axes."""
+    first = cases.iloc[0]
+    names = list(dict.fromkeys(cases["link"]))
+    counts = sorted(cases["repetitions_succeeded"].dropna().astype(int).unique())
+    conditions = [f"Width {first['width']}"]
+    if not batches:
+        conditions.append(f"batch {first['batch']}")
+    conditions += [f"{first['parties']} parties", ", ".join(link_style(name)[0] for name in names)]
+    if rounds and counts:
+        several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        conditions.append(f"medians of {several} repetition{'s' if counts[-1] > 1 else ''}")
+        noisy = cases[cases["online_noisy"].astype(str) == "True"]
+        if not noisy.empty:
+            names = ", ".join(noisy["engine"] + " " + noisy["variant"])
+            text += f" Noisy (IQR over 10 % of the median): {names}."
+    machines = [
+        f"{cpu}, {int(cores) if not pd.isna(cores) else 'unknown'} cores"
+        for cpu, cores in cases[["cpu", "cores"]].drop_duplicates().itertuples(index=False)
+    ]
+    commits = [str(commit)[:10] for commit in cases["commit"].dropna().unique()]
+    dirty = " with uncommitted changes" if (cases["dirty"].astype(str) == "True").any() else ""
+    parts = [
+        f"{', '.join(conditions)}. {' and '.join(machines)}; commit {', '.join(commits) or 'unknown'}{dirty}."
+    ]
+    add_small_print(figure, " ".join([text, *parts]))
+
+
+def add_small_print(figure: Figure, text: str) -> None:
+    """Writes below the axes."""
+    lines = textwrap.wrap(text, int(figure.get_figwidth() * 20))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color="0.3")

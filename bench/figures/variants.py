@@ -1,0 +1,249 @@
+"""Figures of whole variants: latency, ReLUs, MACs, offline and online, batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from bench.figures.data import (
+    Missing,
+    Tables,
+    cases_like,
+    class_seconds,
+    engines_of,
+    headline_cases,
+    measured_cases,
+    whole_percents,
+)
+from bench.figures.style import (
+    CLASSES,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    add_caption,
+    add_legend,
+    add_note,
+    category_axis,
+    engine_style,
+    error_bars,
+    family_style,
+    plain_log,
+    short_number,
+    stack_bars,
+)
+from bench.results import family_of
+
+PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLION, "")}
+
+
+def latency_vs_relus(tables: Tables) -> Figure:
+    """Online seconds with their 95 % intervals against the ReLUs evaluated, a line a family and engine."""
+    cases = headline_cases(tables.summary)
+    if cases["variant"].nunique() < 2:
+        raise Missing("it needs at least two variants in the role headline")
+    figure = Figure(figsize=(WIDTH * 0.72, 3.7), layout="constrained")
+    axes = figure.subplots()
+    for engine in engines_of(cases):
+        of_engine = cases[cases["engine"] == engine]
+        for family, group in of_engine.groupby(of_engine["variant"].map(family_of), sort=False):
+            _, colour, marker = family_style(family)
+            group = group.sort_values("relus")
+            median = group["online_median_s"]
+            axes.errorbar(
+                group["relus"],
+                median,
+                yerr=error_bars(median, group["online_low_s"], group["online_high_s"]),
+                color=colour,
+                linestyle=engine_style(engine)[1],
+                marker=marker,
+                markersize=8 if marker == "*" else 4.5,
+                markerfacecolor=colour if engine == "lean" else "white",
+                elinewidth=0.8,
+                capsize=2,
+            )
+        _label_ends(axes, of_engine, engine)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("ReLUs evaluated per image, thousands")
+    axes.set_ylabel("online latency, seconds")
+    axes.margins(x=0.18, y=0.1)
+    plain_log(axes.xaxis, 1e3)
+    plain_log(axes.yaxis)
+    add_caption(
+        figure,
+        cases,
+        "Bars: 95 % intervals, where wider than the marker.",
+    )
+    return figure
+
+
+def linear_vs_relu(tables: Tables) -> Figure:
+    """Seconds of linear layers, ReLUs and the rest for each variant, stacked, with their shares."""
+    cases = headline_cases(tables.summary)
+    seconds = class_seconds(cases, tables.layers)
+    engines = engines_of(cases)
+    variants = list(dict.fromkeys(cases["variant"]))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    for axes, engine in zip(panels, engines, strict=True):
+        of_engine = cases[cases["engine"] == engine].set_index("variant")["case"].reindex(variants)
+        table = seconds.reindex(of_engine).set_axis(variants)
+        stack_bars(axes, table, CLASSES)
+        for place, variant in enumerate(variants):
+            total = table.loc[variant].sum()
+            if total > 0:
+                shares = whole_percents(table.loc[variant])
+                add_note(axes, total, place, " · ".join(str(share) for share in shares) + " %")
+        axes.set_title(engine_style(engine)[0])
+        axes.set_xlabel("seconds of a profiled inference")
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.34)
+        axes.set_xlim(left=0)
+    category_axis(panels[0], variants)
+    add_legend(figure, CLASSES)
+    add_caption(
+        figure,
+        cases,
+        "Beside the bars: shares of linear · ReLU · other. Profiled apart from the timed repetitions. "
+        "The panels' scales differ.",
+        rounds=False,
+    )
+    return figure
+
+
+def relus_macs_latency(tables: Tables) -> Figure:
+    """ReLUs, MACs and latency of each variant beside each other, relative to the baseline."""
+    cases = headline_cases(tables.summary)
+    variants = list(dict.fromkeys(cases["variant"]))
+    if "baseline" not in variants or len(variants) < 2:
+        raise Missing("it needs the baseline and at least one other variant in the role headline")
+    known = cases.drop_duplicates("variant").set_index("variant")
+    columns = [
+        ("ReLUs, thousands", known["relus"] / 1e3, "0.55", ""),
+        ("MACs, millions", known["macs"] / 1e6, SKY, "\\\\\\\\"),
+    ]
+    for engine in engines_of(cases):
+        times = cases[cases["engine"] == engine].set_index("variant")["online_median_s"] * 1e3
+        hatch = "" if engine == "lean" else "////"
+        columns.append((f"online, {engine}, ms", times, VERMILLION if engine == "lean" else ORANGE, hatch))
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.2 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True)
+    for axes, (title, values, colour, hatch) in zip(panels, columns, strict=True):
+        values = values.reindex(variants)
+        relative = 100 * values / values["baseline"]
+        axes.barh(
+            range(len(variants)), relative, 0.7, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4
+        )
+        for place, variant in enumerate(variants):
+            if not pd.isna(values[variant]):
+                add_note(axes, relative[variant], place, short_number(values[variant]))
+        axes.axvline(100, color="black", linewidth=0.6, linestyle=":")
+        axes.set_title(title)
+        axes.set_xlabel("% of baseline")
+        axes.set_xlim(0, 1.32 * max(100, relative.max()))
+        axes.set_xticks([0, 50, 100])
+    category_axis(panels[0], variants)
+    add_caption(figure, cases, "Numbers: absolute values.")
+    return figure
+
+
+def offline_online(tables: Tables) -> Figure:
+    """Offline and online seconds of each variant, stacked, for each engine."""
+    cases = headline_cases(tables.summary).dropna(subset=["offline_median_s", "online_median_s"])
+    if cases.empty:
+        raise Missing("it needs cases in the role headline with an offline phase of their own")
+    engines = engines_of(cases)
+    variants = list(dict.fromkeys(cases["variant"]))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
+    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    for axes, engine in zip(panels, engines, strict=True):
+        table = cases[cases["engine"] == engine].set_index("variant").reindex(variants)
+        stack_bars(
+            axes, table[["offline_median_s", "online_median_s"]].set_axis(list(PHASES), axis=1), PHASES
+        )
+        for place, variant in enumerate(variants):
+            total = table.loc[variant, "total_median_s"]
+            if not pd.isna(total):
+                end = table.loc[variant, ["offline_median_s", "online_median_s"]].sum()
+                add_note(axes, end, place, short_number(total))
+        axes.set_title(engine_style(engine)[0])
+        axes.set_xlabel("seconds")
+        axes.margins(x=0.16)
+        axes.set_xlim(left=0)
+    category_axis(panels[0], variants)
+    add_legend(figure, PHASES)
+    add_caption(figure, cases, "Beside the bars: median of offline + online. The panels' scales differ.")
+    return figure
+
+
+def batch(tables: Tables) -> Figure:
+    """Online seconds per image against the batch, a line a variant and engine."""
+    cases = cases_like(measured_cases(tables.summary), headline_cases(tables.summary))
+    cases = cases[cases["role"].isin(["headline", "batch"])]
+    several = cases.groupby(["engine", "variant"])["batch"].transform("nunique") > 1
+    cases = cases[several]
+    if cases.empty:
+        raise Missing("it needs one variant at two batches or more")
+    figure = Figure(figsize=(WIDTH * 0.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for (engine, variant), group in cases.groupby(["engine", "variant"], sort=False):
+        _, colour, marker = family_style(family_of(variant))
+        group = group.sort_values("batch")
+        per_image = group["online_median_s"] / group["batch"]
+        low, high = group["online_low_s"] / group["batch"], group["online_high_s"] / group["batch"]
+        axes.errorbar(
+            group["batch"],
+            per_image,
+            yerr=error_bars(per_image, low, high),
+            color=colour,
+            linestyle=engine_style(engine)[1],
+            marker="o" if marker == "*" else marker,
+            markerfacecolor=colour if engine == "lean" else "white",
+            elinewidth=0.8,
+            capsize=2,
+        )
+        last = per_image.iloc[-1]
+        axes.annotate(
+            f"{engine}, {variant}\n{short_number(1 / last)} images/s",
+            (group["batch"].iloc[-1], last),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+    axes.set(xscale="log", yscale="log")
+    batches = sorted(cases["batch"].unique())
+    axes.set_xticks(batches, [str(size) for size in batches])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(batches[0] / 1.3, batches[-1] * 3.2)
+    axes.margins(y=0.15)
+    plain_log(axes.yaxis)
+    axes.set_xlabel("images per inference (batch)")
+    axes.set_ylabel("online seconds per image")
+    add_caption(figure, cases, "Bars: 95 % intervals where they are wider than the markers.", batches=True)
+    return figure
+
+
+def _label_ends(axes: Axes, cases: pd.DataFrame, engine: str) -> None:
+    """Names each family at its case with the fewest ReLUs, on the side away from the nearest other family."""
+    order = cases.sort_values("relus")
+    columns = ["relus", "online_median_s", "online_low_s", "online_high_s"]
+    ends = order.groupby(order["variant"].map(family_of), sort=False)[columns].head(1)
+    ends = ends.set_index(order.loc[ends.index, "variant"].map(family_of))
+    for family, (relus, seconds, low, high) in ends.iterrows():
+        name, colour, _ = family_style(family)
+        rest = ends.drop(index=family)
+        near = (rest["relus"] / relus).where(rest["relus"] >= relus, relus / rest["relus"])
+        above = rest.empty or seconds >= rest.loc[near.idxmin(), "online_median_s"]
+        axes.annotate(
+            f"{name}, {engine}",
+            (relus, np.nanmax([seconds, high]) if above else np.nanmin([seconds, low])),
+            xytext=(0, 6 if above else -6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            color=colour,
+        )

@@ -1,0 +1,39 @@
+"""Tables from measured rows: results/bench.json -> the CSV files beside it and the README's tables.
+
+Every second is the slower party's clock. A speed-up is the median over pairs of reference / case, the two
+rounds of a pair having run one after the other, so that a machine which drifts slows both alike. Intervals
+are percentile bootstrap intervals of the median, 95 %, from a fixed seed. What is missing stays empty.
+
+Measured, emulated and modelled seconds never share a column: times over a shaped link are `emulated_*`; what
+`bench.network` predicts for it from loopback alone, and all that `bench.literature` says, is `modelled_*`.
+"""
+
+from bench.report.accuracy import read_accuracy
+from bench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
+from bench.report.engines import engines_section
+from bench.report.headline import headline_section
+from bench.report.links import links_section
+from bench.report.models import models_section, tabulate_models
+from bench.report.statistics import interval_of_median, speedup, spread
+from bench.report.tables import CLOCKS, summarize, tabulate_layers
+
+__all__ = [
+    "CLOCKS",
+    "TABLES",
+    "Report",
+    "csv_text",
+    "engines_section",
+    "headline_section",
+    "interval_of_median",
+    "links_section",
+    "main",
+    "models_section",
+    "read_accuracy",
+    "read_report",
+    "replace_section",
+    "speedup",
+    "spread",
+    "summarize",
+    "tabulate_layers",
+    "tabulate_models",
+]

@@ -1,0 +1,95 @@
+"""How numbers, times, ratios and tables are written in the README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+
+def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
+    """`value / scale` to so many significant digits, without exponent; a dash when it is missing."""
+    if pd.isna(value):
+        return "–"
+    value = float(value) / scale
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))))
+    return f"{value:,.{decimals}f}"
+
+
+def format_rounded(value: Any) -> str:
+    """Three significant digits of a number in the thousands, too."""
+    return "–" if pd.isna(value) else format_number(float(f"{float(value):.2e}"))
+
+
+def format_count(value: Any) -> str:
+    """A whole number with separators; a dash when it is missing."""
+    return "–" if pd.isna(value) else f"{int(value):,}"
+
+
+def format_percent(fraction: float) -> str:
+    """A fraction in percent with its sign; a dash when it is missing."""
+    return "–" if pd.isna(fraction) else f"{100 * fraction:+.1f} %"
+
+
+def format_ratio(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A factor with its interval, if it has one; a dash when it is missing."""
+    if pd.isna(value):
+        return "–"
+    interval = "" if pd.isna(low) else f" [{format_number(low)}, {format_number(high)}]"
+    return f"{format_number(value)}×{interval}"
+
+
+def format_interval(low: float, high: float) -> str:
+    """The ends of an interval; a dash when it is missing."""
+    return "–" if pd.isna(low) else f"{format_number(low)} to {format_number(high)}"
+
+
+def format_range(values: pd.Series, scale: float) -> str:
+    """The values' span, in units of `scale`; one number where it does not show."""
+    if values.isna().all():
+        return "–"
+    ends = [format_number(end, scale) for end in (values.min(), values.max())]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def format_seconds(case: pd.Series, clock: str, prefix: str = "") -> str:
+    """The median of a clock (offline, online, total), with a mark when it is noisy."""
+    noisy = " *noisy*" if is_true(case[f"{prefix}{clock}_noisy"]) else ""
+    return format_number(case[f"{prefix}{clock}_median_s"]) + noisy
+
+
+def format_repetitions(case: pd.Series) -> str:
+    """How many repetitions succeeded, and of how many if not of all."""
+    attempted, succeeded = case["repetitions_attempted"], case["repetitions_succeeded"]
+    return str(succeeded) if attempted == succeeded else f"{succeeded} of {attempted}"
+
+
+def is_true(value: Any) -> bool:
+    """Whether a flag is there and set."""
+    return not pd.isna(value) and bool(value)
+
+
+def join_cells(cases: Sequence[pd.Series | None], text: Any) -> str:
+    """What `text` says of each case, side by side; a dash where there is no case."""
+    return " / ".join("–" if case is None else text(case) for case in cases)
+
+
+def conditions_line(values: dict[str, Any], what: str = "") -> str:
+    """The width, batch, link and number of parties of a table, in bold, above it."""
+    words = [what] if what else []
+    words += [f"width {values['width']}", f"batch {values['batch']}"]
+    words += [values["link"]] if "link" in values else []
+    words.append(f"{values['parties']} parties")
+    return "**" + ", ".join(words) + "**"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A table in Markdown, text to the left and figures to the right."""
+    head = [str(name).rstrip() for name in frame.columns]
+    rule = [":--", *["--:"] * (len(head) - 1)]
+    lines = [head, rule, *frame.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

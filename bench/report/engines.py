@@ -1,0 +1,108 @@
+"""The README's comparison of the two engines."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bench.report.cells import (
+    conditions_line,
+    format_count,
+    format_number,
+    format_ratio,
+    is_true,
+    markdown_table,
+)
+from bench.report.order import ENGINES
+from bench.report.provenance import provenance_lines
+from bench.results import ResultsError
+
+
+def engines_section(summary: pd.DataFrame) -> str:
+    """The baseline on the stock and on the lean engine, with the lean engine's gain."""
+    absent = "The two engines have not been measured side by side yet: run `make bench`."
+    if summary.empty:
+        return absent
+    measured = summary[(summary["variant"] == "baseline") & (summary["timing"] == "measured")]
+    singles = measured[measured["role"] == "headline"]
+    pair = _pair(singles)
+    if pair is None:
+        return absent
+    stock, lean = pair
+    lines = [
+        _compare("Online, s", stock, lean, "online_median_s", paired="online"),
+        _compare("Offline + online, s", stock, lean, "total_median_s", paired="total"),
+        _compare("Offline, s", stock, lean, "offline_median_s", paired="offline"),
+    ]
+    used = [stock, lean]
+    batches = measured[(measured["batch"] > stock["batch"]) & (measured["role"] != "extra")]
+    for batch, group in batches.groupby("batch"):
+        larger = _pair(group)
+        if larger is not None:
+            used += larger
+            label = f"Images per second online, batch {batch}"
+            lines.append(_compare(label, *larger, "online_images_per_s", paired="online", rate=True))
+    lines += [
+        _compare("Sent by one party online, MB", stock, lean, "bytes_sent", scale=1e6),
+        _compare("Rounds online", stock, lean, "rounds"),
+        _compare(
+            "Correlated randomness an inference, MB", stock, lean, "offline_correlated_bytes", scale=1e6
+        ),
+        _compare("Peak memory of a party, MB", stock, lean, "peak_memory_bytes", scale=1e6),
+        _compare("Set-up, once a model, s", stock, lean, "setup_s"),
+        _compare("Set-up, sent by one party, MB", stock, lean, "setup_bytes_sent", scale=1e6),
+    ]
+    conditions = {name: stock[name] for name in ("width", "batch", "link", "parties")}
+    parts = [
+        conditions_line(conditions, "baseline network"),
+        markdown_table(pd.DataFrame(lines)),
+        "Gain is stock / lean (for images per second lean / stock). With an interval it is the median of "
+        "paired repetitions, which need not equal the quotient of the medians beside it; without one it is "
+        "that quotient.",
+        *provenance_lines(pd.DataFrame(used)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _pair(cases: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
+    """The first stock and lean case under the same conditions."""
+    for _, group in cases.groupby(["width", "batch", "link", "parties"], sort=False):
+        found = by_engine(group)
+        if set(ENGINES) <= set(found.index):
+            return found.loc["stock"], found.loc["lean"]
+    return None
+
+
+def _compare(
+    label: str,
+    stock: pd.Series,
+    lean: pd.Series,
+    column: str,
+    scale: float = 1.0,
+    paired: str | None = None,
+    rate: bool = False,
+) -> dict[str, str]:
+    noisy = f"{paired}_noisy" if paired else None
+    cells = [
+        (format_count(case[column]) if column == "rounds" else format_number(case[column], scale))
+        + (" *noisy*" if noisy and is_true(case[noisy]) else "")
+        for case in (stock, lean)
+    ]
+    if paired and lean["reference_case"] == stock["case"] and not pd.isna(lean[f"{paired}_speedup"]):
+        gain = format_ratio(
+            *(lean[f"{paired}_{name}"] for name in ("speedup", "speedup_low", "speedup_high"))
+        )
+    else:
+        above, below = (lean[column], stock[column]) if rate else (stock[column], lean[column])
+        gain = "–" if pd.isna(above) or pd.isna(below) or not below else format_ratio(above / below)
+    return {"": label, "stock": cells[0], "lean": cells[1], "Gain": gain}
+
+
+def by_engine(cases: pd.DataFrame) -> pd.DataFrame:
+    """The cases by engine; ResultsError when two of one engine claim one place."""
+    twice = cases[cases["engine"].duplicated(keep=False)]
+    if not twice.empty:
+        raise ResultsError(
+            f"The cases {' and '.join(twice['case'])} claim one place in the table: "
+            "give one the role `extra`."
+        )
+    return cases.set_index("engine", drop=False)

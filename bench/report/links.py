@@ -1,0 +1,183 @@
+"""The README's section on links: measured, emulated and modelled."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from bench.report.cells import (
+    conditions_line,
+    format_count,
+    format_number,
+    format_percent,
+    format_range,
+    format_ratio,
+    format_seconds,
+    is_true,
+    markdown_table,
+)
+from bench.report.order import ENGINES, rank, variant_place
+from bench.report.provenance import provenance_lines
+from bench.results import ResultsError
+
+GOAL = 0.10  # of an emulated time: how far the model of a link may be off
+
+
+def links_section(summary: pd.DataFrame) -> str:
+    """The same cases on loopback and over shaped links, what the model of a link predicts, and speed-ups."""
+    absent = "No case has been measured over a shaped link yet: run `make bench`."
+    if summary.empty:
+        return absent
+    emulated = summary[(summary["role"] == "link") & (summary["timing"] == "emulated")]
+    if emulated.empty:
+        return absent
+    parts, used = [], [emulated]
+    for values, group in emulated.groupby(["width", "batch", "parties"], sort=False):
+        setting = dict(zip(("width", "batch", "parties"), values, strict=True))
+        loopback = _loopback_of(group, summary)
+        used.append(loopback)
+        parts.append(conditions_line(setting))
+        parts.append(markdown_table(_links_table(group, loopback)))
+        parts.append(_model_verdict(group))
+        parts.append(markdown_table(_links_speedups(group, loopback)))
+    parts.append(
+        "All are medians of online seconds. *Measured*: loopback. *Emulated*: real parties whose bytes a "
+        "shaper delays. *Modelled*: compute + hops (RTT / 2 + h0) + bytes / bandwidth, from the loopback "
+        "case alone; a hop is a one-way trip that the next step waits for, h0 the software's part of it. "
+        "Error is modelled / emulated - 1. Speed-ups are over the same engine's baseline on the same link: "
+        "on loopback of paired repetitions, on the others quotients of medians of few."
+    )
+    parts += _links_described(emulated)
+    return "\n\n".join([*parts, *provenance_lines(pd.concat(used), "Run")])
+
+
+def _links_table(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
+    """One line an engine and variant: loopback measured, and on each link emulated, modelled, error."""
+    lines = []
+    for engine, variant in _engines_and_variants(emulated):
+        measured = _cell_of(loopback, engine, variant)
+        first = emulated[(emulated["engine"] == engine) & (emulated["variant"] == variant)].iloc[0]
+        line = {
+            "Case": f"{engine} `{variant}`",
+            "Hops": format_count(first["hops"]),
+            "MB sent": format_number(first["bytes_sent"], 1e6),
+            "loopback, measured, s": "–" if measured is None else format_seconds(measured, "online"),
+        }
+        for link in _link_names(emulated):
+            case = _cell_of(emulated, engine, variant, link)
+            flag = " *flagged*" if case is not None and is_true(case["link_flagged"]) else ""
+            line |= {
+                f"{link}, emulated, s": "–"
+                if case is None
+                else format_seconds(case, "online", "emulated_") + flag,
+                f"{link}, modelled, s": "–" if case is None else format_number(case["modelled_online_s"]),
+                f"{link}, error": "–" if case is None else format_percent(case["model_error"]),
+            }
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _links_speedups(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
+    """One line a variant: the speed-up over the engine's own baseline on every link."""
+    links = _link_names(emulated)
+    engines = sorted(emulated["engine"].unique(), key=lambda name: rank(name, ENGINES))
+
+    def medians(engine: str, variant: str, link: str) -> float:
+        case = _cell_of(emulated, engine, variant, link)
+        return math.nan if case is None else case["emulated_online_median_s"]
+
+    lines = []
+    for variant in sorted(emulated["variant"].unique(), key=variant_place):
+        line = {"Speed-up": f"`{variant}`"}
+        for engine in engines:
+            case = _cell_of(loopback, engine, variant)
+            paired = math.nan if case is None else 1.0 if variant == "baseline" else case["online_speedup"]
+            line[f"{engine}, loopback"] = _gain(paired, variant)
+            for link in links:
+                gain = medians(engine, "baseline", link) / medians(engine, variant, link)
+                line[f"{engine}, {link}"] = _gain(gain, variant)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _gain(value: float, variant: str) -> str:
+    return "1" if variant == "baseline" and not pd.isna(value) else format_ratio(value)
+
+
+def _model_verdict(emulated: pd.DataFrame) -> str:
+    """The largest error of the model against the goal, and the cases without a prediction."""
+    predicted = emulated.dropna(subset=["model_error"])
+    lost = emulated[emulated["model_error"].isna()]
+    text = "The model predicts none of these: their cases on loopback are missing."
+    if not predicted.empty:
+        worst = predicted.loc[predicted["model_error"].abs().idxmax()]
+        missed = int((predicted["model_error"].abs() > GOAL).sum())
+        goal = f"the goal of {100 * GOAL:.0f} % is " + (
+            f"missed by {missed} of {len(predicted)} cases"
+            if missed
+            else f"met by all {len(predicted)} cases"
+        )
+        text = (
+            f"Largest error of the model: {format_percent(worst['model_error'])} ({worst['engine']} "
+            f"`{worst['variant']}` over {worst['link']}); {goal}."
+        )
+        if not lost.empty:
+            names = ", ".join(f"`{case}`" for case in lost["case"])
+            text += f" Without a prediction, for want of a case on loopback or of repetitions: {names}."
+    return text
+
+
+def _links_described(emulated: pd.DataFrame) -> list[str]:
+    """What each link was asked to be, what it was, and by whom it was shaped; then the flagged cases."""
+    texts = []
+    for link in _link_names(emulated):
+        cases = emulated[emulated["link"] == link]
+        shapers = " and ".join(sorted(cases["shaper"].dropna().unique())) or "unknown"
+        rtt = f"RTT {format_number(cases['asked_rtt_s'].iloc[0], 1e-3)} ms"
+        rtt += f" (measured {format_range(cases['measured_rtt_s'], 1e-3)})"
+        if pd.isna(cases["asked_bandwidth_bits_s"].iloc[0]):
+            rate = "no limit of bandwidth"
+        else:
+            rate = f"{format_number(cases['asked_bandwidth_bits_s'].iloc[0], 1e6)} Mbit/s each way"
+        rate += f" (measured {format_range(cases['measured_bandwidth_bits_s'], 1e6)})"
+        texts.append(f"{link}: {rtt}, {rate}, shaped by {shapers}")
+    lines = [f"Links: {'; '.join(texts)}."]
+    flagged = emulated[emulated["link_flagged"].map(is_true)]
+    if not flagged.empty:
+        names = "; ".join(f"`{case['case']}`: {case['link_complaint']}" for _, case in flagged.iterrows())
+        lines.append(f"**Note:** *flagged* links were not what was asked for: {names}.")
+    return lines
+
+
+def _loopback_of(emulated: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """The loopback cases of emulated ones: those the model started from, else the same engine and variant."""
+    same = ["variant", "width", "engine", "batch", "parties"]
+    measured = summary[(summary["timing"] == "measured") & (summary["link"] == "loopback")]
+    regular = measured[measured["role"] != "extra"]
+    keys = emulated[same].drop_duplicates()
+    found = regular.merge(keys, on=same).drop_duplicates(same)
+    named = measured[measured["case"].isin(emulated["loopback_case"].dropna())]
+    return pd.concat([named, found]).drop_duplicates(same)
+
+
+def _link_names(emulated: pd.DataFrame) -> list[str]:
+    """Links, the fastest first."""
+    return list(emulated.sort_values(["asked_rtt_s", "link"])["link"].unique())
+
+
+def _cell_of(cases: pd.DataFrame, engine: str, variant: str, link: str | None = None) -> pd.Series | None:
+    found = cases[(cases["engine"] == engine) & (cases["variant"] == variant)]
+    if link is not None:
+        found = found[found["link"] == link]
+    if len(found) > 1:
+        raise ResultsError(
+            f"The cases {' and '.join(found['case'])} claim one place in the table of links: "
+            "give one the role `extra`."
+        )
+    return None if found.empty else found.iloc[0]
+
+
+def _engines_and_variants(cases: pd.DataFrame) -> list[tuple[str, str]]:
+    pairs = cases[["engine", "variant"]].drop_duplicates().itertuples(index=False, name=None)
+    return sorted(pairs, key=lambda pair: (rank(pair[0], ENGINES), variant_place(pair[1])))

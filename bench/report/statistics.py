@@ -1,0 +1,47 @@
+"""Statistics of repetitions: medians, quartiles, bootstrap intervals, speed-ups of pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+NOISY = 0.10  # of the median: an IQR above it marks the case
+CONFIDENCE = 0.95
+FEWEST = 6  # values for an interval: with fewer a percentile bootstrap covers far less than it says
+
+
+def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """The bootstrap interval of the median (percentile, 95 %, seeded); NaN for fewer than `FEWEST` values."""
+    if len(values) < FEWEST:
+        return math.nan, math.nan
+    found = bootstrap(
+        (np.asarray(values, dtype=float),),
+        np.median,
+        confidence_level=CONFIDENCE,
+        n_resamples=9999,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, IQR, interval of the median and whether IQR / median exceeds `NOISY`; NaN without values."""
+    if not values:
+        return {"median_s": math.nan, "iqr_s": math.nan, "low_s": math.nan, "high_s": math.nan, "noisy": None}
+    lower, median, upper = (float(value) for value in np.percentile(values, (25, 50, 75)))
+    low, high = interval_of_median(values)
+    noisy = (upper - lower) > NOISY * median
+    return {"median_s": median, "iqr_s": upper - lower, "low_s": low, "high_s": high, "noisy": noisy}
+
+
+def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -> dict[str, float]:
+    """Median of reference / value over the pairs in which both are there, with its interval."""
+    ratios = [a / b for a, b in zip(reference, values, strict=True) if a is not None and b]
+    low, high = interval_of_median(ratios)
+    median = float(np.median(ratios)) if ratios else math.nan
+    return {"speedup": median, "speedup_low": low, "speedup_high": high}
