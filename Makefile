@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: .venv install test lint bench operators smoke report plots train data clean
+.PHONY: .venv install test lint bench operators sweep smoke report plots train data clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -35,6 +35,12 @@ bench: .venv
 operators: .venv
 	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
 	$(BIN)/python -m pytest bench/bench_latency.py --extra --benchmark-disable-gc
+
+# All variants on every link, and at the width of the trained networks (half an hour), then tables and figures.
+sweep: .venv
+	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc; status=$$?; \
+	$(BIN)/python -m bench.report || status=1; \
+	$(BIN)/python -m bench.figures || status=1; exit $$status
 
 # Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
 smoke: .venv

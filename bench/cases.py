@@ -22,7 +22,10 @@ HEADLINE = (
     "merged-exact",
 )
 LINKED = ("baseline", "senet-0.09", "joint-0.052")
+OTHERS = ("joint-0.09", "joint3-0.052", "snl-0.09", "deepreduce")
 WIDTH = 64
+TRAINED_WIDTH = 16
+SLOW = ("lan", "wan", "wan-slow")
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Case:
 
     `rounds` are measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds
     (their median); `reference` is the case measured in turn with this one;
-    `role` groups rows in reports: "headline", "batch" (more than one image), "link" (not loopback) or "extra"
-    (other settings). `link` is a key of `bench.network.LINKS`, a link such as "200Mbit/40ms" or, between two
-    hosts, what `bench.remote` calls it.
+    `role` groups rows in reports: "headline", "batch" (more than one image), "link" (not loopback), "sweep"
+    (what `sweep_cases` adds on loopback) or "extra" (other settings). `link` is a key of
+    `bench.network.LINKS`, a link such as "200Mbit/40ms" or, between two hosts, what `bench.remote` calls it.
     """
 
     variant: str
@@ -81,6 +84,41 @@ def default_cases() -> tuple[Case, ...]:
         *(replace(linked, variant=variant, link="wan", rounds=3, engine="lean") for variant in LINKED),
         batch,
         replace(LEAN, batch=16, role="batch", rounds=2, warm_up=False, profiles=1, reference=batch),
+    )
+
+
+def sweep_cases() -> tuple[Case, ...]:
+    """All variants on every link, and at the width of the trained networks: `make sweep`.
+
+    What the default cases measure on loopback is not measured again.
+    """
+    everything = (*HEADLINE, *OTHERS)
+    sweep = replace(LEAN, role="sweep", profiles=1)
+    narrow = {
+        engine: replace(sweep, engine=engine, width=TRAINED_WIDTH, profiles=0, reference=None)
+        for engine in ("stock", "lean")
+    }
+    linked = replace(STOCK, role="link", warm_up=False, profiles=0)
+    rounds = {
+        ("stock", "lan"): 2, ("lean", "lan"): 7, ("lean", "wan"): 3, ("lean", "wan-slow"): 2,
+    }  # fmt: skip
+    return (
+        *(
+            replace(sweep, engine=case.engine, variant=variant, rounds=case.rounds, reference=case)
+            for case in (STOCK, LEAN)
+            for variant in OTHERS
+        ),
+        *(
+            replace(case, variant=variant, reference=None if variant == "baseline" else case)
+            for case in narrow.values()
+            for variant in everything
+        ),
+        *(
+            replace(linked, engine=engine, variant=variant, link=link, rounds=rounds.get((engine, link), 1))
+            for link in SLOW
+            for engine in ("lean", "stock")
+            for variant in everything
+        ),
     )
 
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from bench.cases import Case, default_cases, extra_cases, select, small, smoke_cases, two_host_cases
+from bench.cases import (
+    Case,
+    default_cases,
+    extra_cases,
+    select,
+    small,
+    smoke_cases,
+    sweep_cases,
+    two_host_cases,
+)
 from bench.engines.base import ENGINES
 from bench.laboratory import Laboratory
 from bench.network.check import TWO_HOSTS
@@ -25,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pibench")
     group.addoption("--smoke", action="store_true", help="every code path once, untimed, at width 8")
     group.addoption("--extra", action="store_true", help="CrypTen's TTP provider and three parties instead")
+    group.addoption(
+        "--sweep", action="store_true", help="all variants on every link, and at width 16, instead"
+    )
     group.addoption("--engine", choices=[e for e in ENGINES if e != "byhand"], help="cases of one engine")
     group.addoption("--results", help="folder of bench.json (default: results; a smoke run keeps nothing)")
     group.addoption(
@@ -43,7 +55,11 @@ def _cases(config: pytest.Config) -> tuple[Case, ...]:
         cases = two_host_cases(config.getoption("--remote-name"))
         cases = tuple(map(small, cases)) if smoke else cases
     else:
-        whole = extra_cases() if config.getoption("--extra") else default_cases()
+        whole = default_cases()
+        if config.getoption("--extra"):
+            whole = extra_cases()
+        if config.getoption("--sweep"):
+            whole = sweep_cases()
         cases = smoke_cases() if smoke else whole
     return select(cases, config.getoption("--engine"))
 

@@ -197,6 +197,6 @@ def _work(case: Case) -> float:
     """The expected work of a case, in units of a stock round of one image."""
     weight = {"lean": 0.25}.get(case.engine, 1.0) * case.batch * (case.parties - 1)
     # On a link an inference waits: about half a second a hop of 20 ms for every stock unit of compute.
-    weight *= {"loopback": 1.0, "lan": 1.5}.get(case.link, 8.0)
+    weight *= {"loopback": 1.0, "lan": 1.5, "wan-slow": 24.0}.get(case.link, 10.0)
     pair = 0.0 if case.reference is None else _work(case.reference) / max(case.reference.rounds, 1)
     return case.rounds * (weight + pair) + 2.0  # processes, loading, profiles

@@ -124,7 +124,7 @@ SHAPE: dict[str, Any] = {
 }
 REFERENCE = {"case": str, "offline_s": [_FLOAT], "online_s": [_FLOAT], "total_s": [_FLOAT]}
 CLOCKS = ("offline_s", "online_s", "total_s")
-ROLES = ("headline", "link", "batch", "extra")
+ROLES = ("headline", "link", "batch", "sweep", "extra")
 TIMINGS = ("measured", "emulated")  # emulated: real parties, whose bytes a shaper delays
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.cases import Case, default_cases, select, smoke_cases
+from bench.cases import TRAINED_WIDTH, Case, default_cases, select, smoke_cases, sweep_cases
 from bench.measure import Measurement, Subject, WrongAnswer, cost_of
+from bench.network import LINKS
 from bench.parties import PartyFailed
 from bench.results import validate
+from models.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 CASE = Case("baseline", width=8, rounds=2)
@@ -161,6 +164,23 @@ def test_cases_are_distinct_and_their_references_are_cases():
     assert all(case.width == 8 and case.rounds == 1 for case in smoke_cases())
     lean = select(cases, "lean")
     assert all(case.reference is None or case.reference.engine == "lean" for case in lean)
+
+
+def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():
+    default, sweep = default_cases(), sweep_cases()
+    assert len({case.id for case in sweep}) == len(sweep)
+    measured = {
+        (case.variant, case.engine, case.width, case.link)
+        for case in (*default, *sweep)
+        if case.batch == 1 and case.parties == 2
+    }
+    everything = set(itertools.product(VARIANTS, ("stock", "lean"), (64,), ("loopback", *LINKS)))
+    assert measured >= everything | set(
+        itertools.product(VARIANTS, ("stock", "lean"), (TRAINED_WIDTH,), ("loopback",))
+    )
+    headline = {case.id for case in default if case.role == "headline"}
+    assert not headline & {case.id for case in sweep}
+    assert {case.reference.id for case in sweep if case.reference} <= headline | {case.id for case in sweep}
 
 
 def test_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path):
