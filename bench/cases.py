@@ -78,8 +78,11 @@ def default_cases() -> tuple[Case, ...]:
             replace(LEAN, batch=size, role="batch", rounds=5, profiles=1, reference=None)
             for size in (2, 4, 8)
         ),
-        *(replace(linked, variant=variant, link="lan", rounds=2) for variant in LINKED),
-        *(replace(linked, variant=variant, link="lan", rounds=5, engine="lean") for variant in LINKED),
+        *(replace(linked, variant=variant, link="lan", rounds=3, warm_up=True) for variant in LINKED),
+        *(
+            replace(linked, variant=variant, link="lan", rounds=9, warm_up=True, engine="lean")
+            for variant in LINKED
+        ),
         *(replace(linked, variant=variant, link="wan", rounds=1) for variant in LINKED),
         *(replace(linked, variant=variant, link="wan", rounds=3, engine="lean") for variant in LINKED),
         batch,
@@ -100,7 +103,7 @@ def sweep_cases() -> tuple[Case, ...]:
     }
     linked = replace(STOCK, role="link", warm_up=False, profiles=0)
     rounds = {
-        ("stock", "lan"): 2, ("lean", "lan"): 7, ("lean", "wan"): 3, ("lean", "wan-slow"): 2,
+        ("stock", "lan"): 3, ("lean", "lan"): 9, ("lean", "wan"): 3, ("lean", "wan-slow"): 2,
     }  # fmt: skip
     return (
         *(
@@ -114,7 +117,14 @@ def sweep_cases() -> tuple[Case, ...]:
             for variant in everything
         ),
         *(
-            replace(linked, engine=engine, variant=variant, link=link, rounds=rounds.get((engine, link), 1))
+            replace(
+                linked,
+                engine=engine,
+                variant=variant,
+                link=link,
+                rounds=rounds.get((engine, link), 1),
+                warm_up=link == "lan",  # elsewhere the first inference waits as long as any
+            )
             for link in SLOW
             for engine in ("lean", "stock")
             for variant in everything

@@ -167,6 +167,12 @@ def test_compute_is_loopback_less_its_communication():
     assert predicted.bytes_s == pytest.approx(2.5)
 
 
+def test_h0_is_the_links_own_where_it_is_known():
+    predicted = predict_from_loopback(1.0, 1000, 0, WAN, Calibration(1e-4, 1e10), 3e-4)
+    assert predicted.compute_s == pytest.approx(0.9)
+    assert predicted.hops_s == pytest.approx(1000 * 0.0203)
+
+
 def test_h0_does_not_exceed_what_loopback_took():
     predicted = predict_from_loopback(0.01, 1000, 0, WAN, Calibration(1e-3, 1e10))
     assert predicted.compute_s == pytest.approx(0)
@@ -216,6 +222,7 @@ def test_rows_are_predicted():
         asked_rtt_s=0, round_s=4e-4, asked_bandwidth_bits_s=math.inf, measured_bandwidth_bits_s=1e10
     )
     traffic = {"hops": 100, "bytes_sent": 5_000_000}
+    wan = check(round_s=4 * (0.02 + 3e-4))
     rows = [
         {
             "link": "loopback",
@@ -226,12 +233,12 @@ def test_rows_are_predicted():
         {
             "link": "wan",
             "traffic": traffic,
-            "link_check": check().as_dict(),
+            "link_check": wan.as_dict(),
             "times": {"online_s": [3, 2, 2.5]},
         },
     ]
     predicted, error = predict_row(*rows)
-    assert predicted.online_s == pytest.approx(0.5 - 0.004 + 2 + 0.1)
+    assert predicted.online_s == pytest.approx((0.5 - 0.01 - 0.004) + 100 * (0.02 + 3e-4) + 0.1)
     assert error == pytest.approx(predicted.online_s / 2.5 - 1)
 
 

@@ -43,8 +43,9 @@ def links_section(summary: pd.DataFrame) -> str:
         parts.append(markdown_table(_links_speedups(group, loopback)))
     parts.append(
         "All are medians of online seconds. *Measured*: loopback. *Emulated*: real parties whose bytes a "
-        "shaper delays. *Modelled*: compute + hops (RTT / 2 + h0) + bytes / bandwidth, from the loopback "
-        "case alone; a hop is a one-way trip that the next step waits for, h0 the software's part of it. "
+        "shaper delays. *Modelled*: compute + hops (RTT / 2 + h0) + bytes / bandwidth, compute from the "
+        "loopback case; a hop is a one-way trip that the next step waits for, h0 the software's part of it, "
+        "calibrated on the link with the smallest rounds. "
         "Error is modelled / emulated - 1. Speed-ups are over the same engine's baseline on the same link: "
         "on loopback of paired repetitions, on the others quotients of medians of few."
     )
