@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: .venv install test lint bench operators sweep smoke report plots train data clean
+.PHONY: .venv install test lint bench operators sweep smoke report plots train accuracy data clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -55,6 +55,10 @@ plots: .venv
 # All networks of the accuracy figure, resumable; TRAIN="--rows baseline --plan quick" chooses.
 train: .venv
 	$(BIN)/python -m models.training $(TRAIN)
+
+# Trained networks in fixed point and under the real protocol, added to results/accuracy.json.
+accuracy: .venv
+	$(BIN)/python -m bench.accuracy $(ACCURACY)
 
 data: .venv
 	$(BIN)/python -m models.data

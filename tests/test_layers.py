@@ -133,9 +133,17 @@ def test_crypten_is_imported_through_compat_alone(path):
     assert reaches(path, "bench.compat"), f"{named(path)} imports {found} without bench.compat before it"
 
 
+ROWS = ("models.training.rows", "models.training.files.TrainingError")
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if named(p).startswith("bench")], ids=named)
 def test_nothing_in_bench_reaches_past_the_variants_into_training(path):
-    assert reaches(path, "models.training", "torchvision") == []
+    """Only the command that adds to the rows of accuracy.json knows them, and how they fail."""
+    found = reaches(path, "models.training", "torchvision")
+    if named(path) == "bench/accuracy.py":
+        assert [name for name in found if not name.startswith(ROWS)] == ["models.training.files"]
+    else:
+        assert found == []
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if "engines" in p.parts], ids=named)
