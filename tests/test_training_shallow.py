@@ -156,6 +156,28 @@ def test_the_schedule_ends_exactly_at_the_shallow_network():
     assert student.get_submodule(blocks[0]).shallow.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_fading_branch_learns_or_keeps_its_weights(learns):
+    model = network()
+    student = gated(model)
+    schedule = GateSchedule(4, 0.1, weight_decay=0.1, deep_learns=learns)
+    task = Gated(student, schedule, model, model)
+    (sgd,) = task.optimizers(schedule, 10)
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    task.before_step(0.1)
+    student.train()
+    task.loss(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])).backward()
+    sgd.step()
+    changed = {name for name, value in student.named_parameters() if not torch.equal(value, before[name])}
+    deep = {
+        f"{block}.{part}"
+        for block in BLOCKS
+        for part, _ in model.get_submodule(block).named_parameters()
+        if not part.startswith("shortcut")
+    }
+    assert set(before) - changed == (set() if learns else deep)
+
+
 def test_refreshed_statistics_are_those_of_all_batches():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()

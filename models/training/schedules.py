@@ -42,10 +42,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class GateSchedule(Schedule):
-    """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start."""
+    """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start.
+
+    Unless `deep_learns`, the branch that fades keeps its weights: it cannot grow against the gate.
+    """
 
     fading: float = 0.5
     images: int = 2000
+    deep_learns: bool = True
 
 
 @dataclass(frozen=True)

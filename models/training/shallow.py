@@ -36,6 +36,10 @@ class GatedBlock(nn.Module):
         self.shallow, self.shallow_bn = shallow, shallow_bn
         self.gate = 1.0
 
+    def deep(self) -> nn.ModuleList:
+        """The branch that fades."""
+        return nn.ModuleList([self.conv1, self.bn1, self.conv2, self.bn2])
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.shallow_bn(self.shallow(x))
         if self.gate > 0:

@@ -200,6 +200,8 @@ class Gated(Distilled):
         self.blocks = {
             name: module for name, module in model.named_modules() if isinstance(module, GatedBlock)
         }
+        for block in self.blocks.values():
+            block.deep().requires_grad_(schedule.deep_learns)
 
     def gate(self, done: float) -> float:
         """Returns the gate when the fraction `done` of all steps is behind."""
