@@ -151,7 +151,7 @@ PLANS = {
         baseline=Schedule(24, 0.4),
         sensitivity=SparseSchedule(6, 0.4),
         gated=GateSchedule(14, 0.1),
-        masks=MaskSchedule(14, 0.05, search=0.3),
+        masks=MaskSchedule(14, 0.05),
         lasso=LassoSchedule(6, 0.02),
         tune=Schedule(10, 0.05),
     ),
