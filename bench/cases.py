@@ -103,7 +103,7 @@ def sweep_cases() -> tuple[Case, ...]:
     }
     linked = replace(STOCK, role="link", warm_up=False, profiles=0)
     rounds = {
-        ("stock", "lan"): 3, ("lean", "lan"): 9, ("lean", "wan"): 3, ("lean", "wan-slow"): 2,
+        ("stock", "lan"): 3, ("lean", "lan"): 9, ("lean", "wan"): 2,
     }  # fmt: skip
     return (
         *(
