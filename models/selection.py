@@ -6,15 +6,7 @@ from math import floor, prod
 import torch
 from torch import Tensor
 
-SENET_SENSITIVITY = (
-    0.057,
-    *(0.185, 0.213, 0.251, 0.276),
-    *(0.355, 0.488, 0.510, 0.557),
-    *(0.674, 0.814, 0.828, 0.862),
-    *(0.941, 0.990, 0.999, 1.0),
-)
-"""ReLU sensitivity of ResNet-18 on CIFAR-100 by SENet's authors (arXiv 2301.09254): the stem, then the two
-ReLUs of each of the eight blocks."""
+from models.published import SENET_SENSITIVITY
 
 RESNET18_BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1))
 RESNET18_RELUS = ("relu", *(f"{block}.relu{index}" for block in RESNET18_BLOCKS for index in (1, 2)))
