@@ -1,6 +1,7 @@
 import dataclasses
 import xml.etree.ElementTree as ElementTree
 from io import StringIO
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
@@ -15,12 +16,17 @@ from bench.report import statistics
 
 
 def tables(rows):
-    """What figures read: the tables after their way through CSV."""
+    """What figures read, without anything that is trained: the tables after their way through CSV."""
+    trained = report.tabulate_accuracy(None)
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
-    return figures.Tables(
-        **{name: pd.read_csv(StringIO(report.csv_text(table))) for name, table in made.items()}
-    )
+    made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
+    made["sensitivity"] = report.read_sensitivity(Path("nowhere"))
+    return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
+
+
+def through_csv(table):
+    return pd.read_csv(StringIO(report.csv_text(table)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,9 +72,11 @@ def texts(figure):
 
 
 MODELLED = ("literature", "break_even")
+TRAINED = ("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency", "sensitivity", "masks")
+MEASURED = [name for name in figures.FIGURES if name not in TRAINED]  # test_figures_accuracy.py has those
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_figure_names_its_origin_and_conditions_and_has_units(data, name):
     figure = figures.FIGURES[name](data)
     said = " ".join(texts(figure).split())
@@ -96,7 +104,7 @@ def same_column(first, second):
     return first.get_subplotspec().colspan == second.get_subplotspec().colspan
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_no_text_lies_over_another_or_beyond_the_edge(data, name):
     check_texts(figures.FIGURES[name](data))
 
@@ -129,11 +137,11 @@ def drawn(figure):
     """Every text that can be seen: matplotlib keeps tick labels beyond the limits, too."""
     found = list(figure.texts)
     for legend in figure.legends:
-        found += legend.get_texts()
+        found += [*legend.get_texts(), legend.get_title()]
     for axes in figure.axes:
         if not axes.get_visible():
             continue
-        found += [*axes.texts, axes.xaxis.label, axes.yaxis.label, axes._left_title]
+        found += [*axes.texts, axes.xaxis.label, axes.yaxis.label, axes._left_title, axes.title]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             found += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
@@ -369,14 +377,17 @@ def test_missing_data_is_said_and_draws_nothing(name, rows):
 def project(tmp_path):
     rows = [make_row(variant, "stock") for variant in ("baseline", "senet-0.09")]
     (tmp_path / "results").mkdir()
-    made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
-    for name, table in (made | report.tabulate_models(rows)).items():
-        (tmp_path / "results" / f"{name}.csv").write_text(report.csv_text(table))
+    (tmp_path / "models").mkdir()
+    for field in dataclasses.fields(made := tables(rows)):
+        if field.name != "masks":
+            path = tmp_path / "results" / f"{field.name}.csv"
+            path.write_text(report.csv_text(getattr(made, field.name)))
     return tmp_path
 
 
 def run(project):
-    return figures.main(["--results", str(project / "results"), "--plots", str(project / "plots")])
+    folders = {"--results": "results", "--plots": "plots", "--weights": "models"}
+    return figures.main([part for name, path in folders.items() for part in (name, str(project / path))])
 
 
 def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, capsys, monkeypatch):

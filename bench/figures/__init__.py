@@ -4,15 +4,18 @@ Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, 
 the same, so that the figures can be read in grey.
 """
 
+from bench.figures.accuracy import accuracy_vs_latency, accuracy_vs_macs, accuracy_vs_relus
 from bench.figures.command import FIGURES, main, write
 from bench.figures.cost_models import MODELS, SHOWN, break_even, literature
 from bench.figures.data import Missing, Tables
+from bench.figures.masks import masks, sensitivity
 from bench.figures.profiles import layer_profile, stock_vs_lean
 from bench.figures.shaped_links import link_model_error, links
-from bench.figures.style import LINKS, STYLE
+from bench.figures.style import FAMILIES, LINKS, STYLE
 from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
 
 __all__ = [
+    "FAMILIES",
     "FIGURES",
     "LINKS",
     "MODELS",
@@ -20,6 +23,9 @@ __all__ = [
     "STYLE",
     "Missing",
     "Tables",
+    "accuracy_vs_latency",
+    "accuracy_vs_macs",
+    "accuracy_vs_relus",
     "batch",
     "break_even",
     "latency_vs_relus",
@@ -29,8 +35,10 @@ __all__ = [
     "links",
     "literature",
     "main",
+    "masks",
     "offline_online",
     "relus_macs_latency",
+    "sensitivity",
     "stock_vs_lean",
     "write",
 ]

@@ -6,7 +6,6 @@ import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +13,15 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.figures.accuracy import accuracy_vs_latency, accuracy_vs_macs, accuracy_vs_relus
 from bench.figures.cost_models import break_even, literature
-from bench.figures.data import Missing, Tables
+from bench.figures.data import CSVS, Missing, Tables, read_masks
+from bench.figures.masks import masks, sensitivity
 from bench.figures.profiles import layer_profile, stock_vs_lean
 from bench.figures.shaped_links import link_model_error, links
 from bench.figures.style import STYLE
 from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
-from bench.results import replace_file
+from bench.results import ResultsError, replace_file
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "latency_vs_relus": latency_vs_relus,
@@ -35,6 +36,11 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "link_model_error": link_model_error,
     "literature": literature,
     "break_even": break_even,
+    "accuracy_vs_relus": accuracy_vs_relus,
+    "accuracy_vs_macs": accuracy_vs_macs,
+    "accuracy_vs_latency": accuracy_vs_latency,
+    "sensitivity": sensitivity,
+    "masks": masks,
 }
 
 
@@ -51,19 +57,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
+    parser.add_argument(
+        "--weights", type=Path, default=Path("models/weights"), help="folder of the trained networks"
+    )
     options = parser.parse_args(arguments)
     read = {}
-    for name in (f"{field.name}.csv" for field in fields(Tables)):
+    for name in CSVS:
+        path = options.results / f"{name}.csv"
         try:
-            read[name.removesuffix(".csv")] = pd.read_csv(options.results / name)
+            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
         except (OSError, ValueError) as error:
-            print(f"{options.results / name} cannot be read ({error}): run `make report`.", file=sys.stderr)
+            print(f"{path} cannot be read ({error}): run `make report`.", file=sys.stderr)
             return 1
+    try:
+        tables = Tables(**read, masks=read_masks(options.weights))
+    except ResultsError as error:
+        print(error, file=sys.stderr)
+        return 1
     for name, draw in FIGURES.items():
         paths = [options.plots / f"{name}{suffix}" for suffix in (".svg", ".pdf")]
         with mpl.rc_context(STYLE):
             try:
-                figure = draw(Tables(**read))
+                figure = draw(tables)
             except Missing as reason:
                 for path in paths:
                     path.unlink(missing_ok=True)

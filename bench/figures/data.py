@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
 from bench.figures.style import CLASSES, ENGINES
+from bench.results import ResultsError
+
+CSVS = ("summary", "layers", "modelled", "break_even", "accuracy", "pairs", "sensitivity")
+Masks = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What figures read: the files of the same names in results/."""
+    """What figures read: the files of the same names in results/, and the masks of stored networks.
+
+    `masks` are by variant and width, then by ReLU layer: boolean [C, H, W], True where the ReLU is kept.
+    """
 
     summary: pd.DataFrame
     layers: pd.DataFrame
     modelled: pd.DataFrame
     break_even: pd.DataFrame
+    accuracy: pd.DataFrame
+    pairs: pd.DataFrame
+    sensitivity: pd.DataFrame
+    masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 
 class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)
     """Raised by a figure whose data have not been measured; says which."""
+
+
+def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
+    """Reads the masks of all networks that the manifest of a folder of weights lists, without torch.
+
+    Raises ResultsError for a file that is missing or not the one that the manifest lists.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{folder / 'manifest.json'} cannot be read ({error}).") from error
+    found = {}
+    for name, entry in manifest.items():
+        variant, _, width = name.removesuffix(".safetensors").rpartition("-w")
+        path = folder / name
+        try:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                raise ResultsError(f"{path} is damaged: its SHA-256 is not the manifest's.")
+            with safe_open(path, "numpy") as file:
+                found[variant, int(width)] = {
+                    key.removesuffix(".mask"): file.get_tensor(key)
+                    for key in file.keys()  # noqa: SIM118 (no mapping)
+                    if key.endswith(".mask")
+                }
+        except (OSError, SafetensorError) as error:
+            raise ResultsError(f"{path} cannot be read ({error}): restore it or train again.") from error
+    return found
 
 
 def measured_cases(summary: pd.DataFrame) -> pd.DataFrame:

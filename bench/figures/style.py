@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 STYLE = {
     "font.family": "sans-serif",
@@ -58,6 +59,8 @@ FAMILIES = {  # family: (its name in figures, colour, marker)
     "joint": ("joint", VERMILLION, "s"),
     "merged-exact": ("merged-exact", GREEN, "D"),
     "snl": ("SNL", PURPLE, "^"),
+    "joint3": ("joint, 3 blocks", ORANGE, "p"),
+    "deepreduce": ("DeepReDuce", SKY, "v"),
 }
 ENGINES = {"stock": ("stock (CrypTen)", "--"), "lean": ("lean (ours)", "-")}
 CLASSES = {  # class: (its name in figures, colour, hatch)
@@ -187,3 +190,54 @@ def add_small_print(figure: Figure, text: str) -> None:
     """Writes below the axes."""
     lines = textwrap.wrap(text, int(figure.get_figwidth() * 20))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color="0.3")
+
+
+def add_point_labels(
+    axes: Axes, labels: Sequence[tuple[float, float, str, str]], points: Sequence[tuple[float, float]]
+) -> None:
+    """Writes (x, y, text, colour) beside points of a finished figure, where no label or point is in the way.
+
+    To be called last: a label is placed in the layout as it is then.
+    """
+    figure = axes.figure
+    figure.draw_without_rendering()
+    scale = 72 / figure.dpi
+    frame = axes.get_window_extent()
+    size = 6.0
+    taken = [
+        Bbox.from_bounds(x - 2.5, y - 2.5, 5, 5) for x, y in scale * axes.transData.transform(list(points))
+    ]
+    inside = Bbox(scale * frame.get_points())
+    for x, y, text, colour in labels:
+        at = scale * axes.transData.transform((x, y))
+        box = (0.62 * size * len(text), 1.15 * size)
+        places = [
+            Bbox.from_bounds(
+                at[0] + away * dx + (dx - 1) * box[0] / 2, at[1] + away * dy + (dy - 1) * box[1] / 2, *box
+            )
+            for away in (5, 9, 13, 18, 24)
+            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+        ]
+        free = (
+            each
+            for each in places
+            if not any(each.overlaps(other) for other in taken)
+            and inside.x0 <= each.x0
+            and each.x1 <= inside.x1
+            and inside.y0 <= each.y0
+            and each.y1 <= inside.y1
+        )
+        place = next(free, places[0])
+        taken.append(place)
+        middle = ((place.x0 + place.x1) / 2 - at[0], (place.y0 + place.y1) / 2 - at[1])
+        label = axes.annotate(
+            text,
+            (x, y),
+            xytext=middle,
+            textcoords="offset points",
+            ha="center",
+            va="center_baseline",
+            fontsize=size,
+            color=colour,
+        )
+        label.set_in_layout(False)

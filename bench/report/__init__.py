@@ -8,7 +8,8 @@ Measured, emulated and modelled seconds never share a column: times over a shape
 `bench.network` predicts for it from loopback alone, and all that `bench.literature` says, is `modelled_*`.
 """
 
-from bench.report.accuracy import read_accuracy
+from bench.report.accuracy import read_accuracy, read_sensitivity, tabulate_accuracy, tabulate_pairs
+from bench.report.accuracy_section import accuracy_section
 from bench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
 from bench.report.engines import engines_section
 from bench.report.headline import headline_section
@@ -21,6 +22,7 @@ __all__ = [
     "CLOCKS",
     "TABLES",
     "Report",
+    "accuracy_section",
     "csv_text",
     "engines_section",
     "headline_section",
@@ -30,10 +32,13 @@ __all__ = [
     "models_section",
     "read_accuracy",
     "read_report",
+    "read_sensitivity",
     "replace_section",
     "speedup",
     "spread",
     "summarize",
+    "tabulate_accuracy",
     "tabulate_layers",
     "tabulate_models",
+    "tabulate_pairs",
 ]

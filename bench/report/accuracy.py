@@ -1,13 +1,69 @@
-"""Accuracy of trained networks: results/accuracy.json."""
+"""Accuracy of trained networks: results/accuracy.json -> accuracy.csv, pairs.csv and sensitivity.csv.
+
+An accuracy is a share of CIFAR-100's test images (0 to 1). It belongs to a width: the networks that are
+trained are narrow (`bench.cases.TRAINED_WIDTH`), those whose latency is the headline are not, and no column
+holds both. Seeds are compared seed by seed, since the networks of one seed share their baseline.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bench.results import ResultsError
+from bench.report.order import ENGINES, place_of
+from bench.report.statistics import quotient_of_medians
+from bench.results import ResultsError, Row, family_of
+from models.published import PUBLISHED, SENET_SENSITIVITY, PublishedAccuracy
+
+TRAINABLE = (
+    "baseline",
+    "senet-0.36",
+    "senet-0.18",
+    "senet-0.09",
+    "senet-0.045",
+    "snl-0.09",
+    "joint-0.208",
+    "joint-0.104",
+    "joint-0.09",
+    "joint-0.052",
+    "joint-0.026",
+    "joint3-0.052",
+    "deepreduce",
+    "merged-exact",
+)
+"""The variants that `models.training` has a recipe for; a test holds them against its `ROWS`."""
+PAIRS = (
+    ("senet-0.36", "joint-0.208"),
+    ("senet-0.18", "joint-0.104"),
+    ("senet-0.09", "joint-0.052"),
+    ("senet-0.045", "joint-0.026"),
+)
+"""SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
+TEST_IMAGES = 10_000
+NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
+ROW = ("variant", "width", "seed", "plan", "epochs_scale", "precision", "epochs", "relus", "macs")
+JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
+PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
+PAIR = ("senet", "joint", "width", "seeds", "accuracy_senet", "accuracy_joint")
+SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
+_RUN = re.compile(r"w(\d+)-s(\d+)-[a-z]+")  # not scaled, not in another precision, not a try
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean, lowest and highest of accuracy - other over common seeds, and their number; NaN without any."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
 
 
 def read_accuracy(path: Path) -> pd.DataFrame | None:
@@ -26,4 +82,160 @@ def read_accuracy(path: Path) -> pd.DataFrame | None:
         )
     if content and not frame["accuracy_test"].dropna().between(0, 1).all():
         raise ResultsError(f"{path} has an `accuracy_test` outside 0 to 1: write fractions, not percent.")
+    if content:
+        frame["seed"] = frame["seed"].fillna(0).astype(int) if "seed" in frame else 0
+        twice = frame[frame.duplicated(["variant", "width", "seed"])]
+        if not twice.empty:
+            raise ResultsError(f"{path} holds {twice['variant'].iloc[0]} twice: remove one of the rows.")
     return frame
+
+
+def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
+    """One line a variant, width and seed; of the private inferences `private_ENGINE_*`."""
+    private = [f"private_{engine}_{name}" for engine in ENGINES for name in PRIVATE]
+    columns = [*ROW, *JUDGED, "fixed_point_images", "fixed_point_agreement", *private, "wall_s", "machine"]
+    if accuracy is None or accuracy.empty:
+        return pd.DataFrame(columns=columns)
+    lines = []
+    for _, row in accuracy.iterrows():
+        fixed, engines = _part(row, "fixed_point"), _part(row, "private")
+        line = {name: row.get(name, math.nan) for name in (*ROW, *JUDGED, "wall_s", "machine")}
+        line |= {f"fixed_point_{name}": fixed.get(name, math.nan) for name in ("images", "agreement")}
+        for engine in ENGINES:
+            found = engines.get(engine) or {}
+            line |= {f"private_{engine}_{name}": found.get(name, math.nan) for name in PRIVATE}
+        lines.append(line)
+    table = pd.DataFrame(lines, columns=columns)
+    whole = [name for name in columns if name in ("epochs", "relus", "macs") or name.endswith("_images")]
+    table = table.astype(dict.fromkeys(whole, "Int64"))
+    order = sorted(table.index, key=lambda index: _accuracy_place(table.loc[index]))
+    return table.loc[order].reset_index(drop=True)
+
+
+def _part(row: pd.Series, name: str) -> dict[str, Any]:
+    return row[name] if isinstance(row.get(name), dict) else {}
+
+
+def _accuracy_place(line: pd.Series) -> tuple:
+    known = line["variant"] in TRAINABLE
+    place = TRAINABLE.index(line["variant"]) if known else len(TRAINABLE)
+    return line["width"], place, line["variant"], line["seed"]
+
+
+def difference(table: pd.DataFrame, width: int, variant: str, other: str) -> Difference:
+    """How much more accurate `variant` is than `other`, by the seeds that both have at this width."""
+    by_seed = [
+        table[(table["variant"] == name) & (table["width"] == width)].set_index("seed")["accuracy_test"]
+        for name in (variant, other)
+    ]
+    found = (by_seed[0] - by_seed[1]).dropna()
+    return Difference(found.mean(), found.min(), found.max(), len(found))
+
+
+def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
+    """One line a pair of SENet and joint variants and width, all of it at that width.
+
+    `accuracy_difference` is joint - SENet, over the seeds that both have; `relus_ratio`, `macs_ratio` and
+    `ENGINE_online_ratio` are SENet / joint, so that above 1 joint has, or needs, less.
+    """
+    ratios = [f"{engine}_online_ratio{end}" for engine in ENGINES for end in ("", "_low", "_high")]
+    differences = [f"accuracy_difference{end}" for end in ("", "_low", "_high")]
+    rows = latency_rows(rows)
+    widths = sorted({*table["width"], *(key[1] for key in rows)})
+    lines = []
+    for senet, joint in PAIRS:
+        for width in widths:
+            counts = [counts_of(name, width, table, rows) for name in (senet, joint)]
+            at_width = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()
+            between = difference(table, width, joint, senet)
+            line = {
+                "senet": senet,
+                "joint": joint,
+                "width": width,
+                "seeds": between.seeds,
+                "accuracy_senet": at_width.get(senet, math.nan),
+                "accuracy_joint": at_width.get(joint, math.nan),
+                **dict(zip(differences, (between.mean, between.low, between.high), strict=True)),
+            }
+            for name in ("relus", "macs"):
+                line[f"{name}_ratio"] = counts[0][name] / counts[1][name]
+            for engine in ENGINES:
+                found = _online_ratio(*(rows.get((name, width, engine)) for name in (senet, joint)))
+                line |= dict(zip([each for each in ratios if each.startswith(engine)], found, strict=True))
+            lines.append(line)
+    return pd.DataFrame(lines, columns=[*PAIR, *differences, "relus_ratio", "macs_ratio", *ratios])
+
+
+def latency_rows(rows: Iterable[Row]) -> dict[tuple[str, int, str], Row]:
+    """The measured rows of one image between two parties on loopback, by variant, width and engine."""
+    found: dict[tuple[str, int, str], Row] = {}
+    for row in sorted(rows, key=place_of):
+        usual = row["batch"] == 1 and row["parties"] == 2 and row["link"] == "loopback"
+        if usual and row["timing"] == "measured" and row["times"]["online_s"]:
+            found.setdefault((row["variant"], row["width"], row["engine"]), row)
+    return found
+
+
+def counts_of(
+    variant: str, width: int, table: pd.DataFrame, rows: dict[tuple[str, int, str], Row]
+) -> dict[str, float]:
+    """ReLUs and MACs of a variant, of its training or of a measured row; NaN where neither is there.
+
+    ReLUs are proportional to the width, so that another width's are scaled where this one's are not known,
+    and without any the name's fraction of the baseline's is taken.
+    """
+    counts = {
+        each: row["cost"] for (name, each, _), row in rows.items() if name == variant and row["cost"]["relus"]
+    }
+    for _, line in table[table["variant"] == variant].dropna(subset=["relus", "macs"]).iterrows():
+        counts[line["width"]] = line
+    if width in counts:
+        return {"relus": float(counts[width]["relus"]), "macs": float(counts[width]["macs"])}
+    scaled = next((round(cost["relus"] * width / each) for each, cost in counts.items()), math.nan)
+    fraction = variant.removeprefix(family_of(variant)).removeprefix("-")
+    if not counts and fraction:
+        scaled = round(float(fraction) * counts_of("baseline", width, table, rows)["relus"], 0)
+    return {"relus": float(scaled), "macs": math.nan}
+
+
+def _online_ratio(senet: Row | None, joint: Row | None) -> tuple[float, float, float]:
+    """SENet's online seconds over joint's with their interval, each against the baseline's interleaved ones.
+
+    Without a common baseline the quotient of the medians.
+    """
+    if senet is None or joint is None:
+        return math.nan, math.nan, math.nan
+    references = [row["reference"] for row in (senet, joint)]
+    if all(references) and references[0]["case"] == references[1]["case"]:
+        ratios = [
+            [a / b for a, b in zip(row["reference"]["online_s"], row["times"]["online_s"], strict=True) if a]
+            for row in (joint, senet)
+        ]
+        if all(ratios):
+            return quotient_of_medians(*ratios)
+    return quotient_of_medians(senet["times"]["online_s"], joint["times"]["online_s"])
+
+
+def published_near(variant: str, relus: float) -> PublishedAccuracy | None:
+    """What the method of a variant published at the nearest number of ReLUs, None if that is not near."""
+    family = family_of(variant)
+    known = [each for each in PUBLISHED if each.family == family and abs(each.relus - relus) <= NEAR * relus]
+    return min(known, key=lambda each: abs(each.relus - relus), default=None)
+
+
+def read_sensitivity(folder: Path) -> pd.DataFrame:
+    """One line a run and ReLU layer of FOLDER/RUN/sensitivity.json, with what SENet's authors published."""
+    lines: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*/sensitivity.json")):
+        name = _RUN.fullmatch(path.parent.name)
+        if name is None:
+            continue
+        try:
+            measured = json.loads(path.read_text(encoding="utf-8"))["sensitivity"]
+            pairs = list(zip(measured.items(), SENET_SENSITIVITY, strict=True))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultsError(f"{path} cannot be read ({error}): train again or remove it.") from error
+        for position, ((layer, value), published) in enumerate(pairs):
+            setting = (path.parent.name, int(name[1]), int(name[2]), position, layer, value, published)
+            lines.append(dict(zip(SENSITIVITY, setting, strict=True)))
+    return pd.DataFrame(lines, columns=list(SENSITIVITY))

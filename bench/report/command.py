@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.report.accuracy import read_accuracy
+from bench.report.accuracy import read_accuracy, read_sensitivity, tabulate_accuracy, tabulate_pairs
+from bench.report.accuracy_section import accuracy_section
 from bench.report.engines import engines_section
 from bench.report.headline import headline_section
 from bench.report.links import links_section
@@ -18,7 +19,7 @@ from bench.report.models import models_section, tabulate_models
 from bench.report.tables import summarize, tabulate_layers
 from bench.results import ResultsError, Row, Store, replace_file
 
-TABLES = ("summary", "layers", "modelled", "break_even")
+TABLES = ("summary", "layers", "modelled", "break_even", "accuracy", "pairs", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Report:
     """Rows and the tables that follow from them."""
 
     rows: list[Row]
-    accuracy: pd.DataFrame | None
     summary: pd.DataFrame
     layers: pd.DataFrame
     modelled: pd.DataFrame
     break_even: pd.DataFrame
+    accuracy: pd.DataFrame
+    pairs: pd.DataFrame
+    sensitivity: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
         """The text of each file in results/."""
@@ -43,7 +46,8 @@ class Report:
         except (OSError, UnicodeDecodeError) as error:
             raise ResultsError(f"{path} cannot be read ({error}): name the file with --readme.") from error
         sections = {
-            "headline": headline_section(self.rows, self.summary, self.accuracy),
+            "headline": headline_section(self.rows, self.summary),
+            "accuracy": accuracy_section(self.accuracy, self.pairs, self.rows),
             "engines": engines_section(self.summary),
             "links": links_section(self.summary),
             "models": models_section(self.modelled, self.break_even),
@@ -58,9 +62,17 @@ def read_report(results: Path) -> Report:
     rows = Store(results / "bench.json").rows()
     if not rows:
         raise ResultsError(f"{results / 'bench.json'} has no rows: run `make bench` first.")
-    accuracy = read_accuracy(results / "accuracy.json")
-    summary = summarize(rows, accuracy)
-    return Report(rows, accuracy, summary, tabulate_layers(rows), **tabulate_models(rows))
+    trained = read_accuracy(results / "accuracy.json")
+    accuracy = tabulate_accuracy(trained)
+    return Report(
+        rows,
+        summarize(rows, trained),
+        tabulate_layers(rows),
+        **tabulate_models(rows),
+        accuracy=accuracy,
+        pairs=tabulate_pairs(accuracy, rows),
+        sensitivity=read_sensitivity(results / "training"),
+    )
 
 
 def replace_section(text: str, section: str, content: str) -> str:

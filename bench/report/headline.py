@@ -25,7 +25,7 @@ from bench.report.tables import CLOCKS
 from bench.results import Row
 
 
-def headline_section(rows: Sequence[Row], summary: pd.DataFrame, accuracy: pd.DataFrame | None = None) -> str:
+def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
     """The variants side by side on every engine, the spread of their times, and where they were measured."""
     if summary.empty:
         return "No case has been measured yet: run `make bench`."
@@ -37,7 +37,7 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame, accuracy: pd.Da
     parts = []
     for values, group in groups:
         parts.append(conditions_line(dict(zip(conditions, values, strict=True))))
-        parts.append(markdown_table(_variants_table(group, accuracy)))
+        parts.append(markdown_table(_variants_table(group)))
     parts.append(
         "Seconds are medians. Speed-up is online, against the same engine's baseline: the median of paired "
         "repetitions with its 95 % bootstrap interval. MB are 10^6 bytes sent by one party, online. *noisy*: "
@@ -50,7 +50,7 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame, accuracy: pd.Da
     return "\n\n".join(part for part in parts if part)
 
 
-def _variants_table(group: pd.DataFrame, accuracy: pd.DataFrame | None) -> pd.DataFrame:
+def _variants_table(group: pd.DataFrame) -> pd.DataFrame:
     """One line a variant: counts, then every engine's figures side by side."""
     engines = sorted(group["engine"].unique(), key=lambda name: rank(name, ENGINES))
     both = " / ".join(engines)
@@ -73,9 +73,6 @@ def _variants_table(group: pd.DataFrame, accuracy: pd.DataFrame | None) -> pd.Da
             )
         for engine, case in zip(engines, cases, strict=True):
             line[f"Speed-up, {engine}"] = _speedup_cell(case)
-        for width in [] if accuracy is None or accuracy.empty else sorted(accuracy["width"].unique()):
-            at_width = accuracy[(accuracy["variant"] == variant) & (accuracy["width"] == width)]
-            line[f"Accuracy at width {width}, %"] = format_number(100 * at_width["accuracy_test"].mean())
         lines.append(line)
     return pd.DataFrame(lines)
 

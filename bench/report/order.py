@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.results import ROLES, family_of
 
-FAMILIES = ("baseline", "senet", "joint", "merged-exact")
+FAMILIES = ("baseline", "senet", "snl", "joint", "joint3", "deepreduce", "merged-exact")
 ENGINES = ("stock", "lean")
 
 

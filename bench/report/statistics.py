@@ -45,3 +45,26 @@ def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -
     low, high = interval_of_median(ratios)
     median = float(np.median(ratios)) if ratios else math.nan
     return {"speedup": median, "speedup_low": low, "speedup_high": high}
+
+
+def quotient_of_medians(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """median(above) / median(below) with its bootstrap interval; both are drawn anew, each by itself.
+
+    The interval is NaN when one of them has fewer than `FEWEST` values, all is when one of them has none.
+    """
+    if not len(above) or not len(below):
+        return math.nan, math.nan, math.nan
+    value = float(np.median(above) / np.median(below))
+    if min(len(above), len(below)) < FEWEST:
+        return value, math.nan, math.nan
+    found = bootstrap(
+        (np.asarray(above, dtype=float), np.asarray(below, dtype=float)),
+        lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
+        confidence_level=CONFIDENCE,
+        n_resamples=9999,
+        method="percentile",
+        paired=False,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return value, float(found.low), float(found.high)

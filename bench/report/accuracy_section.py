@@ -1,0 +1,293 @@
+"""The README's section on accuracy: every trainable variant, the pairs, and the full width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from bench.cases import TRAINED_WIDTH
+from bench.cases import WIDTH as FULL_WIDTH
+from bench.report.accuracy import (
+    PAIRS,
+    TEST_IMAGES,
+    TRAINABLE,
+    counts_of,
+    difference,
+    latency_rows,
+    published_near,
+)
+from bench.report.cells import format_count, format_number, format_ratio, markdown_table
+from bench.report.order import ENGINES
+from bench.results import Row, family_of
+from models.published import ALL_RELU_ACCURACY, JOINT_REDUCTION
+
+UNTRAINED = "not trained yet"
+MARGIN = 0.01  # of accuracy: how far joint may be below SENet to count as equal
+FULL_WIDTH_COMMAND = f'make train TRAIN="--width {FULL_WIDTH} --plan long"'
+FIGURES = {
+    "accuracy_vs_relus": "Accuracy against the number of ReLUs, with published points at full width",
+    "accuracy_vs_latency": "Accuracy against measured online latency, on both engines",
+}
+
+
+def accuracy_section(table: pd.DataFrame, pairs: pd.DataFrame, rows: Iterable[Row]) -> str:
+    """What each variant gets right, what joint reduction loses and gains against SENet, and the full width.
+
+    `table` and `pairs` are what `tabulate_accuracy` and `tabulate_pairs` return.
+    """
+    measured = latency_rows(rows)
+    narrow = table[table["width"] == TRAINED_WIDTH]
+    trained = set(narrow["variant"])
+    timed = {name for name, width, _ in measured if width == TRAINED_WIDTH and name in trained}
+    figures = ["accuracy_vs_relus"] * (len(trained) > 1) + ["accuracy_vs_latency"] * (len(timed) > 1)
+    parts = [
+        _verdict(pairs),
+        markdown_table(_pairs_table(pairs)),
+        _pairs_caption(pairs),
+        *(f"![{FIGURES[name]}](plots/{name}.svg)" for name in figures),
+        f"**CIFAR-100, width {TRAINED_WIDTH}** (the headline's latency is that of width {FULL_WIDTH})",
+        markdown_table(_variants_table(narrow, measured)),
+        *_variants_caption(narrow),
+        _full_width(table, measured),
+    ]
+    return "\n\n".join(parts)
+
+
+def format_accuracy(value: float) -> str:
+    """A share in percent with two digits behind the point; a dash when it is missing."""
+    return "–" if pd.isna(value) else f"{100 * value:.2f}"
+
+
+def format_points(value: float) -> str:
+    """A difference of shares in points, signed; a dash when it is missing."""
+    return "–" if pd.isna(value) else f"{100 * value:+.2f}"
+
+
+def _spread(text: str, values: pd.Series, form) -> str:
+    """A mean with the lowest and highest of several seeds behind it."""
+    several = values.dropna()
+    return text if len(several) < 2 else f"{text} [{form(several.min())}, {form(several.max())}]"
+
+
+def _variants_table(narrow: pd.DataFrame, measured: dict) -> pd.DataFrame:
+    """One line a trainable variant; columns that no row fills are left out."""
+    names = [*TRAINABLE, *(name for name in narrow["variant"].unique() if name not in TRAINABLE)]
+    fixed = narrow["accuracy_fixed_point"].notna().any()
+    engines = [name for name in ENGINES if narrow[f"private_{name}_agreement"].notna().any()]
+    lines = []
+    for name in names:
+        found = narrow[narrow["variant"] == name]
+        counts = counts_of(name, TRAINED_WIDTH, narrow, measured)
+        test = format_accuracy(found["accuracy_test"].mean())
+        to_baseline = difference(narrow, TRAINED_WIDTH, name, "baseline")
+        line = {
+            "Variant": f"`{name}`",
+            "ReLUs, K": format_number(counts["relus"], 1e3, 4),
+            "MACs, M": format_number(counts["macs"], 1e6, 4),
+            "Epochs": _span(found["epochs"]),
+            "Held out, %": format_accuracy(found["accuracy_heldout"].mean()),
+            "Test, %": UNTRAINED if found.empty else _spread(test, found["accuracy_test"], format_accuracy),
+            "To the baseline, points": "0" if name == "baseline" else format_points(to_baseline.mean),
+        }
+        if found.empty:
+            line["To the baseline, points"] = "–"
+        line["Seeds"] = str(len(found)) if len(found) else "–"
+        if fixed:
+            line["Fixed point, %"] = format_accuracy(_first(found["accuracy_fixed_point"]))
+        for engine in engines:
+            line[f"Agreement, {engine}"] = _agreement(found, engine)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _span(values: pd.Series) -> str:
+    if values.dropna().empty:
+        return "–"
+    low, high = format_count(values.min()), format_count(values.max())
+    return low if low == high else f"{low} to {high}"
+
+
+def _first(values: pd.Series) -> float:
+    return next(iter(values.dropna()), math.nan)
+
+
+def _agreement(found: pd.DataFrame, engine: str) -> str:
+    """On how many of the images that real parties answered their class is the plaintext network's."""
+    known = found.dropna(subset=[f"private_{engine}_agreement"])
+    if known.empty:
+        return "–"
+    images = int(known[f"private_{engine}_images"].iloc[0])
+    return f"{round(known[f'private_{engine}_agreement'].iloc[0] * images)} of {images}"
+
+
+def _variants_caption(narrow: pd.DataFrame) -> list[str]:
+    if narrow.empty:
+        return [f"No network of width {TRAINED_WIDTH} has been trained yet: run `make data train`."]
+    typical = narrow["accuracy_test"].mean()
+    error = math.sqrt(typical * (1 - typical) / TEST_IMAGES)
+    text = (
+        f"*Test*: {TEST_IMAGES:,} images, read once for each row, by the network that is stored and deployed "
+        f"(one accuracy has a standard error of {100 * error:.1f} points); *held out*: 5,000 training images "
+        "that alone chose anything. *Epochs* count all phases, the baseline's included."
+    )
+    if narrow["seed"].nunique() > 1:
+        text += (
+            " Over several seeds: the mean and in brackets the lowest and the highest; differences to the "
+            "baseline are over the seeds that both have."
+        )
+    if narrow["accuracy_fixed_point"].notna().any():
+        text += " *Fixed point*: the same test images with 16 fractional bits, weights of seed 0."
+    private = [narrow[f"private_{name}_agreement"] for name in ENGINES]
+    if any(column.notna().any() for column in private):
+        text += (
+            " *Agreement*: test images on which real parties and the plaintext network name the same class."
+        )
+    plans = narrow[["plan", "precision"]].drop_duplicates().dropna()
+    said = " and ".join(f"`{plan}` in {precision}" for plan, precision in plans.itertuples(index=False))
+    machines = ", ".join(str(each) for each in narrow["machine"].dropna().unique())
+    seeds = ", ".join(str(seed) for seed in sorted(narrow["seed"].unique()))
+    seed_text = f"seed{'s' * (narrow['seed'].nunique() > 1)} {seeds}"
+    return [text, f"Trained by plan {said or 'unknown'}, {seed_text}, on {machines or 'unknown'}."]
+
+
+def _of_pair(pairs: pd.DataFrame, pair: tuple[str, str], width: int) -> pd.Series | None:
+    found = pairs[(pairs["senet"] == pair[0]) & (pairs["joint"] == pair[1]) & (pairs["width"] == width)]
+    return None if found.empty else found.iloc[0]
+
+
+def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    widths = [FULL_WIDTH]
+    if (
+        pairs.loc[pairs["width"] == TRAINED_WIDTH, [f"{e}_online_ratio" for e in ENGINES]]
+        .notna()
+        .any(axis=None)
+    ):
+        widths.append(TRAINED_WIDTH)
+    lines = []
+    for pair in PAIRS:
+        narrow, full = (_of_pair(pairs, pair, width) for width in (TRAINED_WIDTH, FULL_WIDTH))
+        line = {
+            "SENet, joint": f"`{pair[0]}`, `{pair[1]}`",
+            f"Accuracy, width {TRAINED_WIDTH}, %": _both(narrow),
+            "joint - SENet, points": _difference(narrow),
+            f"Fewer ReLUs, width {FULL_WIDTH}": "–" if full is None else format_ratio(full["relus_ratio"]),
+            f"Fewer MACs, width {FULL_WIDTH}": "–" if full is None else format_ratio(full["macs_ratio"]),
+        }
+        for width in widths:
+            at_width = _of_pair(pairs, pair, width)
+            for engine in ENGINES:
+                name = f"{engine}_online_ratio"
+                ends = () if at_width is None else (name, f"{name}_low", f"{name}_high")
+                cell = format_ratio(*(at_width[end] for end in ends)) if ends else "–"
+                line[f"Faster online, {engine}, width {width}"] = cell
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _both(line: pd.Series | None) -> str:
+    values = [math.nan] * 2 if line is None else [line["accuracy_senet"], line["accuracy_joint"]]
+    if all(pd.isna(value) for value in values):
+        return UNTRAINED
+    return ", ".join(UNTRAINED if pd.isna(value) else format_accuracy(value) for value in values)
+
+
+def _difference(line: pd.Series | None) -> str:
+    if line is None or pd.isna(line["accuracy_difference"]):
+        return "–"
+    text = format_points(line["accuracy_difference"])
+    if line["seeds"] < 2:
+        return f"{text} (n = 1)"
+    ends = [format_points(line[f"accuracy_difference_{end}"]) for end in ("low", "high")]
+    return f"{text} [{', '.join(ends)}] (n = {line['seeds']})"
+
+
+def _verdict(pairs: pd.DataFrame) -> str:
+    """Says for each pair whether joint is within a point of SENet, or above it."""
+    within, beyond, absent = [], [], []
+    for pair in PAIRS:
+        line = _of_pair(pairs, pair, TRAINED_WIDTH)
+        if line is None or pd.isna(line["accuracy_difference"]):
+            absent.append(f"`{pair[1]}`")
+            continue
+        mean = line["accuracy_difference"]
+        said = f"`{pair[1]}` ({format_points(mean)}"
+        seeds_differ = (line["accuracy_difference_low"] < -MARGIN) != (
+            line["accuracy_difference_high"] < -MARGIN
+        )
+        said += f"; seeds differ, n = {line['seeds']})" if seeds_differ else ")"
+        (beyond if mean < -MARGIN else within).append(said)
+    known = len(within) + len(beyond)
+    margin = f"{100 * MARGIN:.0f} point"
+    if not known:
+        return f"Whether joint reduction stays within {margin} of SENet is open: no pair is trained yet."
+    text = (
+        f"At width {TRAINED_WIDTH} joint reduction stays within {margin} of SENet, or above it, in "
+        f"**{len(within)} of {known}** pairs"
+    )
+    text += f": {', '.join(within)}" if within else ""
+    text += f"; it falls further below in {', '.join(beyond)}" if beyond else ""
+    text += f"; {UNTRAINED}: {', '.join(absent)}" if absent else ""
+    return text + "."
+
+
+def _pairs_caption(pairs: pd.DataFrame) -> str:
+    text = (
+        "Each joint variant has a budget 1.73 times smaller than its SENet partner. Ratios are SENet / "
+        "joint. *Faster online*: measured on loopback at batch 1, each against the baseline's interleaved "
+        "repetitions, with a bootstrap 95 % interval. "
+    )
+    if (pairs["seeds"] > 1).any():
+        text += (
+            "Accuracies are means over each variant's seeds, differences are taken seed by seed (n seeds): "
+            "the mean and in brackets the lowest and the highest. "
+        )
+    return text + (
+        f"Joint reduction's authors claim up to {JOINT_REDUCTION['relus']} times fewer ReLUs and "
+        f"{JOINT_REDUCTION['linear_operations']} times fewer linear operations without a significant drop "
+        f"({JOINT_REDUCTION['source']}); their tables are not public."
+    )
+
+
+def _full_width(table: pd.DataFrame, measured: dict) -> str:
+    """The same variants at full width, beside what was published at about as many ReLUs."""
+    wide = table[table["width"] == FULL_WIDTH]
+    lines = []
+    for name in TRAINABLE:
+        found = wide[wide["variant"] == name]
+        relus = counts_of(name, FULL_WIDTH, table, measured)["relus"]
+        value, by = _published(name, relus)
+        mean = format_accuracy(found["accuracy_test"].mean())
+        lines.append(
+            {
+                "Variant": f"`{name}`",
+                "ReLUs, K": format_number(relus, 1e3, 4),
+                "Ours, test, %": UNTRAINED
+                if found.empty
+                else _spread(mean, found["accuracy_test"], format_accuracy),
+                "Published, %": value,
+                "Published by, at": by,
+            }
+        )
+    trained = wide["variant"].nunique()
+    state = f"{trained} of {len(TRAINABLE)} variants are trained" if trained else "no variant is trained yet"
+    head = (
+        f"**Full width ({FULL_WIDTH}): {state}.** It wants a CUDA device and one command, which resumes: "
+        f"`{FULL_WIDTH_COMMAND}`. Beside each variant stands what its method's authors "
+        "published at a number of ReLUs within 10 %; their schedules and networks differ in detail."
+    )
+    summary = f"<summary>Width {FULL_WIDTH}, ours and published</summary>"
+    return f"{head}\n\n<details>{summary}\n\n{markdown_table(pd.DataFrame(lines))}\n\n</details>"
+
+
+def _published(name: str, relus: float) -> tuple[str, str]:
+    if name == "baseline":
+        low, high = (f"{100 * value:.1f}" for value in ALL_RELU_ACCURACY)
+        return f"{low} to {high}", "all papers, all ReLUs"
+    near = published_near(name, relus)
+    if near is not None:
+        return format_accuracy(near.accuracy), f"{near.method}, {near.source}: {near.relus / 1e3:.1f} K"
+    if family_of(name).startswith("joint"):
+        return "–", f"no public table ({JOINT_REDUCTION['source']})"
+    return "–", "–" if pd.isna(relus) else "none near"

@@ -1,0 +1,312 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from results_factory import (
+    ACCURACIES,
+    make_accuracy,
+    make_accuracy_row,
+    make_judged,
+    make_narrow_rows,
+    make_row,
+    make_sensitivity,
+    remember,
+)
+
+from bench import report
+from bench.report import accuracy, statistics
+from bench.report.accuracy import PAIRS, TRAINABLE, Difference, difference, published_near
+from bench.report.statistics import quotient_of_medians
+from bench.results import ResultsError
+from models.published import SENET_SENSITIVITY
+from models.selection import RESNET18_RELUS
+from models.training.recipes import ROWS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_intervals():
+    """The same values have the same interval: most of a summary's time goes there."""
+    cached = remember_two(quotient_of_medians)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "interval_of_median", remember(statistics.interval_of_median))
+        patch.setattr(accuracy, "quotient_of_medians", cached)
+        yield
+
+
+def remember_two(statistic):
+    """The same for a function of two lists."""
+    known = {}
+
+    def remembered(first, second):
+        key = (tuple(first), tuple(second))
+        if key not in known:
+            known[key] = statistic(first, second)
+        return known[key]
+
+    return remembered
+
+
+@pytest.fixture(scope="module")
+def rows():
+    variants = ("baseline", *(name for pair in PAIRS for name in pair))
+    return [make_row(variant, engine) for engine in ("stock", "lean") for variant in variants]
+
+
+def table(content):
+    """The table of rows, after accuracy.json and CSV."""
+    frame = pd.DataFrame(json.loads(json.dumps(content)))
+    return report.tabulate_accuracy(frame)
+
+
+def section(content, rows):
+    made = table(content) if content else report.tabulate_accuracy(None)
+    return report.accuracy_section(made, report.tabulate_pairs(made, rows), rows)
+
+
+def tables_of(text):
+    """Every table of a section, as lists of {head: cell}."""
+    found, lines = [], text.splitlines()
+    for place, line in enumerate(lines):
+        if line.startswith("| ") and not lines[place - 1].startswith("|"):
+            head = cells(line)
+            end = next(i for i in range(place, len(lines) + 1) if i == len(lines) or lines[i][:1] != "|")
+            found.append([dict(zip(head, cells(each), strict=True)) for each in lines[place + 2 : end]])
+    return found
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def test_the_trainable_variants_are_those_that_have_a_recipe():
+    assert TRAINABLE == ROWS
+    assert set(ACCURACIES) == set(ROWS)
+
+
+def test_pairs_are_senets_budgets_and_those_over_1_73():
+    for senet, joint in PAIRS:
+        budgets = [float(name.partition("-")[2]) for name in (senet, joint)]
+        assert budgets[0] / budgets[1] == pytest.approx(1.73, abs=0.005)
+
+
+# Tables
+
+
+def test_accuracy_has_one_line_a_row_in_the_order_of_reports():
+    content = make_accuracy()
+    made = table(content[::-1])
+    assert list(made["variant"]) == [row["variant"] for row in content]
+    assert list(made["seed"][made["variant"] == "joint-0.052"]) == [0, 1, 2]
+    assert made["accuracy_fixed_point"].isna().all()
+    assert made["private_lean_agreement"].isna().all()
+
+
+def test_what_the_protocol_did_stands_in_columns_of_its_own():
+    line = table([make_accuracy_row() | make_judged(), make_accuracy_row("senet-0.09")]).iloc[0]
+    assert line["accuracy_fixed_point"] == 0.6109
+    assert (line["fixed_point_images"], line["fixed_point_agreement"]) == (10_000, 0.998)
+    assert (line["private_stock_agreement"], line["private_lean_agreement"]) == (0.99, 1.0)
+    assert line["private_stock_images"] == 100
+    only = table([make_accuracy_row() | make_judged(private={"lean": {"images": 10, "agreement": 0.9}})])
+    assert math.isnan(only["private_stock_agreement"][0])
+    text = report.csv_text(table([make_accuracy_row(), make_accuracy_row("deepreduce") | make_judged()]))
+    assert ",100,0.99," in text
+    assert ",,,,,,,,,," in text.splitlines()[1]
+
+
+def test_without_rows_the_table_has_its_columns():
+    assert list(report.tabulate_accuracy(None)) == list(table(make_accuracy()))
+
+
+def test_differences_are_taken_seed_by_seed():
+    content = [
+        make_accuracy_row("senet-0.09", seed=seed, accuracy_test=0.6 + 0.1 * seed) for seed in (0, 1, 2)
+    ]
+    content += [make_accuracy_row("joint-0.052", seed=0, accuracy_test=0.59)]
+    content += [make_accuracy_row("joint-0.052", seed=2, accuracy_test=0.77)]
+    content += [make_accuracy_row("joint-0.052", seed=5, accuracy_test=0.01)]
+    content += [make_accuracy_row("joint-0.052", width=64, seed=1, accuracy_test=0.99)]
+    found = difference(table(content), 16, "joint-0.052", "senet-0.09")
+    assert (found.mean, found.low, found.high, found.seeds) == pytest.approx((-0.02, -0.03, -0.01, 2))
+    none = difference(table(content), 64, "joint-0.052", "senet-0.09")
+    assert none.seeds == 0
+    assert math.isnan(none.mean)
+    assert isinstance(none, Difference)
+
+
+def test_pairs_have_the_ratios_of_measured_rows_at_their_own_width(rows):
+    made = report.tabulate_pairs(table(make_accuracy()), [*rows, *make_narrow_rows()])
+    assert [tuple(line) for line in made[["senet", "joint", "width"]].to_numpy()] == [
+        (*pair, width) for pair in PAIRS for width in (16, 64)
+    ]
+    by_width = made.set_index(["senet", "width"])
+    wide, narrow = by_width.loc[("senet-0.09", 64)], by_width.loc[("senet-0.09", 16)]
+    assert math.isnan(wide["accuracy_joint"])
+    assert narrow["accuracy_joint"] == pytest.approx(0.605)
+    assert narrow["accuracy_difference"] == pytest.approx(0.605 - 0.611)
+    costs = [
+        next(row["cost"] for row in rows if row["variant"] == name) for name in ("senet-0.09", "joint-0.052")
+    ]
+    assert wide["macs_ratio"] == costs[0]["macs"] / costs[1]["macs"]
+    assert wide["relus_ratio"] == pytest.approx(0.09 / 0.052, rel=1e-3)
+    for engine in ("stock", "lean"):
+        ratios = {}
+        for name in ("senet-0.09", "joint-0.052"):
+            row = next(r for r in rows if (r["variant"], r["engine"]) == (name, engine))
+            ratios[name] = np.median(np.divide(row["reference"]["online_s"], row["times"]["online_s"]))
+        expected = ratios["joint-0.052"] / ratios["senet-0.09"]
+        assert wide[f"{engine}_online_ratio"] == pytest.approx(expected)
+        assert wide[f"{engine}_online_ratio_low"] < expected < wide[f"{engine}_online_ratio_high"]
+
+
+def test_pairs_without_a_common_baseline_divide_medians(rows):
+    bare = [row | {"reference": None} for row in rows]
+    made = report.tabulate_pairs(report.tabulate_accuracy(None), bare)
+    medians = {(row["variant"], row["engine"]): np.median(row["times"]["online_s"]) for row in rows}
+    expected = medians["senet-0.18", "lean"] / medians["joint-0.104", "lean"]
+    assert made.set_index("senet").loc["senet-0.18", "lean_online_ratio"] == pytest.approx(expected)
+
+
+def test_other_settings_are_no_latency_of_a_pair(rows):
+    other = [row | {"case": "x" + row["case"], "batch": 4} for row in rows]
+    other += [row | {"case": "y" + row["case"], "parties": 3} for row in rows]
+    assert report.tabulate_pairs(report.tabulate_accuracy(None), other).empty
+
+
+def test_quotient_of_medians_covers_the_true_one_and_needs_values():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        value, low, high = quotient_of_medians(rng.normal(3.0, 0.3, 15), rng.normal(2.0, 0.2, 15))
+        covered += low <= 1.5 <= high
+        assert low <= value <= high
+    assert 50 <= covered <= 60
+    value, *interval = quotient_of_medians([4.0, 6.0], [2.0])
+    assert value == 2.5
+    assert all(map(math.isnan, interval))
+    assert all(map(math.isnan, quotient_of_medians([], [1.0])))
+
+
+def test_sensitivity_stands_beside_the_published_one(tmp_path):
+    for run, shift in (
+        ("w16-s0-standard", 0.0),
+        ("w16-s1-standard", 0.02),
+        ("w16-s0-standard-masks.search=0", 9),
+    ):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "sensitivity.json").write_text(json.dumps(make_sensitivity(shift)))
+    made = report.read_sensitivity(tmp_path)
+    assert list(made["seed"].unique()) == [0, 1]
+    assert set(made["width"]) == {16}
+    first = made[made["seed"] == 0]
+    assert tuple(first["layer"]) == RESNET18_RELUS
+    assert tuple(first["published_sensitivity"]) == SENET_SENSITIVITY
+    assert made["measured_sensitivity"].max() < 1.0
+    assert report.read_sensitivity(tmp_path / "none").empty
+
+
+@pytest.mark.parametrize("content", ["{", "{}", json.dumps({"sensitivity": {"relu": 0.1}})])
+def test_unusable_sensitivity_is_named(tmp_path, content):
+    (tmp_path / "w16-s0-quick").mkdir()
+    (tmp_path / "w16-s0-quick" / "sensitivity.json").write_text(content)
+    with pytest.raises(ResultsError, match=r"sensitivity\.json cannot be read"):
+        report.read_sensitivity(tmp_path)
+
+
+def test_published_values_stand_beside_near_budgets_of_the_same_method_alone():
+    assert published_near("senet-0.09", 50_135).accuracy == 0.7528
+    assert published_near("snl-0.09", 50_135).accuracy == 0.7375
+    assert published_near("senet-0.18", 100_270) is None
+    assert published_near("joint-0.09", 50_135) is None
+    assert published_near("deepreduce", math.nan) is None
+
+
+# The README's section
+
+
+def test_without_rows_everything_reads_not_trained_yet(rows):
+    text = section([], rows)
+    pairs, variants, wide = tables_of(text)
+    assert [line["Variant"] for line in variants] == [f"`{name}`" for name in TRAINABLE]
+    assert {line["Test, %"] for line in variants} == {"not trained yet"}
+    assert {line["Ours, test, %"] for line in wide} == {"not trained yet"}
+    assert {line["Accuracy, width 16, %"] for line in pairs} == {"not trained yet"}
+    assert "is open: no pair is trained yet" in text
+    assert "![" not in text
+    assert 'make train TRAIN="--width 64 --plan long"' in text
+    assert variants[0]["ReLUs, K"] == "139.3"  # a quarter of those measured at width 64
+    assert variants[0]["MACs, M"] == "–"
+    by_name = {line["Variant"]: line for line in wide}
+    assert by_name["`snl-0.09`"]["ReLUs, K"] == "50.13"  # by its name, since it is not measured
+    assert by_name["`snl-0.09`"]["Published, %"] == "73.75"
+    assert by_name["`deepreduce`"]["ReLUs, K"] == "–"
+
+
+def test_full_width_has_the_published_values_beside_it(rows):
+    content = [make_accuracy_row("senet-0.09", 64, accuracy_test=0.7411)]
+    wide = {line["Variant"]: line for line in tables_of(section(content, rows))[2]}
+    assert wide["`senet-0.09`"]["Ours, test, %"] == "74.11"
+    assert wide["`senet-0.09`"]["Published, %"] == "75.28"
+    assert "arXiv 2301.09254" in wide["`senet-0.09`"]["Published by, at"]
+    assert wide["`baseline`"]["Published, %"] == "77.8 to 79.8"
+    assert wide["`joint-0.052`"]["Published, %"] == "–"
+    assert "1 of 14 variants are trained" in section(content, rows)
+
+
+def test_widths_never_share_a_column(rows):
+    content = make_accuracy() + make_accuracy(width=64, accuracy_test=0.77)
+    _, variants, wide = tables_of(section(content, rows))
+    assert not any("77" in line["Test, %"] for line in variants)
+    assert {line["Ours, test, %"].split(" ")[0] for line in wide} == {"77.00"}
+
+
+def test_variants_have_means_over_seeds_and_what_the_protocol_did(rows):
+    content = make_accuracy()
+    content[0] |= make_judged()
+    variants = {line["Variant"]: line for line in tables_of(section(content, rows))[1]}
+    line = variants["`baseline`"]
+    assert (line["Test, %"], line["Fixed point, %"], line["Seeds"]) == ("65.20", "61.09", "1")
+    assert (line["Agreement, stock"], line["Agreement, lean"]) == ("99 of 100", "100 of 100")
+    line = variants["`senet-0.09`"]
+    assert (line["Test, %"], line["Seeds"]) == ("61.10 [60.70, 61.50]", "3")
+    assert line["To the baseline, points"] == "-4.10"
+    assert (line["Fixed point, %"], line["Agreement, lean"]) == ("–", "–")
+    plain = tables_of(section(make_accuracy(), rows))[1][0]
+    assert not {"Fixed point, %", "Agreement, lean"} & set(plain)
+
+
+def test_pairs_name_seeds_and_the_latency_of_each_width(rows):
+    line = tables_of(section(make_accuracy(), rows))[0][2]
+    assert line["Accuracy, width 16, %"] == "61.10, 60.50"
+    assert line["joint - SENet, points"] == "-0.60 [-0.60, -0.60] (n = 3)"
+    assert line["Fewer ReLUs, width 64"] == "1.73×"
+    assert line["Faster online, lean, width 64"].startswith("1.")
+    assert "Faster online, lean, width 16" not in line
+    line = tables_of(section(make_accuracy(), [*rows, *make_narrow_rows()]))[0][0]
+    assert line["Faster online, lean, width 16"].startswith("1.")
+    assert line["joint - SENet, points"] == "-0.30 (n = 1)"
+
+
+def test_the_verdict_counts_pairs_within_a_point(rows):
+    assert "in **2 of 4** pairs: `joint-0.208` (-0.30), `joint-0.052` (-0.60)" in section(
+        make_accuracy(), rows
+    )
+    content = [row for row in make_accuracy() if row["variant"] not in ("joint-0.026", "senet-0.18")]
+    for row in content:
+        if row["variant"] == "joint-0.052":
+            row["accuracy_test"] -= (0.001, 0.003, 0.011)[row["seed"]]
+        row["accuracy_test"] += 0.02 * (row["variant"] == "joint-0.208")
+    text = section(content, rows)
+    assert "in **1 of 2** pairs: `joint-0.208` (+1.70)" in text
+    assert "it falls further below in `joint-0.052` (-1.10; seeds differ, n = 3)" in text
+    assert "not trained yet: `joint-0.104`, `joint-0.026`." in text
+
+
+def test_figures_are_shown_when_there_is_something_to_draw(rows):
+    assert "![" not in section([make_accuracy_row()], [*rows, *make_narrow_rows()])
+    text = section(make_accuracy(), rows)
+    assert "(plots/accuracy_vs_relus.svg)" in text
+    assert "accuracy_vs_latency" not in text
+    assert "(plots/accuracy_vs_latency.svg)" in section(make_accuracy(), [*rows, *make_narrow_rows()])
