@@ -236,7 +236,7 @@ def cifar(tmp_path, monkeypatch):
         (folder / split).write_bytes(pickle.dumps(entries, protocol=4))
     monkeypatch.setattr(Images, "cifar100", partial(Images.cifar100, heldout=20, checksums=None))
     monkeypatch.setattr(command, "load_cifar100", partial(load_cifar100, checksums=None))
-    monkeypatch.setitem(PLANS, "standard", TINY)
+    monkeypatch.setitem(PLANS, "long", TINY)
     options = ["--width", "2", "--device", "cpu", "--data", str(tmp_path / "data")]
     for name in ("results", "checkpoints", "weights"):
         options += [f"--{name}", str(tmp_path / name)]
@@ -248,7 +248,7 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
     assert command.main([*options, "--rows", "senet-0.09", "baseline"]) == 0
     found = read_rows(folder / "results" / "accuracy.json")
     assert [row["variant"] for row in found] == ["baseline", "senet-0.09"]
-    assert (folder / "results" / "training" / "w2-s0-standard" / "senet-0.09.jsonl").exists()
+    assert (folder / "results" / "training" / "w2-s0-long" / "senet-0.09.jsonl").exists()
     monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
     loaded = VARIANTS["senet-0.09"].build(width=2)
     assert loaded.meta["trained"]
@@ -271,7 +271,7 @@ def test_another_seed_has_its_row_but_no_published_weights(cifar):
     (row,) = read_rows(folder / "results" / "accuracy.json")
     assert (row["seed"], row["epochs"], row["epochs_scale"]) == (3, 1, 0.5)
     assert not (folder / "weights").exists()
-    assert (folder / "checkpoints" / "w2-s3-standard-x0.5" / "baseline-w2.safetensors").exists()
+    assert (folder / "checkpoints" / "w2-s3-long-x0.5" / "baseline-w2.safetensors").exists()
 
 
 def test_a_try_shares_phases_and_stays_apart(cifar, capsys):

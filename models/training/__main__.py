@@ -28,7 +28,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default 0)")
-    parser.add_argument("--plan", choices=PLANS, default="standard", help="the schedules (default standard)")
+    parser.add_argument(
+        "--plan", choices=PLANS, default="long", help="the schedules (default long: the committed rows')"
+    )
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="multiplies all epochs of the plan")
     parser.add_argument(
         "--set",

@@ -156,12 +156,13 @@ PLANS = {
         tune=Schedule(10, 0.05),
     ),
     "long": Plan(
-        baseline=Schedule(150, 0.4),
-        sensitivity=SparseSchedule(40, 0.4),
-        gated=GateSchedule(80, 0.1),
-        masks=MaskSchedule(120, 0.05, search=0.3),
-        lasso=LassoSchedule(40, 0.02),
-        tune=Schedule(100, 0.05),
+        baseline=Schedule(40, 0.4),
+        sensitivity=SparseSchedule(10, 0.4),
+        gated=GateSchedule(24, 0.1),
+        masks=MaskSchedule(40, 0.05),
+        lasso=LassoSchedule(8, 0.02),
+        tune=Schedule(24, 0.05),
     ),
 }
-"""quick: a first look on two cores at width 16; standard: the committed rows; long: on a CUDA device."""
+"""quick: a first look on two cores at width 16; standard: three hours there; long: the committed rows, a
+quarter of an hour for all of one width on an H200."""
