@@ -204,7 +204,8 @@ class Measurement:
                 "dealt_bytes": offline.dealt_bytes,
             },
             "times": times,
-            "reference": None if paired is None else {"case": case.reference.id, **paired},
+            "reference": paired
+            and {"case": case.reference.id, "link_check": self.reference.link_check.as_dict(), **paired},
             "peak_memory_bytes_by_party": list(subject.parties.peak_memory()),
             "truncation": {
                 "expected_per_inference": subject.expected_failures,

@@ -214,6 +214,8 @@ def validate(row: Any) -> None:
     if row["reference"] is None:
         return
     _check(row["reference"], REFERENCE, "reference")
+    if row["reference"].get("link_check") is not None:  # not in rows of older runs
+        _check(row["reference"]["link_check"], LINK_CHECK, "reference.link_check")
     for clock in CLOCKS:
         if len(row["reference"][clock]) != len(row["times"][clock]):
             raise ResultsError(

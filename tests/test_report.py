@@ -22,7 +22,7 @@ from bench import literature, report
 from bench.literature import network_from_dict
 from bench.report import interval_of_median, speedup, spread, statistics
 from bench.report.cells import format_number
-from bench.results import ResultsError, Store
+from bench.results import ResultsError, Store, validate
 
 README = """# Title
 before
@@ -458,6 +458,27 @@ def test_modelled_tables_are_those_of_the_headline_networks(rows):
         assert line["modelled_layer_s"] == found.layer_s
         assert line["layers_win"] == found.layers_win
     assert not set(even.loc[even["model"] == "cheetah", "verified"]) - {False}
+
+
+def test_a_link_is_predicted_from_the_loopback_rounds_measured_in_turn_with_it():
+    apart, row = make_row(engine="lean"), make_row(engine="lean", link="lan", role="link")
+    count = len(row["times"]["online_s"])
+    in_turn = {"case": apart["case"], "link_check": make_check("lean")}
+    in_turn |= {f"{clock}_s": [None] + [0.5] * (count - 1) for clock in report.CLOCKS}
+    both = row | {"reference": in_turn}
+    validate(both)
+    slower = apart | {"times": {**apart["times"], "online_s": [0.5] * count}}
+    expected = report.summarize([slower, row]).set_index("case").loc[row["case"]]
+    for rows in ([apart, both], [both]):
+        found = report.summarize(rows).set_index("case").loc[row["case"]]
+        assert found["modelled_online_s"] == expected["modelled_online_s"]
+        assert found["loopback_case"] == apart["case"]
+    other = both | {"reference": in_turn | {"link_check": None}}
+    without = report.summarize([apart, row]).set_index("case").loc[row["case"], "modelled_online_s"]
+    assert report.summarize([apart, other]).set_index("case").loc[row["case"], "modelled_online_s"] == without
+    assert without != expected["modelled_online_s"]
+    with pytest.raises(ResultsError, match=r"reference\.link_check\.round_s"):
+        validate(row | {"reference": in_turn | {"link_check": make_check(round_s="x")}})
 
 
 def test_modelled_seconds_never_share_a_column_with_others(rows):

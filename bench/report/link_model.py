@@ -52,7 +52,16 @@ def _split(row: Row) -> Any:
 
 
 def _loopback_partner(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The first row, in the order of reports, of the same network, engine and setting on loopback."""
+    """What was measured on loopback: in turn with the row itself, or else by a row of its own.
+
+    That is the first, in the order of reports, of the same network, engine and setting.
+    """
+    own = row["reference"] or {}
+    if (own.get("link_check") or {}).get("shaper") == "none":
+        seconds = [value for value in own["online_s"] if value is not None]
+        found = {"case": own["case"], "link_check": own["link_check"], "times": {"online_s": seconds}}
+        if _calibrated(found):
+            return found
     same = ("variant", "width", "engine", "provider", "batch", "parties")
     found = [
         other
