@@ -73,7 +73,9 @@ def texts(figure):
 
 MODELLED = ("literature", "break_even")
 TRAINED = ("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency", "sensitivity", "masks")
-MEASURED = [name for name in figures.FIGURES if name not in TRAINED]  # test_figures_accuracy.py has those
+APART = ("links_all", "accuracy_full_width")  # which want other rows than these
+MEASURED = [name for name in figures.FIGURES if name not in (*TRAINED, *APART)]
+"""test_figures_accuracy.py has the others."""
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -91,10 +93,10 @@ def test_every_figure_names_its_origin_and_conditions_and_has_units(data, name):
         assert "WAN: RTT 40 ms, 400 Mbit/s each way; shaped by user-space" in said
     assert "Width 64" in said
     for axes in figure.axes:
-        label = axes.get_xlabel() + axes.get_ylabel()
+        label = axes.get_xlabel()
         below = [other for other in figure.axes if same_column(axes, other) and other.get_xlabel()]
         if axes.get_visible():
-            label = label or below[-1].get_xlabel()
+            label = (label or (below[-1].get_xlabel() if below else "")) + axes.get_ylabel()
             assert any(unit in label for unit in ("second", "%", "MB", "ReLUs worth one layer, thousands")), (
                 label
             )
@@ -209,6 +211,23 @@ def test_link_bars_end_at_the_model_and_markers_stand_at_what_was_found(data):
             assert stack[-1][1] == pytest.approx(total)
             found = case["emulated_online_median_s"] if emulated else case["online_median_s"]
             assert marker.get_xdata()[place] == pytest.approx(found)
+
+
+def test_all_variants_on_links_have_a_figure_of_their_own(data):
+    rows = make_rows()
+    rows += [
+        make_row("joint-0.104", engine, link=link, role="link")
+        for engine in ("stock", "lean")
+        for link in ("lan", "wan")
+    ]
+    swept = tables(rows)
+    few, whole = figures.links(swept), figures.links_all(swept)
+    assert {len(bars(axes)) for axes in few.axes} == {len(LINKED)}
+    assert {len(bars(axes)) for axes in whole.axes} == {len(LINKED) + 1}
+    check_texts(whole)
+    assert "shaped by user-space" in " ".join(texts(whole).split())
+    with pytest.raises(figures.Missing, match="make sweep"):
+        figures.links_all(data)
 
 
 def test_flagged_links_are_marked(data, awkward):
@@ -425,7 +444,7 @@ def test_missing_tables_are_said(tmp_path, capsys):
     assert "summary.csv cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", report.TABLES)
+@pytest.mark.parametrize("name", [name for name in report.TABLES if name != "tries"])
 def test_each_table_is_needed(project, capsys, name):
     (project / "results" / f"{name}.csv").unlink()
     assert run(project) == 1

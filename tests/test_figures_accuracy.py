@@ -98,6 +98,22 @@ def test_every_figure_names_width_and_data_and_has_units(data, name):
         assert all(any(unit in axes.get_xlabel() for unit in units) for axes in figure.axes)
 
 
+def test_full_width_stands_beside_what_was_published_there():
+    wide = make_accuracy(width=64)
+    data = tables([*make_accuracy(), *wide])
+    figure = figures.accuracy_full_width(data)
+    check_texts(figure)
+    said = " ".join(texts(figure).split())
+    assert "Trained networks: width 64, CIFAR-100, plan standard" in said
+    assert "Published by others, width 64" in said
+    drawn = points(figure.axes[0])
+    assert {(round(each.relus / 1e3, 6), round(100 * each.accuracy, 6)) for each in PUBLISHED} <= drawn
+    baseline = next(row for row in wide if row["variant"] == "baseline")
+    assert (round(baseline["relus"] / 1e3, 6), round(100 * baseline["accuracy_test"], 6)) in drawn
+    with pytest.raises(figures.Missing, match="two variants trained at width 64"):
+        figures.accuracy_full_width(tables([*make_accuracy(), wide[0]]))
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_no_text_lies_over_another_or_beyond_the_edge(data, name):
     check_texts(figures.FIGURES[name](data))

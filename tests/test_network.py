@@ -171,6 +171,8 @@ def test_h0_is_the_links_own_where_it_is_known():
     predicted = predict_from_loopback(1.0, 1000, 0, WAN, Calibration(1e-4, 1e10), 3e-4)
     assert predicted.compute_s == pytest.approx(0.9)
     assert predicted.hops_s == pytest.approx(1000 * 0.0203)
+    predicted = predict_from_loopback(1.0, 1000, 0, WAN, Calibration(1e-4, 1e10), 4e-5)
+    assert (predicted.compute_s, predicted.hops_s) == pytest.approx((0.96, 1000 * 0.02004))
 
 
 def test_h0_does_not_exceed_what_loopback_took():

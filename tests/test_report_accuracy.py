@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from results_factory import (
 
 from bench import report
 from bench.report import accuracy, statistics
-from bench.report.accuracy import PAIRS, TRAINABLE, Difference, difference, published_near
+from bench.report.accuracy import EQUAL, PAIRS, TRAINABLE, Difference, difference, published_near
 from bench.report.statistics import quotient_of_medians
 from bench.results import ResultsError
 from models.published import SENET_SENSITIVITY
@@ -62,7 +63,8 @@ def table(content):
 
 def section(content, rows):
     made = table(content) if content else report.tabulate_accuracy(None)
-    return report.accuracy_section(made, report.tabulate_pairs(made, rows), rows)
+    tries = report.tabulate_tries(Path("none"), made)
+    return report.accuracy_section(made, report.tabulate_pairs(made, rows), tries, rows)
 
 
 def tables_of(text):
@@ -139,10 +141,10 @@ def test_differences_are_taken_seed_by_seed():
 def test_pairs_have_the_ratios_of_measured_rows_at_their_own_width(rows):
     made = report.tabulate_pairs(table(make_accuracy()), [*rows, *make_narrow_rows()])
     assert [tuple(line) for line in made[["senet", "joint", "width"]].to_numpy()] == [
-        (*pair, width) for pair in PAIRS for width in (16, 64)
+        (*pair, width) for pair in (*PAIRS, EQUAL) for width in (16, 64)
     ]
-    by_width = made.set_index(["senet", "width"])
-    wide, narrow = by_width.loc[("senet-0.09", 64)], by_width.loc[("senet-0.09", 16)]
+    by_width = made.set_index(["joint", "width"])
+    wide, narrow = by_width.loc[("joint-0.052", 64)], by_width.loc[("joint-0.052", 16)]
     assert math.isnan(wide["accuracy_joint"])
     assert narrow["accuracy_joint"] == pytest.approx(0.605)
     assert narrow["accuracy_difference"] == pytest.approx(0.605 - 0.611)
@@ -280,13 +282,62 @@ def test_variants_have_means_over_seeds_and_what_the_protocol_did(rows):
 def test_pairs_name_seeds_and_the_latency_of_each_width(rows):
     line = tables_of(section(make_accuracy(), rows))[0][2]
     assert line["Accuracy, width 16, %"] == "61.10, 60.50"
-    assert line["joint - SENet, points"] == "-0.60 [-0.60, -0.60] (n = 3)"
+    assert "Accuracy, width 64, %" not in line
+    assert line["joint - SENet, points, width 16"] == "-0.60 [-0.60, -0.60] (n = 3)"
     assert line["Fewer ReLUs, width 64"] == "1.73×"
     assert line["Faster online, lean, width 64"].startswith("1.")
     assert "Faster online, lean, width 16" not in line
     line = tables_of(section(make_accuracy(), [*rows, *make_narrow_rows()]))[0][0]
     assert line["Faster online, lean, width 16"].startswith("1.")
-    assert line["joint - SENet, points"] == "-0.30 (n = 1)"
+    assert line["joint - SENet, points, width 16"] == "-0.30 (n = 1)"
+    wide = [
+        make_accuracy_row("senet-0.36", 64, accuracy_test=0.75),
+        make_accuracy_row("joint-0.208", 64, accuracy_test=0.73),
+    ]
+    lines = tables_of(section(make_accuracy() + wide, rows))[0]
+    assert lines[0]["Accuracy, width 64, %"] == "75.00, 73.00"
+    assert lines[0]["joint - SENet, points, width 64"] == "-2.00 (n = 1)"
+    assert lines[1]["Accuracy, width 64, %"] == "not trained yet"
+
+
+def test_a_pair_of_one_budget_is_told_apart(rows):
+    content = [make_accuracy_row("senet-0.09", accuracy_test=0.60)]
+    content += [make_accuracy_row("joint-0.09", accuracy_test=0.605)]
+    rows = [*rows, make_row("joint-0.09", "lean")]
+    text = section(content, rows)
+    line = tables_of(text)[0][-1]
+    assert line["SENet, joint"] == "`senet-0.09`, `joint-0.09`"
+    assert line["joint - SENet, points, width 16"] == "+0.50 (n = 1)"
+    assert "no pair is trained yet" in text
+    content += [make_accuracy_row("joint-0.052", accuracy_test=0.58)]
+    text = section(content, rows)
+    assert "With as many ReLUs as `senet-0.09`, `joint-0.09` is at **+0.50** points, with " in text
+    assert "in **0 of 1** pairs" in text
+
+
+def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
+    path = tmp_path / "tries.json"
+    content = [make_accuracy_row("senet-0.09", accuracy_heldout=0.60)]
+    for changes, value in (({"masks.search": 0.3, "sensitivity": None}, 0.61), ({"masks.epochs": 80}, 0.58)):
+        trial = make_accuracy_row("senet-0.09", accuracy_heldout=value) | {"changes": changes}
+        del trial["accuracy_test"]
+        content.append(trial)
+    lost = make_accuracy_row("joint-0.09", accuracy_heldout=0.5) | {"changes": {"masks.epochs": 80}}
+    path.write_text(json.dumps([*content[1:], lost]))
+    made = table(content[:1])
+    tries = report.tabulate_tries(path, made)
+    assert list(tries["changes"]) == ["masks.epochs=80"] * 2 + ["masks.search=0.3 sensitivity=null"]
+    assert tries["to_committed"].tolist() == pytest.approx([math.nan, -0.02, 0.01], nan_ok=True)
+    text = report.accuracy_section(made, report.tabulate_pairs(made, rows), tries, rows)
+    lines = tables_of(text)[2]
+    assert lines[1]["To the row above, points"] == "-2.00"
+    assert lines[0]["To the row above, points"] == "–"
+    assert "What else was tried" in text
+    assert "What else was tried" not in section(content[:1], rows)
+    for nonsense in ("{", "[1]", '[{"variant": "baseline"}]'):
+        path.write_text(nonsense)
+        with pytest.raises(ResultsError, match=r"tries\.json is no list of tries"):
+            report.tabulate_tries(path, made)
 
 
 def test_the_verdict_counts_pairs_within_a_point(rows):

@@ -4,13 +4,18 @@ Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, 
 the same, so that the figures can be read in grey.
 """
 
-from bench.figures.accuracy import accuracy_vs_latency, accuracy_vs_macs, accuracy_vs_relus
+from bench.figures.accuracy import (
+    accuracy_full_width,
+    accuracy_vs_latency,
+    accuracy_vs_macs,
+    accuracy_vs_relus,
+)
 from bench.figures.command import FIGURES, main, write
 from bench.figures.cost_models import MODELS, SHOWN, break_even, literature
 from bench.figures.data import Missing, Tables
 from bench.figures.masks import masks, sensitivity
 from bench.figures.profiles import layer_profile, stock_vs_lean
-from bench.figures.shaped_links import link_model_error, links
+from bench.figures.shaped_links import link_model_error, links, links_all
 from bench.figures.style import FAMILIES, LINKS, STYLE
 from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
 
@@ -23,6 +28,7 @@ __all__ = [
     "STYLE",
     "Missing",
     "Tables",
+    "accuracy_full_width",
     "accuracy_vs_latency",
     "accuracy_vs_macs",
     "accuracy_vs_relus",
@@ -33,6 +39,7 @@ __all__ = [
     "linear_vs_relu",
     "link_model_error",
     "links",
+    "links_all",
     "literature",
     "main",
     "masks",

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from bench.cases import TRAINED_WIDTH
+from bench.cases import WIDTH as FULL_WIDTH
 from bench.figures.data import Missing, Tables, engines_of, measured_cases
 from bench.figures.style import (
     FAMILIES,
@@ -54,6 +55,26 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
         figure,
         "In colour: ours. Hollow and grey: what others published for ResNet-18 on CIFAR-100 at width 64, "
         "with schedules of their own; vertical bar: their networks with all ReLUs. " + _said(tables.accuracy),
+    )
+    return figure
+
+
+def accuracy_full_width(tables: Tables) -> Figure:
+    """Test accuracy against ReLUs of the networks trained at full width, with published points in grey."""
+    points = trained_points(tables.accuracy, FULL_WIDTH)
+    figure = Figure(figsize=(WIDTH * 0.72, 4.3), layout="constrained")
+    axes = figure.subplots()
+    _draw_published(axes, 1e3)
+    _draw_families(axes, points, points["relus"] / 1e3)
+    axes.set(xscale="log", xlabel="ReLUs per image, thousands", ylabel="test accuracy, %")
+    plain_log(axes.xaxis)
+    axes.margins(x=0.08, y=0.07)
+    _legend(figure, _family_handles(points), 2, "left", f"Ours, width {FULL_WIDTH}")
+    _legend(figure, _published_handles(), 2, "right", f"Published by others, width {FULL_WIDTH}")
+    add_small_print(
+        figure,
+        "In colour: ours. Hollow and grey: what others published for ResNet-18 on CIFAR-100 at the same "
+        "width, with longer schedules of their own. " + _said(tables.accuracy, FULL_WIDTH),
     )
     return figure
 
@@ -111,11 +132,11 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
     return figure
 
 
-def trained_points(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Counts and accuracy in percent of each variant at the trained width: mean, low and high over seeds."""
-    rows = accuracy[accuracy["width"] == TRAINED_WIDTH].dropna(subset=["accuracy_test"])
+def trained_points(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> pd.DataFrame:
+    """Counts and accuracy in percent of each variant at one width: mean, low and high over seeds."""
+    rows = accuracy[accuracy["width"] == width].dropna(subset=["accuracy_test"])
     if rows["variant"].nunique() < 2:
-        raise Missing(f"it needs two variants trained at width {TRAINED_WIDTH}: run `make data train`")
+        raise Missing(f"it needs two variants trained at width {width}: run `make data train`")
     rows = rows.assign(percent=100 * rows["accuracy_test"])
     points = rows.groupby("variant", sort=False).agg(
         relus=("relus", "first"),
@@ -244,15 +265,15 @@ def _legend(figure: Figure, handles: list[Line2D], columns: int, side: str, titl
     figure.legend(handles=handles, loc=f"outside upper {side}", ncols=columns, title=title, **look)
 
 
-def _said(accuracy: pd.DataFrame) -> str:
+def _said(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> str:
     """Names width, data, plan and seeds of the trained networks."""
-    rows = accuracy[accuracy["width"] == TRAINED_WIDTH]
+    rows = accuracy[accuracy["width"] == width]
     seeds = rows.groupby("variant")["seed"].nunique()
     spread = " Vertical bars: lowest and highest of several seeds." if (seeds > 1).any() else ""
     plans = " and ".join(str(plan) for plan in rows["plan"].dropna().unique())
     low, high = int(seeds.min()), int(seeds.max())
     count = f"{low} to {high} seeds" if low < high else f"{low} seed{'s' * (low > 1)}"
     return (
-        f"Trained networks: width {TRAINED_WIDTH}, CIFAR-100, plan {plans or 'unknown'}, {count}; 10,000 "
+        f"Trained networks: width {width}, CIFAR-100, plan {plans or 'unknown'}, {count}; 10,000 "
         f"test images.{spread}"
     )

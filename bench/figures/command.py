@@ -13,12 +13,17 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.figures.accuracy import accuracy_vs_latency, accuracy_vs_macs, accuracy_vs_relus
+from bench.figures.accuracy import (
+    accuracy_full_width,
+    accuracy_vs_latency,
+    accuracy_vs_macs,
+    accuracy_vs_relus,
+)
 from bench.figures.cost_models import break_even, literature
 from bench.figures.data import CSVS, Missing, Tables, read_masks
 from bench.figures.masks import masks, sensitivity
 from bench.figures.profiles import layer_profile, stock_vs_lean
-from bench.figures.shaped_links import link_model_error, links
+from bench.figures.shaped_links import link_model_error, links, links_all
 from bench.figures.style import STYLE
 from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
 from bench.results import ResultsError, replace_file
@@ -33,10 +38,12 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "offline_online": offline_online,
     "batch": batch,
     "links": links,
+    "links_all": links_all,
     "link_model_error": link_model_error,
     "literature": literature,
     "break_even": break_even,
     "accuracy_vs_relus": accuracy_vs_relus,
+    "accuracy_full_width": accuracy_full_width,
     "accuracy_vs_macs": accuracy_vs_macs,
     "accuracy_vs_latency": accuracy_vs_latency,
     "sensitivity": sensitivity,

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from bench.cases import LINKED
 from bench.figures.data import Missing, Tables, engines_of
 from bench.figures.style import (
     BAND,
@@ -29,15 +30,30 @@ from bench.figures.style import (
 
 PARTS = {  # of an online phase: (its name in figures, colour, hatch)
     "compute": ("compute", GREEN, ""),
-    "hops": ("hops (latency)", YELLOW, "////"),
-    "bytes": ("bytes (bandwidth)", PURPLE, "....."),
+    "hops": ("hops", YELLOW, "////"),
+    "bytes": ("bytes", PURPLE, "....."),
 }
 GOAL = 0.10  # of an emulated time: how far the model of a link may be off
 
 
 def links(tables: Tables) -> Figure:
+    """Online seconds of the variants that every run measures, on each link: see `links_all`."""
+    emulated, loopback = _linked(tables.summary)
+    few = emulated["variant"].isin(LINKED)
+    if few.any():
+        emulated, loopback = emulated[few], loopback[loopback["variant"].isin(LINKED)]
+    return _stacked(emulated, loopback)
+
+
+def links_all(tables: Tables) -> Figure:
     """Online seconds on each link, the model's parts stacked, what was measured or emulated as a marker."""
     emulated, loopback = _linked(tables.summary)
+    if emulated["variant"].isin(LINKED).all():
+        raise Missing("it needs link cases of other variants than the figure links: run `make sweep`")
+    return _stacked(emulated, loopback)
+
+
+def _stacked(emulated: pd.DataFrame, loopback: pd.DataFrame) -> Figure:
     cases = pd.concat([loopback, emulated])
     names, engines = list(dict.fromkeys(cases["link"])), engines_of(emulated)
     variants = list(dict.fromkeys(emulated["variant"]))
@@ -58,20 +74,22 @@ def links(tables: Tables) -> Figure:
                     text = short_number(found[variant]) + ("" if pd.isna(error) else f" ({_signed(error)})")
                     flag = "!" if str(table.loc[variant, "link_flagged"]) == "True" else ""
                     add_note(axes, max(found[variant], parts.loc[variant].sum()), place, text + flag, 5)
-            axes.set_title(f"{engine_style(engine)[0]}: {link_style(link)[0]}")
+            if row == 0:
+                axes.set_title(link_style(link)[0])
             if row == len(engines) - 1:
                 axes.set_xlabel("online seconds")
             axes.set_xlim(0, 1.75 * max(parts.sum(axis=1).max(), found.fillna(0).max()) or 1)
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        panels[row][0].set_ylabel(engine_style(engine)[0].replace(" (", "\n("), fontweight="bold")
     category_axis(panels[0][0], variants)
-    marker = Line2D([], [], label="measured (loopback) or emulated", **_emulated_marker())
+    marker = Line2D([], [], label="measured or emulated", **_emulated_marker())
     add_legend(figure, {part: (f"modelled {name}", *look) for part, (name, *look) in PARTS.items()}, [marker])
     add_caption(
         figure,
         cases,
-        "Bars: modelled from loopback alone, there the split of what was measured. Beside them: median "
-        "online seconds, measured or emulated, in brackets the model's error. The panels' scales differ. "
-        + _links_said(emulated),
+        "Bars: modelled from loopback's compute, on loopback the split of what was measured; hops are "
+        "latency, bytes bandwidth. Beside them: median online seconds, measured on loopback, else emulated, "
+        "in brackets the model's error. The panels' scales differ. " + _links_said(emulated),
     )
     return figure
 

@@ -118,13 +118,14 @@ def category_axis(axes: Axes, names: Sequence[str]) -> None:
 def add_legend(
     figure: Figure, styles: dict[str, tuple[str, str, str]], more: Sequence[Line2D | Patch] = ()
 ) -> None:
-    """One row of patches, and of what `more` adds, above the axes."""
+    """One row of patches, and of what `more` adds, above the axes; two if there are many."""
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
         for label, colour, hatch in styles.values()
     ]
     handles += more
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handlelength=1.8)
+    columns = len(handles) if len(handles) < 6 else -(-len(handles) // 2)
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns, handlelength=1.8)
 
 
 def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:

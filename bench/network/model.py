@@ -3,9 +3,10 @@
     online = compute + hops (RTT / 2 + h0) + bytes / bandwidth
 
 A hop is one one-way trip that the next step waits for; bytes those of the party that sends most; h0 what
-software adds to a hop, calibrated on the link itself by the engine's smallest round, since part of what
-software does while nothing is under way on loopback happens during the flight on a longer link. Compute is
-the loopback run's online time less its own hops h0 + bytes / bandwidth.
+software adds to a hop, calibrated on the link itself by the engine's smallest round. Compute is the loopback
+run's online time less its own hops h0 + bytes / bandwidth. There h0 is loopback's, but no more than the
+link's: small rounds on loopback follow each other so closely that the processes' threads wait for a core,
+which those of an inference, with computing between them, do not.
 Rounds are not hops. A direct exchange of two parties is one hop a round. Gloo (torch 2.13) sends nothing
 before the receiver has said that it is ready, so a message costs two, and its ring all-reduce has two phases
 of messages, so a round is four one-way trips, and more if it is large: see `ring_hops`.
@@ -82,13 +83,13 @@ def predict_from_loopback(
 ) -> Prediction:
     """Predicts a link's online phase from the same network's, of `online_s` seconds, on loopback.
 
-    `hop_overhead_s` is the link's h0, loopback's if it is not known. Loopback's is bounded by what its online
-    phase leaves when nothing is computed.
+    `hop_overhead_s` is the link's h0, loopback's if it is not known. Loopback's is bounded by the link's and
+    by what its online phase leaves when nothing is computed.
     """
     rest = max(0.0, online_s - 8 * bytes_sent / loopback.bandwidth_bits_s)
-    h0 = min(loopback.hop_overhead_s, rest / hops) if hops else 0.0
-    on_link = h0 if hop_overhead_s is None else hop_overhead_s
-    return predict_online(rest - hops * h0, hops, bytes_sent, link, on_link)
+    on_link = loopback.hop_overhead_s if hop_overhead_s is None else hop_overhead_s
+    h0 = min(loopback.hop_overhead_s, on_link, rest / hops) if hops else 0.0
+    return predict_online(rest - hops * h0, hops, bytes_sent, link, h0 if hop_overhead_s is None else on_link)
 
 
 def predict_row(loopback: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[Prediction, float]:

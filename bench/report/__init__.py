@@ -8,7 +8,13 @@ Measured, emulated and modelled seconds never share a column: times over a shape
 `bench.network` predicts for it from loopback alone, and all that `bench.literature` says, is `modelled_*`.
 """
 
-from bench.report.accuracy import read_accuracy, read_sensitivity, tabulate_accuracy, tabulate_pairs
+from bench.report.accuracy import (
+    read_accuracy,
+    read_sensitivity,
+    tabulate_accuracy,
+    tabulate_pairs,
+    tabulate_tries,
+)
 from bench.report.accuracy_section import accuracy_section
 from bench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
 from bench.report.engines import engines_section
@@ -41,4 +47,5 @@ __all__ = [
     "tabulate_layers",
     "tabulate_models",
     "tabulate_pairs",
+    "tabulate_tries",
 ]

@@ -46,12 +46,15 @@ PAIRS = (
     ("senet-0.045", "joint-0.026"),
 )
 """SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
+EQUAL = ("senet-0.09", "joint-0.09")
+"""A pair of one budget: what merging layers costs beside masks."""
 TEST_IMAGES = 10_000
 NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
 ROW = ("variant", "width", "seed", "plan", "epochs_scale", "precision", "epochs", "relus", "macs")
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
 PAIR = ("senet", "joint", "width", "seeds", "accuracy_senet", "accuracy_joint")
+TRY = ("variant", "width", "seed", "changes", "epochs", "accuracy_heldout", "to_committed")
 SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
 _RUN = re.compile(r"w(\d+)-s(\d+)-[a-z]+")  # not scaled, not in another precision, not a try
 
@@ -112,6 +115,31 @@ def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
     return table.loc[order].reset_index(drop=True)
 
 
+def tabulate_tries(path: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """One line a try of tries.json: what it changed, and how far it is from the row of `tabulate_accuracy`.
+
+    `to_committed` is the difference on the held-out images, NaN where the variant has no row of that seed.
+    """
+    try:
+        tries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        lines = [
+            {name: row[name] for name in TRY[:3] + TRY[4:6]}
+            | {"changes": " ".join(f"{key}={json.dumps(value)}" for key, value in row["changes"].items())}
+            for row in tries
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(
+            f"{path} is no list of tries ({error!r}): move it away, and tries are made again."
+        ) from error
+    table = pd.DataFrame(lines, columns=TRY)
+    same = ["variant", "width", "seed"]
+    committed = accuracy.set_index(same)["accuracy_heldout"]
+    for index, line in table.iterrows():
+        before = committed.get(tuple(line[name] for name in same), math.nan)
+        table.loc[index, "to_committed"] = line["accuracy_heldout"] - before
+    return table.sort_values(["width", "changes", "variant"], ignore_index=True)
+
+
 def _part(row: pd.Series, name: str) -> dict[str, Any]:
     return row[name] if isinstance(row.get(name), dict) else {}
 
@@ -143,7 +171,7 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
     rows = latency_rows(rows)
     widths = sorted({*table["width"], *(key[1] for key in rows)})
     lines = []
-    for senet, joint in PAIRS:
+    for senet, joint in (*PAIRS, EQUAL):
         for width in widths:
             counts = [counts_of(name, width, table, rows) for name in (senet, joint)]
             at_width = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()

@@ -10,6 +10,7 @@ import pandas as pd
 from bench.cases import TRAINED_WIDTH
 from bench.cases import WIDTH as FULL_WIDTH
 from bench.report.accuracy import (
+    EQUAL,
     PAIRS,
     TEST_IMAGES,
     TRAINABLE,
@@ -28,28 +29,34 @@ MARGIN = 0.01  # of accuracy: how far joint may be below SENet to count as equal
 FULL_WIDTH_COMMAND = f'make train TRAIN="--width {FULL_WIDTH} --plan long"'
 FIGURES = {
     "accuracy_vs_relus": "Accuracy against the number of ReLUs, with published points at full width",
+    "accuracy_full_width": "The same at width 64, beside what others published",
     "accuracy_vs_latency": "Accuracy against measured online latency, on both engines",
 }
 
 
-def accuracy_section(table: pd.DataFrame, pairs: pd.DataFrame, rows: Iterable[Row]) -> str:
+def accuracy_section(
+    table: pd.DataFrame, pairs: pd.DataFrame, tries: pd.DataFrame, rows: Iterable[Row]
+) -> str:
     """What each variant gets right, what joint reduction loses and gains against SENet, and the full width.
 
-    `table` and `pairs` are what `tabulate_accuracy` and `tabulate_pairs` return.
+    `table`, `pairs` and `tries` are what `tabulate_accuracy`, `tabulate_pairs` and `tabulate_tries` return.
     """
     measured = latency_rows(rows)
     narrow = table[table["width"] == TRAINED_WIDTH]
     trained = set(narrow["variant"])
     timed = {name for name, width, _ in measured if width == TRAINED_WIDTH and name in trained}
-    figures = ["accuracy_vs_relus"] * (len(trained) > 1) + ["accuracy_vs_latency"] * (len(timed) > 1)
+    wide = table.loc[table["width"] == FULL_WIDTH, "variant"].nunique()
+    figures = ["accuracy_vs_relus"] * (len(trained) > 1) + ["accuracy_full_width"] * (wide > 1)
+    figures += ["accuracy_vs_latency"] * (len(timed) > 1)
     parts = [
-        _verdict(pairs),
+        *(_verdict(pairs, width) for width in _judged_widths(pairs)),
         markdown_table(_pairs_table(pairs)),
         _pairs_caption(pairs),
         *(f"![{FIGURES[name]}](plots/{name}.svg)" for name in figures),
         f"**CIFAR-100, width {TRAINED_WIDTH}** (the headline's latency is that of width {FULL_WIDTH})",
         markdown_table(_variants_table(narrow, measured)),
         *_variants_caption(narrow),
+        *_tries(tries),
         _full_width(table, measured),
     ]
     return "\n\n".join(parts)
@@ -157,6 +164,12 @@ def _of_pair(pairs: pd.DataFrame, pair: tuple[str, str], width: int) -> pd.Serie
     return None if found.empty else found.iloc[0]
 
 
+def _judged_widths(pairs: pd.DataFrame) -> list[int]:
+    """The width of the accuracy figure, and the full one where a pair of it is trained."""
+    full = pairs.loc[pairs["width"] == FULL_WIDTH, "accuracy_difference"].notna().any()
+    return [TRAINED_WIDTH, *([FULL_WIDTH] if full else [])]
+
+
 def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
     widths = [FULL_WIDTH]
     if (
@@ -166,12 +179,14 @@ def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
     ):
         widths.append(TRAINED_WIDTH)
     lines = []
-    for pair in PAIRS:
-        narrow, full = (_of_pair(pairs, pair, width) for width in (TRAINED_WIDTH, FULL_WIDTH))
-        line = {
-            "SENet, joint": f"`{pair[0]}`, `{pair[1]}`",
-            f"Accuracy, width {TRAINED_WIDTH}, %": _both(narrow),
-            "joint - SENet, points": _difference(narrow),
+    for pair in (*PAIRS, EQUAL):
+        full = _of_pair(pairs, pair, FULL_WIDTH)
+        line = {"SENet, joint": f"`{pair[0]}`, `{pair[1]}`"}
+        for width in _judged_widths(pairs):
+            judged = _of_pair(pairs, pair, width)
+            line[f"Accuracy, width {width}, %"] = _both(judged)
+            line[f"joint - SENet, points, width {width}"] = _difference(judged)
+        line |= {
             f"Fewer ReLUs, width {FULL_WIDTH}": "–" if full is None else format_ratio(full["relus_ratio"]),
             f"Fewer MACs, width {FULL_WIDTH}": "–" if full is None else format_ratio(full["macs_ratio"]),
         }
@@ -203,11 +218,11 @@ def _difference(line: pd.Series | None) -> str:
     return f"{text} [{', '.join(ends)}] (n = {line['seeds']})"
 
 
-def _verdict(pairs: pd.DataFrame) -> str:
+def _verdict(pairs: pd.DataFrame, width: int) -> str:
     """Says for each pair whether joint is within a point of SENet, or above it."""
     within, beyond, absent = [], [], []
     for pair in PAIRS:
-        line = _of_pair(pairs, pair, TRAINED_WIDTH)
+        line = _of_pair(pairs, pair, width)
         if line is None or pd.isna(line["accuracy_difference"]):
             absent.append(f"`{pair[1]}`")
             continue
@@ -223,20 +238,48 @@ def _verdict(pairs: pd.DataFrame) -> str:
     if not known:
         return f"Whether joint reduction stays within {margin} of SENet is open: no pair is trained yet."
     text = (
-        f"At width {TRAINED_WIDTH} joint reduction stays within {margin} of SENet, or above it, in "
-        f"**{len(within)} of {known}** pairs"
+        f"At width {width} joint reduction with 1.73 times fewer ReLUs stays within {margin} of SENet, or "
+        f"above it, in **{len(within)} of {known}** pairs"
     )
     text += f": {', '.join(within)}" if within else ""
     text += f"; it falls further below in {', '.join(beyond)}" if beyond else ""
     text += f"; {UNTRAINED}: {', '.join(absent)}" if absent else ""
-    return text + "."
+    equal = _of_pair(pairs, EQUAL, width)
+    if equal is None or pd.isna(equal["accuracy_difference"]):
+        return text + "."
+    return (
+        f"{text}. With as many ReLUs as `{EQUAL[0]}`, `{EQUAL[1]}` is at "
+        f"**{format_points(equal['accuracy_difference'])}** points, with {format_ratio(equal['macs_ratio'])} "
+        "fewer MACs."
+    )
+
+
+def _tries(tries: pd.DataFrame) -> list[str]:
+    """What changes of the plan gave, on the held-out images; nothing if nothing was tried."""
+    if tries.empty:
+        return []
+    lines = [
+        {
+            "Change of the plan": f"`{line['changes']}`",
+            "Variant": f"`{line['variant']}`",
+            "Held out, %": format_accuracy(line["accuracy_heldout"]),
+            "To the row above, points": format_points(line["to_committed"]),
+        }
+        for _, line in tries[tries["width"] == TRAINED_WIDTH].iterrows()
+    ]
+    return [
+        f"<details><summary>What else was tried, width {TRAINED_WIDTH}</summary>",
+        markdown_table(pd.DataFrame(lines)),
+        "Held-out images only: no try saw the test set. `--set` of `make train` makes such a change.",
+        "</details>",
+    ]
 
 
 def _pairs_caption(pairs: pd.DataFrame) -> str:
     text = (
-        "Each joint variant has a budget 1.73 times smaller than its SENet partner. Ratios are SENet / "
-        "joint. *Faster online*: measured on loopback at batch 1, each against the baseline's interleaved "
-        "repetitions, with a bootstrap 95 % interval. "
+        "Each joint variant has a budget 1.73 times smaller than its SENet partner, in the last line the "
+        "same. Ratios are SENet / joint. *Faster online*: measured on loopback at batch 1, each against the "
+        "baseline's interleaved repetitions, with a bootstrap 95 % interval. "
     )
     if (pairs["seeds"] > 1).any():
         text += (

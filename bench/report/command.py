@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.report.accuracy import read_accuracy, read_sensitivity, tabulate_accuracy, tabulate_pairs
+from bench.report.accuracy import (
+    read_accuracy,
+    read_sensitivity,
+    tabulate_accuracy,
+    tabulate_pairs,
+    tabulate_tries,
+)
 from bench.report.accuracy_section import accuracy_section
 from bench.report.engines import engines_section
 from bench.report.headline import headline_section
@@ -19,7 +25,7 @@ from bench.report.models import models_section, tabulate_models
 from bench.report.tables import summarize, tabulate_layers
 from bench.results import ResultsError, Row, Store, replace_file
 
-TABLES = ("summary", "layers", "modelled", "break_even", "accuracy", "pairs", "sensitivity")
+TABLES = ("summary", "layers", "modelled", "break_even", "accuracy", "pairs", "tries", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Report:
     break_even: pd.DataFrame
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
+    tries: pd.DataFrame
     sensitivity: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
@@ -47,7 +54,7 @@ class Report:
             raise ResultsError(f"{path} cannot be read ({error}): name the file with --readme.") from error
         sections = {
             "headline": headline_section(self.rows, self.summary),
-            "accuracy": accuracy_section(self.accuracy, self.pairs, self.rows),
+            "accuracy": accuracy_section(self.accuracy, self.pairs, self.tries, self.rows),
             "engines": engines_section(self.summary),
             "links": links_section(self.summary),
             "models": models_section(self.modelled, self.break_even),
@@ -71,6 +78,7 @@ def read_report(results: Path) -> Report:
         **tabulate_models(rows),
         accuracy=accuracy,
         pairs=tabulate_pairs(accuracy, rows),
+        tries=tabulate_tries(results / "tries.json", accuracy),
         sensitivity=read_sensitivity(results / "training"),
     )
 
