@@ -71,10 +71,10 @@ def default_cases() -> tuple[Case, ...]:
     return (
         STOCK,
         LEAN,
-        *(replace(STOCK, variant=variant, reference=STOCK, rounds=5, profiles=1) for variant in reduced),
+        *(replace(STOCK, variant=variant, reference=STOCK, rounds=4, profiles=1) for variant in reduced),
         *(replace(LEAN, variant=variant, reference=LEAN) for variant in reduced),
         *(
-            replace(LEAN, batch=size, role="batch", rounds=5, profiles=1, reference=None)
+            replace(LEAN, batch=size, role="batch", rounds=3, profiles=1, reference=None)
             for size in (2, 4, 8)
         ),
         *(_linked(STOCK, variant, "lan", rounds=2) for variant in LINKED),

@@ -1,0 +1,78 @@
+"""The networks that are committed: rows of results/accuracy.json against the weights that they speak of."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import file_name, read_manifest, read_weights
+from models.cost import count_cost
+from models.data import DataError, load_cifar100, normalised
+from models.relu import MaskedReLU
+from models.training.recipes import ROWS
+from models.training.rows import find_row, read_rows
+from models.variants import VARIANTS
+
+ROOT = Path(__file__).resolve().parent.parent
+ACCURACY = read_rows(ROOT / "results" / "accuracy.json")
+
+
+def row_of(name, width=16, seed=0):
+    return find_row(ACCURACY, name, width, seed)
+
+
+def test_every_row_is_trained_at_both_widths_and_the_pair_by_three_seeds():
+    assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
+    assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)] == list(ROWS)
+    for name in ("baseline", "senet-0.09", "joint-0.052"):
+        assert {row["seed"] for row in ACCURACY if (row["variant"], row["width"]) == (name, 16)} == {0, 1, 2}
+    assert row_of("baseline")["accuracy_test"] > 0.66
+    assert row_of("baseline", 64)["accuracy_test"] > row_of("baseline")["accuracy_test"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_stored_network_is_the_one_of_its_row(name):
+    row = row_of(name)
+    assert read_manifest()[file_name(name, 16)]["sha256"] == row["weights_sha256"]
+    model = VARIANTS[name].build(width=16)
+    assert model.meta["trained"]
+    cost = count_cost(model, torch.zeros(1, 3, 32, 32))
+    assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
+    assert all(value.isfinite().all() for value in model.parameters())
+    masks = read_weights(ROOT / "models" / "weights" / file_name(name, 16)).relus
+    kept = [module.mask for module in model.modules() if isinstance(module, MaskedReLU)]
+    assert len(kept) == sum(mask is not True and mask is not False for mask in masks.values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_fixed_point_and_the_protocols_keep_what_was_learnt(name):
+    row = row_of(name)
+    assert abs(row["accuracy_fixed_point"] - row["accuracy_test"]) < 0.001
+    assert row["fixed_point"]["images"] == 10_000
+    for engine in ("lean", "stock"):
+        found = row["private"][engine]
+        assert found["images"] == 100
+        assert found["agreement"] >= 0.98
+        assert found["wrong_truncations"]["observed"] == 0
+
+
+def test_tries_saw_no_test_image():
+    tries = json.loads((ROOT / "results" / "tries.json").read_text())
+    assert tries
+    for row in tries:
+        assert row["changes"]
+        assert "accuracy_test" not in row
+
+
+@pytest.mark.parametrize("name", ["baseline", "joint-0.052"])
+def test_the_accuracy_is_found_again_on_real_images(name):
+    """A thousand of them: 1.5 points of standard error, four of which are allowed."""
+    try:
+        images, labels = load_cifar100(ROOT / "data", "test")
+    except DataError as error:
+        pytest.skip(f"CIFAR-100 is not at data/: {error}")
+    model = VARIANTS[name].build(width=16).eval()
+    with torch.no_grad():
+        right = (model(normalised(images[:1000])).argmax(1) == labels[:1000]).float().mean().item()
+    assert abs(right - row_of(name)["accuracy_test"]) < 0.06
