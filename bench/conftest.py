@@ -28,6 +28,7 @@ from bench.remote import Remote, RemoteFailed, parse_ports
 from bench.results import ResultsError
 
 ROOT = Path(__file__).resolve().parent.parent
+CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}  # the first one asked for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,12 +56,8 @@ def _cases(config: pytest.Config) -> tuple[Case, ...]:
         cases = two_host_cases(config.getoption("--remote-name"))
         cases = tuple(map(small, cases)) if smoke else cases
     else:
-        whole = default_cases()
-        if config.getoption("--extra"):
-            whole = extra_cases()
-        if config.getoption("--sweep"):
-            whole = sweep_cases()
-        cases = smoke_cases() if smoke else whole
+        asked = [made for option, made in CASES.items() if config.getoption(option)]
+        cases = (asked[0] if asked else default_cases)()
     return select(cases, config.getoption("--engine"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from bench.figures.style import CLASSES, ENGINES
 from bench.results import ResultsError
 
-CSVS = ("summary", "layers", "modelled", "break_even", "accuracy", "pairs", "sensitivity")
 Masks = Mapping[str, np.ndarray]
 
 
@@ -34,6 +33,9 @@ class Tables:
     pairs: pd.DataFrame
     sensitivity: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
+
+
+CSVS = tuple(each.name for each in fields(Tables) if each.name != "masks")
 
 
 class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)

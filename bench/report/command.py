@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -24,8 +24,6 @@ from bench.report.links import links_section
 from bench.report.models import models_section, tabulate_models
 from bench.report.tables import summarize, tabulate_layers
 from bench.results import ResultsError, Row, Store, replace_file
-
-TABLES = ("summary", "layers", "modelled", "break_even", "accuracy", "pairs", "tries", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,9 @@ class Report:
         for section, content in sections.items():
             text = replace_section(text, section, content)
         return text
+
+
+TABLES = tuple(each.name for each in fields(Report) if each.name != "rows")
 
 
 def read_report(results: Path) -> Report:

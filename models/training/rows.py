@@ -75,10 +75,9 @@ def update_row(path: Path, variant: str, width: int, seed: int, additions: Mappi
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
-    order = list(VARIANTS)
-    place = {name: index for index, name in enumerate(order)}
+    place = {name: index for index, name in enumerate(VARIANTS)}
     ranked = sorted(
-        rows, key=lambda row: (row["width"], place.get(row["variant"], len(order)), *_key(row)[2:])
+        rows, key=lambda row: (row["width"], place.get(row["variant"], len(place)), *_key(row)[2:])
     )
     write_bytes(path, (json.dumps(ranked, indent=1) + "\n").encode())
 
