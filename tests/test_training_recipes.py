@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import pickle
 import re
@@ -28,9 +29,9 @@ from models.selection import (
 from models.training import __main__ as command
 from models.training import recipes, rows
 from models.training.files import TrainingError
-from models.training.images import Images
-from models.training.recipes import ROWS, deployed, hoist_in_training, planned, recipe_of
-from models.training.relus import mask_relus, masks_of
+from models.training.images import Images, accuracy
+from models.training.recipes import ROWS, Run, deployed, hoist_in_training, planned, recipe_of
+from models.training.relus import mask_relus, masks_of, named_relus
 from models.training.rows import finish_row, put_row, read_rows, update_row
 from models.training.schedules import PLANS
 from models.training.tasks import linearisation_error
@@ -175,6 +176,76 @@ def test_merging_is_exact_for_the_network_that_is_trained():
     torch.testing.assert_close(final(x), expected, rtol=1e-9, atol=1e-9)
     assert final.get_submodule("layer3.0.conv2").kernel_size == (7, 7)
     assert (plain(x) - expected).abs().max() > 1e-3  # without hoisting the border would differ
+
+
+def tried(run, folder, **changes):
+    """Returns a run of a changed plan that takes the phases it shares from `run`."""
+    plan = run.plan.changed({key.replace("__", "."): value for key, value in changes.items()})
+    logs = folder / "logs"
+    return Run(run.setting, plan, run.width, folder, logs, io.StringIO(), shared=run.checkpoints)
+
+
+def test_a_lasso_may_choose_the_relus_of_a_joint_network(run, tmp_path):
+    other = tried(run, tmp_path, masks__search=0.0, masks__allocation="lasso")
+    trained = recipe_of("joint-0.052")(other, "joint-0.052")
+    phases = {phase.name: len(phase.history) for phase in trained.phases}
+    assert phases == planned("joint-0.052", other.plan)
+    assert list(phases) == ["baseline", "gated-5", "joint-0.052-lasso", "joint-0.052"]
+    selected = other.done["joint-0.052-lasso"].model
+    slopes = {name: relu.alpha[0].detach() for name, relu in named_relus(selected).items()}
+    masks = masks_of(trained.model)
+    assert sum(int(mask.sum()) for mask in masks.values()) == variant("joint-0.052").budget(2)
+    lowest = min(float(slopes[name][mask].min()) for name, mask in masks.items() if mask.any())
+    assert lowest >= max(float(slopes[name][~mask].max()) for name, mask in masks.items() if not mask.all())
+    row = finish_row(other, "joint-0.052", trained, None, {}, tmp_path)
+    assert row["relus"] == variant("joint-0.052").budget(2)
+    with pytest.raises(ValueError, match="neither searched nor shrunk"):
+        run.plan.changed({"masks.allocation": "lasso"})
+
+
+def test_other_blocks_may_be_shallow(run, tmp_path):
+    names = ["layer1.1", "layer2.1", "layer3.1", "layer4.0", "layer4.1"]
+    other = tried(run, tmp_path, gated__blocks=",".join(reversed(names)), masks__search=0.0)
+    trained = recipe_of("joint-0.052")(other, "joint-0.052")
+    assert recipes.shallow_of(trained.model) == names
+    row = finish_row(other, "joint-0.052", trained, None, {}, tmp_path)
+    assert row["relus"] == variant("joint-0.052").budget(2)
+    own = variant("joint-0.052").build(2, None, classes=CLASSES)
+    absorbed = 2 * 4 * 16 * 16  # a 1x1 skip: own blocks have two that are strided, these one
+    assert row["macs"] == count_cost(own, X[:1]).macs + absorbed
+    for wrong in ("layer1.0", "layer1.0,layer1.0,layer2.0,layer2.1,layer3.0", "a,b,c,d,e"):
+        with pytest.raises(ValueError, match=r"joint-0\.052 has 5 shallow blocks, which .* does not name"):
+            tried(run, tmp_path, gated__blocks=wrong).variant("joint-0.052")
+    assert tried(run, tmp_path, gated__blocks=wrong).variant("senet-0.09") is variant("senet-0.09")
+
+
+def test_the_cheapest_blocks_lose_least_for_what_they_save(run, tmp_path):
+    other = tried(run, tmp_path, gated__blocks="cheapest")
+    blocks = recipes.shallow_of(other.variant("joint-0.052").structured(2, CLASSES))
+    content = json.loads((tmp_path / "logs" / "blocks.json").read_text())
+    table = content["blocks"]
+    assert len(table) == 8
+    assert set(blocks) == set(list(table)[:5])
+    rates = [entry["accuracy_lost"] / entry["macs_saved"] for entry in table.values()]
+    assert rates == sorted(rates)
+    images = run.setting.images
+    whole = copy.deepcopy(run.baseline.model).eval()
+    assert content["accuracy_heldout"] == accuracy(whole, images.heldout, images.heldout_labels)
+    convolution, skip = 9 * 8 * 8 * 8 * 8, 4 * 8 * 8 * 8
+    assert table["layer3.0"]["macs_saved"] == convolution + skip
+    assert table["layer3.1"]["macs_saved"] == convolution
+
+
+def test_unknown_choices_are_named(run):
+    for key, known in (
+        ("gated.start", "least-squares, random"),
+        ("masks.score", "own, reference, published"),
+        ("masks.allocation", "sensitivity, lasso"),
+    ):
+        with pytest.raises(ValueError, match=f"'other': known are {known}"):
+            run.plan.changed({key: "other"})
+    with pytest.raises(ValueError, match="fractions of the epochs"):
+        run.plan.changed({"masks.shrinking": 1.5})
 
 
 def test_an_unknown_row_is_named():

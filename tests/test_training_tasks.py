@@ -86,7 +86,7 @@ def test_masks_start_at_the_reference_move_in_the_search_and_then_stay():
     noted = task.after_epoch(SETTING, 1)
     second = masks_of(task.model)
     changed = sum(int((second[name] & ~first[name]).sum()) for name in first)
-    assert noted == {"masks_changed": changed / (25 * len(first))}
+    assert noted == {"masks_changed": changed / (25 * len(first)), "relus": 25 * len(first)}
     assert changed
     assert {int(mask.sum()) for mask in second.values()} == {25}
     assert task.after_epoch(SETTING, 2) == {}
@@ -98,10 +98,32 @@ def test_masks_that_stay_are_frozen_early():
     task.start(SETTING)
     masks = masks_of(task.model)
     task._choose = lambda *arguments: masks
-    assert task.after_epoch(SETTING, 0) == {"masks_changed": 0}
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert task.after_epoch(SETTING, 0) == {"masks_changed": 0, "relus": kept}
     task.before_step(0.5)
     assert task.weights == TUNING
     assert task.after_epoch(SETTING, 1) == {}
+
+
+def test_a_shrinking_budget_falls_by_one_factor_and_ends_at_the_variants():
+    schedule = dataclasses.replace(TINY.masks, epochs=6, search=0.0, shrinking=0.5)
+    assert schedule.budgets(10_000, 625) == [5000, 2500, 1250]
+    assert dataclasses.replace(schedule, shrinking=0.0).budgets(10_000, 625) == []
+    model = network(0)
+    sizes = shapes(model)
+    student = copy.deepcopy(model)
+    mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
+    counts, *falling = ({name: kept for name in sizes} for kept in (5, 40, 20, 10))
+    task = MaskTuning(student, schedule, network(1), model, counts, falling)
+    task.start(SETTING)
+    kept = []
+    for epoch in range(6):
+        kept.append({int(mask.sum()) for mask in masks_of(student).values()})
+        task.before_step(epoch / 6)
+        assert task.weights == TUNING
+        noted = task.after_epoch(SETTING, epoch)
+        assert noted.get("relus") == (len(sizes) * (20, 10, 5)[epoch] if epoch < 3 else None)
+    assert kept == [{40}, {20}, {10}, {5}, {5}, {5}]
 
 
 def test_a_search_of_no_epoch_keeps_the_first_masks():

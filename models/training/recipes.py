@@ -7,9 +7,9 @@ for each set of shallow blocks) is a phase that is trained once and loaded after
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import TextIO
@@ -17,7 +17,7 @@ from typing import TextIO
 import torch
 from torch import Tensor, nn
 
-from models.cost import relu_shapes
+from models.cost import count_cost, relu_shapes
 from models.graph import relu_nodes, trace
 from models.selection import (
     RESNET18_BLOCKS,
@@ -29,12 +29,12 @@ from models.selection import (
 )
 from models.training import tasks
 from models.training.files import write_bytes
+from models.training.images import accuracy
 from models.training.loop import Outcome, Setting, train
 from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
 from models.training.schedules import Plan, Schedule
-from models.training.shallow import GatedBlock
-from models.training.taps import STAGE_OUTPUTS
-from models.transforms import fold_batchnorm
+from models.training.shallow import GatedBlock, fit_shallow
+from models.transforms import absorb_skips, fold_batchnorm, shallow_blocks
 from models.variants import VARIANTS, Variant, variant
 from models.zoo import resnet18
 
@@ -151,9 +151,54 @@ class Run:
         write_bytes(self.logs / "sensitivity.json", (json.dumps(content, indent=1) + "\n").encode())
         return result
 
-    def counts(self, recipe: Variant, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-        """Returns how many ReLUs each layer of a variant keeps, by SENet's rule."""
-        budget = recipe.budget(self.width, self.setting.images.size)
+    def variant(self, name: str) -> Variant:
+        """Returns a variant with the shallow blocks that the plan asks for, if it has any."""
+        recipe, choice = variant(name), self.plan.gated.blocks
+        with torch.device("meta"):
+            own = shallow_of(recipe.structured(1))
+        if choice == "sensitivity" or not own:
+            return recipe
+        blocks = self.cheapest_blocks[: len(own)] if choice == "cheapest" else choice.split(",")
+        if len(set(blocks)) != len(own) or not set(blocks) <= set(RESNET18_BLOCKS):
+            raise ValueError(
+                f"{name} has {len(own)} shallow blocks, which {choice!r} does not name: "
+                f"known are {', '.join(RESNET18_BLOCKS)}"
+            )
+        blocks = [block for block in RESNET18_BLOCKS if block in blocks]
+        return replace(recipe, structure=(partial(shallow_blocks, blocks=blocks, seed=None),))
+
+    @cached_property
+    def cheapest_blocks(self) -> list[str]:
+        """All blocks, first the one that loses least accuracy for the operations that it saves.
+
+        What a block loses is the baseline's accuracy on held-out images less the one with this block alone
+        replaced by its least-squares fit, nothing else trained. With a fixed budget of ReLUs a block saves
+        MACs, its absorbed skip's included, and one layer of ReLUs, which is the same for all. Written beside
+        the logs.
+        """
+        images, schedule = self.setting.images, self.plan.gated
+        reference = self.frozen(self.baseline.model)
+        example = torch.zeros(1, 3, images.size, images.size)
+        macs = count_cost(self.network(), example).macs
+        whole = accuracy(reference, images.heldout, images.heldout_labels)
+        table = {}
+        for block in RESNET18_BLOCKS:
+            structured = shallow_blocks(self.network(), [block])
+            model = copy.deepcopy(self.baseline.model)
+            gate = put_gate(model, structured, block)
+            model.to(self.setting.device, memory_format=torch.channels_last).eval()
+            fit_shallow(reference, {block: gate}, images.sample(schedule.images, 100))
+            gate.gate = 0.0
+            lost = whole - accuracy(model, images.heldout, images.heldout_labels)
+            left = count_cost(absorb_skips(fold_batchnorm(structured.eval())), example).macs
+            table[block] = {"accuracy_lost": lost, "macs_saved": macs - left}
+        order = sorted(table, key=lambda block: table[block]["accuracy_lost"] / table[block]["macs_saved"])
+        content = {"accuracy_heldout": whole, "blocks": {block: table[block] for block in order}}
+        write_bytes(self.logs / "blocks.json", (json.dumps(content, indent=1) + "\n").encode())
+        return order
+
+    def counts(self, shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
+        """Returns how many ReLUs of a budget each layer keeps, by SENet's rule."""
         sizes = [prod(shape) for shape in shapes.values()]
         shares = allocate(sizes, [self.sensitivity[name] for name in shapes], budget)
         return dict(zip(shapes, shares, strict=True))
@@ -176,16 +221,32 @@ def baseline(run: Run, name: str) -> Trained:
 
 
 def _masked(run: Run, name: str, start: Trained) -> Trained:
-    """Searches and tunes masks on `start`, whose structure is the variant's; its teacher is the baseline."""
-    recipe, schedule = variant(name), run.plan.masks
+    """Chooses masks on `start`, whose structure is the variant's, and tunes; the teacher is the baseline."""
+    schedule, budget = run.plan.masks, variant(name).budget(run.width, run.setting.images.size)
+    if schedule.allocation == "lasso":
+        selection, model = _selected(run, name, start, budget)
+        return _tuned(run, name, model, schedule, (run.baseline, selection))
     shapes = run.shapes(start.model)
     model = copy.deepcopy(start.model)
     mask_relus(model, all_kept(shapes))
-    reference = run.frozen(start.model)
-    task = tasks.MaskTuning(model, schedule, run.teacher(), reference, run.counts(recipe, shapes))
+    total = sum(prod(shape) for shape in shapes.values())
+    falling = [run.counts(shapes, relus) for relus in schedule.budgets(total, budget)]
+    counts, reference = run.counts(shapes, budget), run.frozen(start.model)
+    task = tasks.MaskTuning(model, schedule, run.teacher(), reference, counts, falling)
     parents = (run.baseline, start, *([run.done["sensitivity"]] if "sensitivity" in run.done else []))
-    trained = run.train(name, task, schedule, parents)
-    return trained
+    return run.train(name, task, schedule, parents)
+
+
+def _selected(run: Run, name: str, start: Trained, budget: int) -> tuple[Trained, nn.Module]:
+    """Selects ReLUs of `start` by SNL's lasso; returns that phase and its network with these masks."""
+    shapes, schedule = run.shapes(start.model), run.plan.lasso
+    model = copy.deepcopy(start.model)
+    exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in shapes.items()})
+    selection = run.train(f"{name}-lasso", tasks.Lasso(model, schedule, budget), schedule, (start,))
+    model = copy.deepcopy(selection.model)
+    slopes = {relu: model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
+    mask_relus(model, largest_network_masks(slopes, budget))
+    return selection, model
 
 
 def senet(run: Run, name: str) -> Trained:
@@ -199,9 +260,17 @@ def shallow_of(structured: nn.Module) -> list[str]:
     return [block for block in RESNET18_BLOCKS if f"{block}.shallow" in names]
 
 
+def put_gate(model: nn.Module, structured: nn.Module, block: str) -> GatedBlock:
+    """Makes a block of `model` a gated one, in place, with the shallow branch of `structured`; returns it."""
+    parts = (structured.get_submodule(f"{block}.{part}") for part in ("shallow", "shallow_bn"))
+    gate = GatedBlock(model.get_submodule(block), *parts)
+    model.set_submodule(block, gate)
+    return gate
+
+
 def gated(run: Run, name: str) -> Trained:
     """Learns the shallow structure of a joint variant, all its ReLUs kept; shared by all budgets of it."""
-    recipe, schedule = variant(name), run.plan.gated
+    recipe, schedule = run.variant(name), run.plan.gated
     structured = run.seeded(lambda: recipe.structured(run.width, run.classes))
     blocks = shallow_of(structured)
     phase = f"gated-{len(blocks)}"
@@ -209,8 +278,7 @@ def gated(run: Run, name: str) -> Trained:
         return run.done[phase]
     model = copy.deepcopy(run.baseline.model)
     for block in blocks:
-        parts = (structured.get_submodule(f"{block}.{part}") for part in ("shallow", "shallow_bn"))
-        model.set_submodule(block, GatedBlock(model.get_submodule(block), *parts))
+        put_gate(model, structured, block)
     task = tasks.Gated(model, schedule, run.teacher(), run.frozen(run.baseline.model))
     trained = run.train(phase, task, schedule, (run.baseline,))
     learnt = trained.model.state_dict()
@@ -227,22 +295,14 @@ def joint(run: Run, name: str) -> Trained:
 
 def snl(run: Run, name: str) -> Trained:
     """SNL: slopes and weights with a lasso, binarised at the budget over the entire network, then tuned."""
-    recipe, schedule = variant(name), run.plan.lasso
-    budget = recipe.budget(run.width, run.setting.images.size)
-    shapes = run.shapes(run.baseline.model)
-    model = copy.deepcopy(run.baseline.model)
-    exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in shapes.items()})
-    selection = run.train(f"{name}-lasso", tasks.Lasso(model, schedule, budget), schedule, (run.baseline,))
-    model = copy.deepcopy(selection.model)
-    slopes = {relu: model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
-    mask_relus(model, largest_network_masks(slopes, budget))
-    return _tuned(run, name, model, (run.baseline, selection))
+    budget = variant(name).budget(run.width, run.setting.images.size)
+    selection, model = _selected(run, name, run.baseline, budget)
+    return _tuned(run, name, model, run.plan.tune, (run.baseline, selection))
 
 
-def _tuned(run: Run, name: str, model: nn.Module, parents: Sequence[Trained]) -> Trained:
+def _tuned(run: Run, name: str, model: nn.Module, schedule: Schedule, parents: Sequence[Trained]) -> Trained:
     """Fine-tunes a network whose ReLUs are settled, as SENet does, with the baseline as teacher."""
-    task = tasks.Distilled(model, run.plan.tune, run.teacher(), STAGE_OUTPUTS)
-    return run.train(name, task, run.plan.tune, parents)
+    return run.train(name, tasks.Distilled(model, schedule, run.teacher()), schedule, parents)
 
 
 def _cut(run: Run, name: str) -> nn.Module:
@@ -256,7 +316,7 @@ def _cut(run: Run, name: str) -> nn.Module:
 
 def culled(run: Run, name: str) -> Trained:
     """DeepReDuce's way: whole ReLU layers are cut from the baseline, which is then tuned."""
-    return _tuned(run, name, _cut(run, name), (run.baseline,))
+    return _tuned(run, name, _cut(run, name), run.plan.tune, (run.baseline,))
 
 
 def hoist_in_training(model: nn.Module, blocks: Sequence[str]) -> None:
@@ -279,7 +339,7 @@ def merged(run: Run, name: str) -> Trained:
     hoist_in_training(
         model, [block for block in RESNET18_BLOCKS if isinstance(relus[f"{block}.relu1"], CutReLU)]
     )
-    return _tuned(run, name, model, (run.baseline,))
+    return _tuned(run, name, model, run.plan.tune, (run.baseline,))
 
 
 _FAMILIES = {
@@ -309,7 +369,9 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
         if recipe is joint:
             with torch.device("meta"):
                 phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
-        if plan.sensitivity is not None:
+        if plan.masks.allocation == "lasso":
+            phases[f"{name}-lasso"] = plan.lasso.epochs
+        elif plan.sensitivity is not None:
             phases["sensitivity"] = plan.sensitivity.epochs
         return phases | {name: plan.masks.epochs}
     if recipe is snl:

@@ -17,7 +17,7 @@ from models.cost import count_cost
 from models.training.files import TrainingError, locked, write_bytes
 from models.training.images import accuracy
 from models.training.recipes import Run, Trained, deployed
-from models.variants import VARIANTS, variant
+from models.variants import VARIANTS
 
 Row = dict[str, Any]
 
@@ -125,7 +125,7 @@ def finish_row(
         raise TrainingError(
             f"{path} cannot be written ({error}): make room, then run the same command to go on"
         ) from error
-    model = variant(name).build(run.width, path, classes=run.classes, image_size=size)
+    model = run.variant(name).build(run.width, path, classes=run.classes, image_size=size)
     cost = count_cost(model, torch.zeros(1, 3, size, size))
     model = model.to(run.setting.device, memory_format=torch.channels_last)
     where = run.setting.device

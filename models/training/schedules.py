@@ -1,7 +1,7 @@
 """How long and how fast each phase is trained: data, no code."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any
@@ -40,16 +40,42 @@ class Schedule:
         return dataclasses.replace(self, epochs=max(1, round(self.epochs * factor)))
 
 
+def check_known(what: str, value: str, known: Sequence[str]) -> None:
+    """Raises ValueError, naming the known ones, unless `value` is one of them."""
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}: known are {', '.join(known)}")
+
+
+STARTS = ("least-squares", "random")
+"""Of a shallow kernel: fitted to the branch that it replaces, or drawn as for a network of its own."""
+
+
 @dataclass(frozen=True)
 class GateSchedule(Schedule):
     """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start.
 
-    Unless `deep_learns`, the branch that fades keeps its weights: it cannot grow against the gate.
+    Unless `deep_learns`, the branch that fades keeps its weights: it cannot grow against the gate. `start` is
+    one of `STARTS`. `blocks` says which become shallow: "sensitivity" (the variant's own, by published
+    sensitivity), "cheapest" (least accuracy lost for the operations saved, measured on the baseline), or
+    names with commas between them.
     """
 
     fading: float = 0.5
     images: int = 2000
     deep_learns: bool = True
+    start: str = STARTS[0]
+    blocks: str = "sensitivity"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_known("start of the shallow kernels", self.start, STARTS)
+
+
+SCORES = ("own", "reference", "published")
+"""Of a position in the mask search: see `tasks.linearisation_error`."""
+
+ALLOCATIONS = ("sensitivity", "lasso")
+"""Of a budget: by SENet's rule layer by layer, or by SNL's lasso over the entire network."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +83,32 @@ class MaskSchedule(Schedule):
     """In the first `search` of the epochs the masks are chosen anew after every epoch.
 
     They are scored on `images` images. The search ends early when under `epsilon` of a network's kept
-    positions change. `score` is one of `tasks.SCORES`.
+    positions change. `score` is one of `SCORES`, `allocation` one of `ALLOCATIONS`.
+
+    In the first `shrinking` of the epochs the budget falls from all ReLUs to the variant's by the same factor
+    after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of ReLUs, ours.
     """
 
     search: float = 0.0
     images: int = 5000
     epsilon: float = 0.01
-    score: str = "own"
+    score: str = SCORES[0]
+    allocation: str = ALLOCATIONS[0]
+    shrinking: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_known("score", self.score, SCORES)
+        check_known("allocation", self.allocation, ALLOCATIONS)
+        if not (0 <= self.search <= 1 and 0 <= self.shrinking <= 1):
+            raise ValueError(f"search and shrinking are fractions of the epochs: {self}")
+        if self.allocation == "lasso" and (self.search or self.shrinking):
+            raise ValueError("masks that a lasso has chosen are neither searched nor shrunk")
+
+    def budgets(self, total: int, budget: int) -> list[int]:
+        """Returns the ReLUs of each epoch in which the budget still falls, from `total` to `budget`."""
+        falling = round(self.shrinking * self.epochs)
+        return [round(total * (budget / total) ** ((epoch + 1) / (falling + 1))) for epoch in range(falling)]
 
 
 @dataclass(frozen=True)

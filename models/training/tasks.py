@@ -1,7 +1,7 @@
 """What is trained: each task is a network with its loss and with what happens between the steps."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,15 @@ from models.selection import allocate, largest_masks
 from models.training.loop import Setting
 from models.training.losses import cross_entropy, distillation, lasso, pram
 from models.training.relus import SoftReLU, TrainingReLU, masks_of, named_relus
-from models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule, SparseSchedule
+from models.training.schedules import (
+    SCORES,
+    GateSchedule,
+    LassoSchedule,
+    MaskSchedule,
+    Schedule,
+    SparseSchedule,
+    check_known,
+)
 from models.training.shallow import GatedBlock, fit_shallow, refresh_statistics
 from models.training.taps import STAGE_OUTPUTS, run_tapped
 
@@ -88,9 +96,6 @@ class Distilled(Supervised):
         return loss
 
 
-SCORES = ("own", "reference", "published")
-
-
 @torch.no_grad()
 def linearisation_error(
     reference: nn.Module, student: nn.Module, batches: Iterable[Tensor], score: str = "own"
@@ -108,8 +113,7 @@ def linearisation_error(
     positions that have their ReLU, so masks alternate between two sets; both it and `reference` also see how
     far the student's earlier layers have drifted. `own` is ours.
     """
-    if score not in SCORES:
-        raise ValueError(f"unknown score {score!r}: known are {', '.join(SCORES)}")
+    check_known("score", score, SCORES)
     names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
     error: dict[str, Tensor] = {}
     for x in batches:
@@ -127,8 +131,9 @@ def linearisation_error(
 class MaskTuning(Distilled):
     """SENet's mask search, then fine-tuning with the masks frozen, in one cycle of the learning rate.
 
-    `counts` says how many positions each layer keeps; `reference` is the same structure with all ReLUs. The
-    masks start from the reference's own `linearisation_error`: a random start needs the published 150 epochs.
+    `counts` says how many positions each layer keeps, `falling` how many in each of the first epochs if they
+    shrink; `reference` is the same structure with all ReLUs. The masks start from the reference's own
+    `linearisation_error`: a random start needs the published 150 epochs.
     Where SENet sums over the images of the epoch with the weights of their steps, the masks are chosen by one
     pass over a sample with the weights at its end.
     """
@@ -142,25 +147,31 @@ class MaskTuning(Distilled):
         teacher: nn.Module,
         reference: nn.Module,
         counts: Mapping[str, int],
+        falling: Sequence[Mapping[str, int]] = (),
         stages: Iterable[str] = STAGE_OUTPUTS,
     ) -> None:
         super().__init__(model, schedule, teacher, stages)
-        self.reference, self.counts = reference, dict(counts)
+        self.reference, self.counts, self.falling = reference, dict(counts), tuple(falling)
         self.search_epochs = round(schedule.search * schedule.epochs)
         self.extra = {"frozen": torch.tensor(self.search_epochs == 0)}
 
-    def _choose(self, student: nn.Module, setting: Setting, score: str) -> dict[str, Tensor]:
+    def _counts(self, epoch: int) -> Mapping[str, int]:
+        """Returns how many positions each layer keeps in an epoch."""
+        return self.falling[epoch] if epoch < len(self.falling) else self.counts
+
+    def _choose(self, student: nn.Module, setting: Setting, score: str, epoch: int) -> dict[str, Tensor]:
         training = student.training
         student.eval()
         with setting.autocast():
             batches = setting.images.sample(self.schedule.images)
             error = linearisation_error(self.reference, student, batches, score)
         student.train(training)
-        return largest_masks({name: error[name].cpu() for name in self.counts}, self.counts)
+        counts = self._counts(epoch)
+        return largest_masks({name: error[name].cpu() for name in counts}, counts)
 
     def start(self, setting: Setting) -> None:
         """Chooses the first masks."""
-        for name, mask in self._choose(self.reference, setting, "own").items():
+        for name, mask in self._choose(self.reference, setting, "own", 0).items():
             self.model.get_submodule(name).set_mask(mask)
 
     def before_step(self, done: float) -> None:
@@ -170,16 +181,21 @@ class MaskTuning(Distilled):
         self.weights = SEARCH if searching else TUNING
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
-        """Chooses the masks anew while they are searched; notes how many positions changed."""
-        if epoch >= self.search_epochs or self.extra["frozen"]:
+        """Chooses the masks of the next epoch while they are searched or shrink.
+
+        Notes how many ReLUs are kept then, and which share of them was not before.
+        """
+        searched = epoch < self.search_epochs and not self.extra["frozen"]
+        if not searched and epoch >= len(self.falling):
             return {}
-        old, new = masks_of(self.model), self._choose(self.model, setting, self.schedule.score)
+        old, new = masks_of(self.model), self._choose(self.model, setting, self.schedule.score, epoch + 1)
         changed = sum(int((mask & ~old[name].cpu()).sum()) for name, mask in new.items())
         for name, mask in new.items():
             self.model.get_submodule(name).set_mask(mask)
-        kept = sum(self.counts.values())
-        self.extra["frozen"] = torch.tensor(changed < self.schedule.epsilon * kept)
-        return {"masks_changed": changed / max(1, kept)}
+        kept = sum(int(mask.sum()) for mask in new.values())
+        if searched and epoch >= len(self.falling):
+            self.extra["frozen"] = torch.tensor(changed < self.schedule.epsilon * kept)
+        return {"masks_changed": changed / max(1, kept), "relus": kept}
 
 
 class Gated(Distilled):
@@ -208,7 +224,9 @@ class Gated(Distilled):
         return max(0.0, 1.0 - done / self.schedule.fading)
 
     def start(self, setting: Setting) -> None:
-        """Fits the shallow branches to the reference's deep ones."""
+        """Fits the shallow branches to the reference's deep ones, unless they start at random."""
+        if self.schedule.start == "random":
+            return
         fit_shallow(self.reference, self.blocks, setting.images.sample(self.schedule.images, 100))
 
     def before_step(self, done: float) -> None:
