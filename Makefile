@@ -31,7 +31,7 @@ bench: .venv
 	$(BIN)/python -m bench.report || status=1; \
 	$(BIN)/python -m bench.figures || status=1; exit $$status
 
-# Operators alone, the idle harness, the suite against a network written by hand, CrypTen's other set-ups.
+# Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
 operators: .venv
 	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
 	$(BIN)/python -m pytest bench/bench_latency.py --extra --benchmark-disable-gc

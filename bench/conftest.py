@@ -34,7 +34,9 @@ CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pibench")
     group.addoption("--smoke", action="store_true", help="every code path once, untimed, at width 8")
-    group.addoption("--extra", action="store_true", help="CrypTen's TTP provider and three parties instead")
+    group.addoption(
+        "--extra", action="store_true", help="16 images, CrypTen's TTP provider and three parties instead"
+    )
     group.addoption(
         "--sweep", action="store_true", help="all variants on every link, and at width 16, instead"
     )

@@ -86,9 +86,7 @@ class Laboratory:
             reference = None if case.reference is None else self.subject(case.reference)
             measurement = Measurement(case, subject, reference)
             if case.warm_up:
-                measurement.before()
-                measurement.online()
-                measurement.forget_warm_up()
+                measurement.warm_up()
             timed(measurement, case.rounds)
             row = measurement.row(
                 cost,

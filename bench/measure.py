@@ -154,8 +154,13 @@ class Measurement:
         self.rounds.online_s.append(self.subject.parties.online_s if right else None)
         return logits
 
-    def forget_warm_up(self) -> None:
-        """Drops the times of the rounds so far, but not their verdicts."""
+    def warm_up(self) -> None:
+        """Runs a round whose times are dropped, but not its verdicts; the reference's only if it had none."""
+        if self.reference is not None and not self.reference.attempted:
+            self.before()
+        else:
+            self.rounds.offline_s.append(self.subject.prepare())
+        self.online()
         self.rounds, self.reference_rounds = Rounds(), Rounds()
 
     def row(

@@ -12,12 +12,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench.cases import TRAINED_WIDTH, Case, default_cases, select, smoke_cases, sweep_cases
-from bench.measure import Measurement, Subject, WrongAnswer, cost_of
+from bench.measure import Measurement, Rounds, Subject, WrongAnswer, cost_of
 from bench.network import LINKS
 from bench.parties import PartyFailed
 from bench.results import validate
@@ -52,6 +53,41 @@ def test_right_answer_gives_a_full_row(block, images, stock):
     assert sum(layer["bytes_sent"] for layer in row["layers"]) == row["traffic"]["bytes_sent"]
     assert row["truncation"]["observed"] == 0
     assert row["setup"]["bytes_sent_by_party"] == [0, 0]
+
+
+class Counted:
+    """Stands for a `Subject` that is always right, and notes what it is asked to do."""
+
+    def __init__(self, name: str, asked: list[str]) -> None:
+        self.name, self.asked, self.attempted = name, asked, 0
+        self.parties = SimpleNamespace(online_s=1.0)
+
+    def prepare(self) -> float:
+        self.asked.append(f"{self.name} offline")
+        return 1.0
+
+    def infer(self) -> None:
+        self.asked.append(f"{self.name} online")
+
+    def right(self, logits: None) -> bool:
+        self.attempted += 1
+        return True
+
+
+def test_a_reference_is_warmed_up_once():
+    asked: list[str] = []
+    reference = Counted("reference", asked)
+    for first in (True, False):
+        asked.clear()
+        measurement = Measurement(replace(CASE, reference=CASE), Counted("case", asked), reference)
+        measurement.warm_up()
+        whole = ["reference offline", "reference online", "case offline", "case online"]
+        assert asked == (whole if first else whole[2:])
+        assert measurement.rounds == measurement.reference_rounds == Rounds()
+        measurement.before()
+        measurement.online()
+        assert asked[-4:] == whole
+        assert len(measurement.rounds.online_s) == len(measurement.reference_rounds.online_s) == 1
 
 
 def loads_instead(monkeypatch, parties, wrong) -> None:
