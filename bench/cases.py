@@ -60,7 +60,7 @@ class Case:
 
 
 STOCK = Case("baseline")
-LEAN = Case("baseline", engine="lean", rounds=12, profiles=9, reference=STOCK)
+LEAN = Case("baseline", engine="lean", profiles=9, reference=STOCK)
 
 
 def default_cases() -> tuple[Case, ...]:
@@ -71,7 +71,7 @@ def default_cases() -> tuple[Case, ...]:
         STOCK,
         LEAN,
         *(replace(STOCK, variant=variant, reference=STOCK, rounds=3, profiles=1) for variant in reduced),
-        *(replace(LEAN, variant=variant, reference=LEAN) for variant in reduced),
+        *(replace(LEAN, variant=variant, reference=LEAN, rounds=12) for variant in reduced),
         *(
             replace(LEAN, batch=size, role="batch", rounds=3, profiles=1, reference=None)
             for size in (2, 4, 8)
@@ -103,7 +103,7 @@ def sweep_cases() -> tuple[Case, ...]:
     What the default cases measure on loopback is not measured again.
     """
     everything = (*HEADLINE, *OTHERS)
-    sweep = replace(LEAN, role="sweep", profiles=1)
+    sweep = replace(LEAN, role="sweep", rounds=12, profiles=1)
     narrow = {
         engine: replace(sweep, engine=engine, width=TRAINED_WIDTH, profiles=0, reference=None)
         for engine in ("stock", "lean")
