@@ -191,10 +191,14 @@ def available_memory() -> float | None:
     return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
+def _one_round(case: Case) -> float:
+    """The expected time of a round, in units of a stock round of one image on loopback."""
+    compute, hops = (0.1, 0.2) if case.engine == "lean" else (1.0, 1.0)
+    waiting = {"loopback": 0.0, "lan": 0.5, "wan-slow": 24.0}.get(case.link, 10.0)
+    return compute * case.batch * (case.parties - 1) + hops * waiting
+
+
 def _work(case: Case) -> float:
-    """The expected work of a case, in units of a stock round of one image."""
-    weight = {"lean": 0.25}.get(case.engine, 1.0) * case.batch * (case.parties - 1)
-    # On a link an inference waits: about half a second a hop of 20 ms for every stock unit of compute.
-    weight *= {"loopback": 1.0, "lan": 1.5, "wan-slow": 24.0}.get(case.link, 10.0)
-    pair = 0.0 if case.reference is None else _work(case.reference) / max(case.reference.rounds, 1)
-    return case.rounds * (weight + pair) + 2.0  # processes, loading, profiles
+    """The expected time of a case, in the same units."""
+    pair = 0.0 if case.reference is None else _one_round(case.reference)
+    return (case.rounds + case.warm_up) * (_one_round(case) + pair) + 2.0  # processes, loading, profiles
