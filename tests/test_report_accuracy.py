@@ -327,17 +327,35 @@ def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
     made = table(content[:1])
     tries = report.tabulate_tries(path, made)
     assert list(tries["changes"]) == ["masks.epochs=80"] * 2 + ["masks.search=0.3 sensitivity=null"]
-    assert tries["to_committed"].tolist() == pytest.approx([math.nan, -0.02, 0.01], nan_ok=True)
+    assert tries["to_unchanged"].tolist() == pytest.approx([math.nan, -0.02, 0.01], nan_ok=True)
     text = report.accuracy_section(made, report.tabulate_pairs(made, rows), tries, rows)
     lines = tables_of(text)[2]
-    assert lines[1]["To the row above, points"] == "-2.00"
-    assert lines[0]["To the row above, points"] == "–"
+    assert lines[1]["To the unchanged one, points"] == "-2.00"
+    assert lines[0]["To the unchanged one, points"] == "–"
     assert "What else was tried" in text
     assert "What else was tried" not in section(content[:1], rows)
     for nonsense in ("{", "[1]", '[{"variant": "baseline"}]'):
         path.write_text(nonsense)
         with pytest.raises(ResultsError, match=r"tries\.json is no list of tries"):
             report.tabulate_tries(path, made)
+
+
+def test_a_try_under_another_plan_stands_beside_that_plan(tmp_path):
+    path = tmp_path / "tries.json"
+    content = []
+    for changes, value in (
+        ({"gated.start": "random", "plan": "quick"}, 0.57),
+        ({"plan": "quick"}, 0.55),
+        ({"masks.epochs": 80, "plan": "standard"}, 0.5),
+        ({}, 0.59),
+    ):
+        content.append(make_accuracy_row("senet-0.09", accuracy_heldout=value) | {"changes": changes})
+    path.write_text(json.dumps(content))
+    tries = report.tabulate_tries(path, table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60)]))
+    names = ["", "plan=quick", "plan=quick gated.start=random", "plan=standard masks.epochs=80"]
+    assert list(tries["changes"]) == names
+    expected = [-0.01, -0.05, 0.02, math.nan]
+    assert tries["to_unchanged"].tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_verdict_counts_pairs_within_a_point(rows):

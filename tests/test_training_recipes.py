@@ -345,7 +345,7 @@ def test_another_seed_has_its_row_but_no_published_weights(cifar):
     assert (folder / "checkpoints" / "w2-s3-long-x0.5" / "baseline-w2.safetensors").exists()
 
 
-def test_a_try_shares_phases_and_stays_apart(cifar, capsys):
+def test_a_try_shares_phases_and_stays_apart(cifar, monkeypatch, capsys):
     folder, options = cifar
     options = [*options, "--rows", "senet-0.09"]
     assert command.main(options) == 0
@@ -363,6 +363,17 @@ def test_a_try_shares_phases_and_stays_apart(cifar, capsys):
     assert "accuracy_test" not in row
     assert [row["variant"] for row in read_rows(folder / "results" / "accuracy.json")] == ["senet-0.09"]
     assert (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes() == weights
+    monkeypatch.setitem(PLANS, "standard", TINY)
+    for _ in range(2):
+        assert command.main([*options, "--plan", "standard", "--try"]) == 0
+        assert command.main([*options, "--plan", "standard", "--set", "masks.peak=0.2"]) == 0
+    assert capsys.readouterr().err.count("% held out") == 2
+    changes = [row["changes"] for row in json.loads((folder / "results" / "tries.json").read_text())]
+    assert {"plan": "standard"} in changes
+    assert {"plan": "standard", "masks.peak": 0.2} in changes
+    assert len(changes) == 3
+    assert (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes() == weights
+    assert [row["plan"] for row in read_rows(folder / "results" / "accuracy.json")] == ["long"]
     assert command.main([*options, "--set", "masks.nonsense=1"]) == 1
     assert "the plan has no 'masks.nonsense'" in capsys.readouterr().err
 

@@ -54,7 +54,7 @@ ROW = ("variant", "width", "seed", "plan", "epochs_scale", "precision", "epochs"
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
 PAIR = ("senet", "joint", "width", "seeds", "accuracy_senet", "accuracy_joint")
-TRY = ("variant", "width", "seed", "changes", "epochs", "accuracy_heldout", "to_committed")
+TRY = ("variant", "width", "seed", "changes", "epochs", "accuracy_heldout", "to_unchanged")
 SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
 _RUN = re.compile(r"w(\d+)-s(\d+)-[a-z]+")  # not scaled, not in another precision, not a try
 
@@ -118,13 +118,13 @@ def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
 def tabulate_tries(path: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
     """One line a try of tries.json: what it changed, and how far it is from the row of `tabulate_accuracy`.
 
-    `to_committed` is the difference on the held-out images, NaN where the variant has no row of that seed.
+    `to_unchanged` is the difference on the held-out images to the same without the change, which is a try
+    itself under another plan; NaN where there is none of that variant, width and seed.
     """
     try:
         tries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         lines = [
-            {name: row[name] for name in TRY[:3] + TRY[4:6]}
-            | {"changes": " ".join(f"{key}={json.dumps(value)}" for key, value in row["changes"].items())}
+            {name: row[name] for name in TRY[:3] + TRY[4:6]} | {"changes": _changes(row["changes"])}
             for row in tries
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -133,11 +133,23 @@ def tabulate_tries(path: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
         ) from error
     table = pd.DataFrame(lines, columns=TRY)
     same = ["variant", "width", "seed"]
-    committed = accuracy.set_index(same)["accuracy_heldout"]
+    unchanged = accuracy.assign(changes="")
+    unchanged = pd.concat([unchanged, table]).drop_duplicates(key := [*same, "changes"])
+    unchanged = unchanged.set_index(key)["accuracy_heldout"]
     for index, line in table.iterrows():
-        before = committed.get(tuple(line[name] for name in same), math.nan)
-        table.loc[index, "to_committed"] = line["accuracy_heldout"] - before
+        plan, _, others = line["changes"].partition(" ")
+        under = plan if others and plan.startswith("plan=") else ""
+        before = unchanged.get((*(line[name] for name in same), under), math.nan)
+        table.loc[index, "to_unchanged"] = line["accuracy_heldout"] - before
     return table.sort_values(["width", "changes", "variant"], ignore_index=True)
+
+
+def _changes(changes: dict[str, Any]) -> str:
+    """Returns changes of a plan as the command line has them; the plan, if it is another, comes first."""
+    parts = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()
+    ]
+    return " ".join(sorted(parts, key=lambda part: not part.startswith("plan=")))
 
 
 def _part(row: pd.Series, name: str) -> dict[str, Any]:

@@ -263,14 +263,15 @@ def _tries(tries: pd.DataFrame) -> list[str]:
             "Change of the plan": f"`{line['changes']}`",
             "Variant": f"`{line['variant']}`",
             "Held out, %": format_accuracy(line["accuracy_heldout"]),
-            "To the row above, points": format_points(line["to_committed"]),
+            "To the unchanged one, points": format_points(line["to_unchanged"]),
         }
         for _, line in tries[tries["width"] == TRAINED_WIDTH].iterrows()
     ]
     return [
         f"<details><summary>What else was tried, width {TRAINED_WIDTH}</summary>",
         markdown_table(pd.DataFrame(lines)),
-        "Held-out images only: no try saw the test set. `--set` of `make train` makes such a change.",
+        "Held-out images only: no try saw the test set. `--set` of `python -m models.training` makes such a "
+        "change; the unchanged one is the row above or, under another plan, the line of that plan alone.",
         "</details>",
     ]
 

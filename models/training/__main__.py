@@ -17,7 +17,7 @@ from models.training.images import Images
 from models.training.loop import Setting
 from models.training.recipes import ROWS, Run, planned, recipe_of
 from models.training.rows import find_row, finish_row, put_row, read_rows, weights_path
-from models.training.schedules import PLANS
+from models.training.schedules import PLAN, PLANS
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default 0)")
     parser.add_argument(
-        "--plan", choices=PLANS, default="long", help="the schedules (default long: the committed rows')"
+        "--plan", choices=PLANS, default=PLAN, help=f"the schedules (default {PLAN}: the committed rows')"
     )
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="multiplies all epochs of the plan")
     parser.add_argument(
@@ -38,7 +38,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_change,
         default=[],
         metavar="PHASE.FIELD=VALUE",
-        help="a try: changes the plan, e.g. masks.search=0; its rows go to tries.json",
+        help="changes the plan, e.g. masks.search=0: a try",
+    )
+    parser.add_argument(
+        "--try",
+        action="store_true",
+        dest="tried",
+        help="judged by held-out images alone, its rows go to tries.json; needed only without --set",
     )
     parser.add_argument(
         "--device", default="auto", help="auto (a CUDA device if there is one), cpu, cuda, ..."
@@ -90,22 +96,23 @@ def run_rows(options: argparse.Namespace) -> None:
     device = _device(options.device)
     torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
     torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
-    changes = dict(options.set)
-    accuracy = options.results / ("tries.json" if changes else "accuracy.json")
-    plan = PLANS[options.plan].scaled(options.epochs_scale).changed(changes)
+    settings, tried = dict(options.set), options.tried or bool(options.set)
+    accuracy = options.results / ("tries.json" if tried else "accuracy.json")
+    plan = PLANS[options.plan].scaled(options.epochs_scale).changed(settings)
     facts = {"plan": options.plan, "epochs_scale": options.epochs_scale, "precision": options.precision}
-    facts |= {"changes": changes} if changes else {}
+    changes = ({} if options.plan == PLAN else {"plan": options.plan}) | settings if tried else {}
+    facts |= {"changes": changes} if tried else {}
     name = f"w{options.width}-s{options.seed}-{options.plan}"
     name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
     name += "" if options.precision == "bfloat16" else f"-{options.precision}"
     base = options.checkpoints / name
-    name += "".join(f"-{key}={value}" for key, value in sorted(changes.items()))
+    name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
     finished = []
     for row in ROWS:
         found = find_row(read_rows(accuracy), row, options.width, options.seed, changes)
         listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
         if found and all(found.get(key) == value for key, value in facts.items()):
-            finished += [row] if listed or options.seed or changes else []
+            finished += [row] if listed or options.seed or tried else []
     waiting = [row for row in ROWS if row in options.rows and row not in finished]
     for row in options.rows if options.list else ():
         print(f"{row:16} {'finished' if row in finished else 'to be trained'}")
@@ -117,10 +124,10 @@ def run_rows(options: argparse.Namespace) -> None:
     if not waiting:
         return
     images = Images.cifar100(options.data, device)
-    test = None if changes else load_cifar100(options.data, "test")
+    test = None if tried else load_cifar100(options.data, "test")
     setting = Setting(images, device, options.precision, options.seed)
     folder = options.checkpoints / name
-    logs, shared = options.results / "training" / name, base if changes else None
+    logs, shared = options.results / "training" / name, base if tried else None
     run = Run(setting, plan, options.width, folder, logs, shared=shared)
     for index, row in enumerate(waiting, start=1):
         left = remaining(run, waiting)
