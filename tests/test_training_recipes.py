@@ -203,6 +203,17 @@ def test_a_lasso_may_choose_the_relus_of_a_joint_network(run, tmp_path):
         run.plan.changed({"masks.allocation": "lasso"})
 
 
+def test_scores_may_allocate_the_relus_of_the_entire_network(run, tmp_path):
+    changes = {"masks__allocation": "network", "masks__score": "taylor", "masks__shrinking": 0.5}
+    other = tried(run, tmp_path, **changes, masks__search=0.0)
+    trained = recipe_of("joint-0.052")(other, "joint-0.052")
+    phases = {phase.name: len(phase.history) for phase in trained.phases}
+    assert phases == planned("joint-0.052", other.plan)
+    assert list(phases) == ["baseline", "gated-5", "joint-0.052"]
+    row = finish_row(other, "joint-0.052", trained, None, {}, tmp_path)
+    assert row["relus"] == variant("joint-0.052").budget(2) < trained.phases[-1].history[0]["relus"] * 2
+
+
 def test_other_blocks_may_be_shallow(run, tmp_path):
     names = ["layer1.1", "layer2.1", "layer3.1", "layer4.0", "layer4.1"]
     other = tried(run, tmp_path, gated__blocks=",".join(reversed(names)), masks__search=0.0)
@@ -239,8 +250,8 @@ def test_the_cheapest_blocks_lose_least_for_what_they_save(run, tmp_path):
 def test_unknown_choices_are_named(run):
     for key, known in (
         ("gated.start", "least-squares, random"),
-        ("masks.score", "own, reference, published"),
-        ("masks.allocation", "sensitivity, lasso"),
+        ("masks.score", "own, reference, published, taylor"),
+        ("masks.allocation", "sensitivity, network, lasso"),
     ):
         with pytest.raises(ValueError, match=f"'other': known are {known}"):
             run.plan.changed({key: "other"})

@@ -1,11 +1,13 @@
 import copy
 import dataclasses
+from math import prod
 
 import pytest
 import torch
 from networks import randomised
 from training_setup import CLASSES, TINY, tiny_images, tiny_run
 
+from models.selection import allocate
 from models.training import loop
 from models.training.files import digest
 from models.training.loop import Setting
@@ -14,7 +16,16 @@ from models.training.recipes import recipe_of
 from models.training.relus import SoftReLU, exchange_relus, mask_relus, masks_of, named_relus
 from models.training.schedules import LassoSchedule
 from models.training.taps import STAGE_OUTPUTS, run_tapped
-from models.training.tasks import SEARCH, TUNING, Distilled, Lasso, MaskTuning, Supervised
+from models.training.tasks import (
+    SEARCH,
+    TUNING,
+    Distilled,
+    Lasso,
+    MaskTuning,
+    Supervised,
+    linearisation_error,
+    taylor_error,
+)
 from models.zoo import resnet18
 
 SETTING = Setting(tiny_images(), precision="float32")
@@ -63,12 +74,20 @@ def test_the_distilled_loss_is_the_weighted_sum_and_teaches_the_student_only():
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
+def evenly(budget):
+    """Shares a budget among the layers of `network`, as far as its small layers hold it, in equal parts."""
+    sizes = shapes(network())
+    return dict(
+        zip(sizes, allocate(list(map(prod, sizes.values())), [1.0] * len(sizes), budget), strict=True)
+    )
+
+
 def tuning(schedule=TINY.masks, kept=50):
     model = network().eval()
     sizes = shapes(model)
     student = copy.deepcopy(model)
     mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
-    return MaskTuning(student, schedule, network(1), model, {name: kept // 2 for name in sizes})
+    return MaskTuning(student, schedule, network(1), model, len(sizes) * (kept // 2), evenly)
 
 
 def test_masks_start_at_the_reference_move_in_the_search_and_then_stay():
@@ -113,17 +132,65 @@ def test_a_shrinking_budget_falls_by_one_factor_and_ends_at_the_variants():
     sizes = shapes(model)
     student = copy.deepcopy(model)
     mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
-    counts, *falling = ({name: kept for name in sizes} for kept in (5, 40, 20, 10))
-    task = MaskTuning(student, schedule, network(1), model, counts, falling)
+    total = sum(map(prod, sizes.values()))
+    task = MaskTuning(student, schedule, network(1), model, total // 16, evenly)
     task.start(SETTING)
-    kept = []
-    for epoch in range(6):
-        kept.append({int(mask.sum()) for mask in masks_of(student).values()})
+    budgets = [*schedule.budgets(total, total // 16), *[total // 16] * 3]
+    for epoch, budget in enumerate(budgets):
+        assert sum(int(mask.sum()) for mask in masks_of(student).values()) == budget
         task.before_step(epoch / 6)
         assert task.weights == TUNING
         noted = task.after_epoch(SETTING, epoch)
-        assert noted.get("relus") == (len(sizes) * (20, 10, 5)[epoch] if epoch < 3 else None)
-    assert kept == [{40}, {20}, {10}, {5}, {5}, {5}]
+        assert noted.get("relus") == (budgets[epoch + 1] if epoch < 3 else None)
+
+
+def test_masks_of_the_entire_network_keep_the_best_scores():
+    schedule = dataclasses.replace(TINY.masks, search=0.0, allocation="network")
+    model = network(0)
+    sizes = shapes(model)
+    student = copy.deepcopy(model)
+    mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
+    MaskTuning(student, schedule, network(1), model, 300).start(SETTING)
+    error = linearisation_error(model, model, SETTING.images.sample(schedule.images))
+    masks = masks_of(student)
+    kept = torch.cat([error[name][mask] for name, mask in masks.items()])
+    cut = torch.cat([error[name][~mask] for name, mask in masks.items()])
+    assert len(kept) == 300
+    assert kept.min() >= cut.max()
+    assert len({int(mask.sum()) for mask in masks.values()}) > 2
+
+
+def test_taylors_error_is_the_first_order_change_of_the_loss():
+    """For one image and a position that moves by so little that the loss is linear in it."""
+    model, teacher = network(0).double(), network(1).double()
+    image = X[:1].double()
+    classes = teacher(image).argmax(1)
+    error = taylor_error(teacher, model, [image.clone()])
+    assert list(error) == list(named_relus(model))
+    _, _, before = run_tapped(model, image, (), list(error))
+
+    def loss(name, position, step):
+        shift = torch.zeros_like(before[name][0]).flatten()
+        shift[position] = step * before[name].flatten()[position].clamp(max=0)
+        handle = model.get_submodule(name).register_forward_hook(
+            lambda module, args, value: value + shift.view_as(value)
+        )
+        value = torch.nn.functional.cross_entropy(model(image), classes)
+        handle.remove()
+        return value
+
+    for name in ("relu", "layer2.0.relu1", "layer4.1.relu2"):
+        position = int(error[name].flatten().argmax())
+        slope = (loss(name, position, 1e-6) - loss(name, position, -1e-6)) / 2e-6
+        torch.testing.assert_close(error[name].flatten()[position], slope.abs().float(), rtol=1e-4, atol=1e-9)
+        assert error[name].min() >= 0
+    two = taylor_error(teacher, model, [X[:2].double()])
+    apart = [taylor_error(teacher, model, [x.double().clone()]) for x in X[:2].split(1)]
+    torch.testing.assert_close(two["layer1.0.relu1"], apart[0]["layer1.0.relu1"] + apart[1]["layer1.0.relu1"])
+    masked = copy.deepcopy(model)
+    mask_relus(masked, {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in error.items()})
+    assert taylor_error(teacher, masked, [image.clone()])["relu"].max() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_search_of_no_epoch_keeps_the_first_masks():

@@ -197,17 +197,20 @@ class Run:
         write_bytes(self.logs / "blocks.json", (json.dumps(content, indent=1) + "\n").encode())
         return order
 
-    def counts(self, shapes: Mapping[str, tuple[int, ...]], budget: int) -> dict[str, int]:
-        """Returns how many ReLUs of a budget each layer keeps, by SENet's rule."""
-        sizes = [prod(shape) for shape in shapes.values()]
-        shares = allocate(sizes, [self.sensitivity[name] for name in shapes], budget)
-        return dict(zip(shapes, shares, strict=True))
-
     def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each ReLU's activation."""
         size = self.setting.images.size
         example = torch.zeros(1, 3, size, size, device=self.setting.device)
         return relu_shapes(copy.deepcopy(model), example)
+
+
+def shares(
+    shapes: Mapping[str, tuple[int, ...]], sensitivity: Mapping[str, float], budget: int
+) -> dict[str, int]:
+    """Returns how many ReLUs of a budget each layer keeps, by SENet's rule."""
+    sizes = [prod(shape) for shape in shapes.values()]
+    counts = allocate(sizes, [sensitivity[name] for name in shapes], budget)
+    return dict(zip(shapes, counts, strict=True))
 
 
 def all_kept(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -229,11 +232,11 @@ def _masked(run: Run, name: str, start: Trained) -> Trained:
     shapes = run.shapes(start.model)
     model = copy.deepcopy(start.model)
     mask_relus(model, all_kept(shapes))
-    total = sum(prod(shape) for shape in shapes.values())
-    falling = [run.counts(shapes, relus) for relus in schedule.budgets(total, budget)]
-    counts, reference = run.counts(shapes, budget), run.frozen(start.model)
-    task = tasks.MaskTuning(model, schedule, run.teacher(), reference, counts, falling)
-    parents = (run.baseline, start, *([run.done["sensitivity"]] if "sensitivity" in run.done else []))
+    share, parents = None, [run.baseline, start]
+    if schedule.allocation == "sensitivity":
+        share = partial(shares, shapes, run.sensitivity)
+        parents += [run.done["sensitivity"]] if "sensitivity" in run.done else []
+    task = tasks.MaskTuning(model, schedule, run.teacher(), run.frozen(start.model), budget, share)
     return run.train(name, task, schedule, parents)
 
 
@@ -371,7 +374,7 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
                 phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
         if plan.masks.allocation == "lasso":
             phases[f"{name}-lasso"] = plan.lasso.epochs
-        elif plan.sensitivity is not None:
+        elif plan.masks.allocation == "sensitivity" and plan.sensitivity is not None:
             phases["sensitivity"] = plan.sensitivity.epochs
         return phases | {name: plan.masks.epochs}
     if recipe is snl:

@@ -71,11 +71,14 @@ class GateSchedule(Schedule):
         check_known("start of the shallow kernels", self.start, STARTS)
 
 
-SCORES = ("own", "reference", "published")
-"""Of a position in the mask search: see `tasks.linearisation_error`."""
+ERRORS = ("own", "reference", "published")
+"""That making a position linear brings to its layer: see `tasks.linearisation_error`."""
 
-ALLOCATIONS = ("sensitivity", "lasso")
-"""Of a budget: by SENet's rule layer by layer, or by SNL's lasso over the entire network."""
+SCORES = (*ERRORS, "taylor")
+"""By which positions get their ReLU: those errors, or the one of the loss (`tasks.taylor_error`)."""
+
+ALLOCATIONS = ("sensitivity", "network", "lasso")
+"""Of a budget: by SENet's rule layer by layer, to the best scores of the network, or by SNL's lasso."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
 """What is trained: each task is a network with its loss and with what happens between the steps."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from models.selection import allocate, largest_masks
+from models.selection import allocate, largest_masks, largest_network_masks
 from models.training.loop import Setting
 from models.training.losses import cross_entropy, distillation, lasso, pram
 from models.training.relus import SoftReLU, TrainingReLU, masks_of, named_relus
 from models.training.schedules import (
-    SCORES,
+    ERRORS,
     GateSchedule,
     LassoSchedule,
     MaskSchedule,
@@ -113,7 +114,7 @@ def linearisation_error(
     positions that have their ReLU, so masks alternate between two sets; both it and `reference` also see how
     far the student's earlier layers have drifted. `own` is ours.
     """
-    check_known("score", score, SCORES)
+    check_known("score", score, ERRORS)
     names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
     error: dict[str, Tensor] = {}
     for x in batches:
@@ -128,14 +129,34 @@ def linearisation_error(
     return {name: error[name] for name in names}
 
 
+def taylor_error(teacher: nn.Module, student: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Returns |dL/dy min(x, 0)| of all positions of the student's ReLUs, [C, H, W] by name, over all images.
+
+    It is what the loss L changes by, to first order, when the position is made linear (y = ReLU(x) becomes x)
+    or given its ReLU back; L is the cross-entropy of an image against the teacher's class. The criterion is
+    the one of arXiv 1611.06440 for channels; for single ReLUs it is ours.
+    """
+    names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
+    error: dict[str, Tensor] = {}
+    for x in batches:
+        with torch.no_grad():
+            classes = teacher(x).argmax(1)
+        logits, after, before = run_tapped(student, x.requires_grad_(), names, names)
+        loss = functional.cross_entropy(logits.float(), classes, reduction="sum")
+        gradients = torch.autograd.grad(loss, [after[name] for name in names])
+        for name, gradient in zip(names, gradients, strict=True):
+            part = (gradient.float() * before[name].detach().float().clamp(max=0)).abs().sum(0)
+            error[name] = error[name] + part if name in error else part
+    return error
+
+
 class MaskTuning(Distilled):
     """SENet's mask search, then fine-tuning with the masks frozen, in one cycle of the learning rate.
 
-    `counts` says how many positions each layer keeps, `falling` how many in each of the first epochs if they
-    shrink; `reference` is the same structure with all ReLUs. The masks start from the reference's own
-    `linearisation_error`: a random start needs the published 150 epochs.
-    Where SENet sums over the images of the epoch with the weights of their steps, the masks are chosen by one
-    pass over a sample with the weights at its end.
+    `share` says how many positions of a budget each layer keeps; without it they are chosen over the entire
+    network. `reference` is the same structure with all ReLUs: the masks start from its scores, since a random
+    start needs the published 150 epochs. Where SENet sums over the images of the epoch with the weights of
+    their steps, the masks are chosen by one pass over a sample with the weights at its end.
     """
 
     schedule: MaskSchedule
@@ -146,32 +167,37 @@ class MaskTuning(Distilled):
         schedule: MaskSchedule,
         teacher: nn.Module,
         reference: nn.Module,
-        counts: Mapping[str, int],
-        falling: Sequence[Mapping[str, int]] = (),
+        budget: int,
+        share: Callable[[int], Mapping[str, int]] | None = None,
         stages: Iterable[str] = STAGE_OUTPUTS,
     ) -> None:
         super().__init__(model, schedule, teacher, stages)
-        self.reference, self.counts, self.falling = reference, dict(counts), tuple(falling)
+        self.reference, self.share = reference, share
+        total = sum(mask.numel() for mask in masks_of(model).values())
+        self.budgets = [*schedule.budgets(total, budget), budget]
         self.search_epochs = round(schedule.search * schedule.epochs)
         self.extra = {"frozen": torch.tensor(self.search_epochs == 0)}
-
-    def _counts(self, epoch: int) -> Mapping[str, int]:
-        """Returns how many positions each layer keeps in an epoch."""
-        return self.falling[epoch] if epoch < len(self.falling) else self.counts
 
     def _choose(self, student: nn.Module, setting: Setting, score: str, epoch: int) -> dict[str, Tensor]:
         training = student.training
         student.eval()
+        batches = setting.images.sample(self.schedule.images)
         with setting.autocast():
-            batches = setting.images.sample(self.schedule.images)
-            error = linearisation_error(self.reference, student, batches, score)
+            if score == "taylor":
+                error = taylor_error(self.teacher, student, batches)
+            else:
+                error = linearisation_error(self.reference, student, batches, score)
         student.train(training)
-        counts = self._counts(epoch)
-        return largest_masks({name: error[name].cpu() for name in counts}, counts)
+        error = {name: value.cpu() for name, value in error.items()}
+        budget = self.budgets[min(epoch, len(self.budgets) - 1)]
+        if self.share is None:
+            return largest_network_masks(error, budget)
+        return largest_masks(error, self.share(budget))
 
     def start(self, setting: Setting) -> None:
-        """Chooses the first masks."""
-        for name, mask in self._choose(self.reference, setting, "own", 0).items():
+        """Chooses the first masks, by "own" unless Taylor's: the network is its own reference here."""
+        score = "taylor" if self.schedule.score == "taylor" else "own"
+        for name, mask in self._choose(self.reference, setting, score, 0).items():
             self.model.get_submodule(name).set_mask(mask)
 
     def before_step(self, done: float) -> None:
@@ -186,14 +212,15 @@ class MaskTuning(Distilled):
         Notes how many ReLUs are kept then, and which share of them was not before.
         """
         searched = epoch < self.search_epochs and not self.extra["frozen"]
-        if not searched and epoch >= len(self.falling):
+        shrinking = epoch < len(self.budgets) - 1
+        if not (searched or shrinking):
             return {}
         old, new = masks_of(self.model), self._choose(self.model, setting, self.schedule.score, epoch + 1)
         changed = sum(int((mask & ~old[name].cpu()).sum()) for name, mask in new.items())
         for name, mask in new.items():
             self.model.get_submodule(name).set_mask(mask)
         kept = sum(int(mask.sum()) for mask in new.values())
-        if searched and epoch >= len(self.falling):
+        if not shrinking:
             self.extra["frozen"] = torch.tensor(changed < self.schedule.epsilon * kept)
         return {"masks_changed": changed / max(1, kept), "relus": kept}
 
