@@ -108,13 +108,13 @@ def sweep_cases() -> tuple[Case, ...]:
         engine: replace(sweep, engine=engine, width=TRAINED_WIDTH, profiles=0, reference=None)
         for engine in ("stock", "lean")
     }
-    rounds = {
+    shaped = {
         ("stock", "lan"): 3, ("lean", "lan"): 9, ("lean", "wan"): 2,
     }  # fmt: skip
     return (
         *(
-            replace(sweep, engine=case.engine, variant=variant, rounds=case.rounds, reference=case)
-            for case in (STOCK, LEAN)
+            replace(sweep, engine=case.engine, variant=variant, rounds=rounds, reference=case)
+            for case, rounds in ((STOCK, 8), (LEAN, 12))
             for variant in OTHERS
         ),
         *(
@@ -123,7 +123,7 @@ def sweep_cases() -> tuple[Case, ...]:
             for variant in everything
         ),
         *(
-            _linked(case, variant, link, rounds.get((case.engine, link), 1))
+            _linked(case, variant, link, shaped.get((case.engine, link), 1))
             for link in SLOW
             for case in (LEAN, STOCK)
             for variant in everything

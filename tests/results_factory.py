@@ -356,7 +356,7 @@ def make_accuracy_row(variant: str = "baseline", width: int = 16, seed: int = 0,
         "wall_s": 1200.0,
         "machine": "AMD EPYC 9B14, 2 threads",
         "phases": {"baseline": 24},
-        "plan": "standard",
+        "plan": "long",
         "epochs_scale": 1.0,
         "precision": "bfloat16",
     }

@@ -92,7 +92,7 @@ def test_every_figure_names_width_and_data_and_has_units(data, name):
     said = " ".join(texts(figure).split())
     assert "width 16" in said
     if name.startswith("accuracy"):
-        assert "CIFAR-100, plan standard, 1 to 3 seeds; 10,000 test images" in said
+        assert "CIFAR-100, plan long, 1 to 3 seeds; 10,000 test images" in said
         assert figure.axes[0].get_ylabel() == "test accuracy, %"
         units = ("thousands", "%", "millions", "milliseconds")
         assert all(any(unit in axes.get_xlabel() for unit in units) for axes in figure.axes)
@@ -104,7 +104,7 @@ def test_full_width_stands_beside_what_was_published_there():
     figure = figures.accuracy_full_width(data)
     check_texts(figure)
     said = " ".join(texts(figure).split())
-    assert "Trained networks: width 64, CIFAR-100, plan standard" in said
+    assert "Trained networks: width 64, CIFAR-100, plan long" in said
     assert "Published by others, width 64" in said
     drawn = points(figure.axes[0])
     assert {(round(each.relus / 1e3, 6), round(100 * each.accuracy, 6)) for each in PUBLISHED} <= drawn

@@ -347,15 +347,17 @@ def test_a_try_under_another_plan_stands_beside_that_plan(tmp_path):
         ({"gated.start": "random", "plan": "quick"}, 0.57),
         ({"plan": "quick"}, 0.55),
         ({"masks.epochs": 80, "plan": "standard"}, 0.5),
-        ({}, 0.59),
     ):
-        content.append(make_accuracy_row("senet-0.09", accuracy_heldout=value) | {"changes": changes})
+        trial = make_accuracy_row("senet-0.09", accuracy_heldout=value) | {"plan": changes["plan"]}
+        content.append(trial | {"changes": changes})
     path.write_text(json.dumps(content))
     tries = report.tabulate_tries(path, table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60)]))
-    names = ["", "plan=quick", "plan=quick gated.start=random", "plan=standard masks.epochs=80"]
+    names = ["plan=quick", "plan=quick gated.start=random", "plan=standard masks.epochs=80"]
     assert list(tries["changes"]) == names
-    expected = [-0.01, -0.05, 0.02, math.nan]
-    assert tries["to_unchanged"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert tries["to_unchanged"].tolist() == pytest.approx([-0.05, 0.02, math.nan], nan_ok=True)
+    other = table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60) | {"plan": "standard"}])
+    tries = report.tabulate_tries(path, other)  # rows of another plan are what its tries changed
+    assert tries["to_unchanged"].tolist() == pytest.approx([-0.05, 0.02, -0.1])
 
 
 def test_the_verdict_counts_pairs_within_a_point(rows):

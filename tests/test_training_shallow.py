@@ -6,6 +6,7 @@ from networks import randomised
 from torch.nn import functional as F
 from training_setup import tiny_images
 
+from models.training.loop import Setting
 from models.training.schedules import GateSchedule
 from models.training.shallow import GatedBlock, LeastSquares, fit_shallow, refresh_statistics
 from models.training.tasks import Gated
@@ -176,6 +177,17 @@ def test_the_fading_branch_learns_or_keeps_its_weights(learns):
         if not part.startswith("shortcut")
     }
     assert set(before) - changed == (set() if learns else deep)
+
+
+@pytest.mark.parametrize("start", ["least-squares", "random"])
+def test_the_shallow_kernel_starts_fitted_or_as_it_was_drawn(start):
+    model = network()
+    student = gated(model)
+    drawn = {name: student.get_submodule(name).shallow.weight.clone() for name in BLOCKS}
+    task = Gated(student, GateSchedule(4, 0.1, images=20, start=start), model, model)
+    task.start(Setting(tiny_images(), precision="float32"))
+    for name, weight in drawn.items():
+        assert torch.equal(student.get_submodule(name).shallow.weight, weight) == (start == "random")
 
 
 def test_refreshed_statistics_are_those_of_all_batches():

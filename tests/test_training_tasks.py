@@ -144,14 +144,17 @@ def test_a_shrinking_budget_falls_by_one_factor_and_ends_at_the_variants():
         assert noted.get("relus") == (budgets[epoch + 1] if epoch < 3 else None)
 
 
-def test_masks_of_the_entire_network_keep_the_best_scores():
-    schedule = dataclasses.replace(TINY.masks, search=0.0, allocation="network")
+@pytest.mark.parametrize("score", ["own", "taylor"])
+def test_masks_of_the_entire_network_keep_the_best_scores(score):
+    schedule = dataclasses.replace(TINY.masks, search=0.0, allocation="network", score=score)
     model = network(0)
     sizes = shapes(model)
     student = copy.deepcopy(model)
     mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
     MaskTuning(student, schedule, network(1), model, 300).start(SETTING)
-    error = linearisation_error(model, model, SETTING.images.sample(schedule.images))
+    images = SETTING.images.sample(schedule.images)
+    own = score == "own"
+    error = linearisation_error(model, model, images) if own else taylor_error(network(1), model, images)
     masks = masks_of(student)
     kept = torch.cat([error[name][mask] for name, mask in masks.items()])
     cut = torch.cat([error[name][~mask] for name, mask in masks.items()])

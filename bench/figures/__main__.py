@@ -4,4 +4,5 @@ import sys
 
 from bench.figures.command import main
 
-sys.exit(main())
+if __name__ == "__main__":  # not in the processes that draw
+    sys.exit(main())

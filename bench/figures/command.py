@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib as mpl
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    with ProcessPoolExecutor(os.cpu_count()) as pool:  # a second a figure, most of it fonts
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # a second each, most of it fonts
         for line in pool.map(partial(draw, tables=tables, plots=options.plots), FIGURES):
             print(line, flush=True)
     return 0

@@ -50,7 +50,8 @@ EQUAL = ("senet-0.09", "joint-0.09")
 """A pair of one budget: what merging layers costs beside masks."""
 TEST_IMAGES = 10_000
 NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
-ROW = ("variant", "width", "seed", "plan", "epochs_scale", "precision", "epochs", "relus", "macs")
+SETTINGS = ("plan", "epochs_scale", "precision")
+ROW = ("variant", "width", "seed", *SETTINGS, "epochs", "relus", "macs")
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
 PAIR = ("senet", "joint", "width", "seeds", "accuracy_senet", "accuracy_joint")
@@ -118,38 +119,41 @@ def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
 def tabulate_tries(path: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
     """One line a try of tries.json: what it changed, and how far it is from the row of `tabulate_accuracy`.
 
-    `to_unchanged` is the difference on the held-out images to the same without the change, which is a try
-    itself under another plan; NaN where there is none of that variant, width and seed.
+    `to_unchanged` is the difference on the held-out images to the same with no phase changed: the row of that
+    plan, scale and precision, else a try that changed only those. Where these are all that a try changed it
+    is the difference to the row. NaN where there is none of that variant, width and seed.
     """
+    key = ["variant", "width", "seed"]
+    exact = [*key, *SETTINGS]
     try:
         tries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         lines = [
-            {name: row[name] for name in TRY[:3] + TRY[4:6]} | {"changes": _changes(row["changes"])}
+            {name: row[name] for name in (*exact, "epochs", "accuracy_heldout")}
+            | {"changes": _changes(row["changes"]), "phases": bool(row["changes"].keys() - set(SETTINGS))}
             for row in tries
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(
             f"{path} is no list of tries ({error!r}): move it away, and tries are made again."
         ) from error
-    table = pd.DataFrame(lines, columns=TRY)
-    same = ["variant", "width", "seed"]
-    unchanged = accuracy.assign(changes="")
-    unchanged = pd.concat([unchanged, table]).drop_duplicates(key := [*same, "changes"])
-    unchanged = unchanged.set_index(key)["accuracy_heldout"]
+    table = pd.DataFrame(lines, columns=[*TRY, *SETTINGS, "phases"])
+    plain = table[~table["phases"].astype(bool)]
+    rows = accuracy.drop_duplicates(key).set_index(key)["accuracy_heldout"]
+    same = pd.concat([accuracy, plain]).drop_duplicates(exact).set_index(exact)["accuracy_heldout"]
     for index, line in table.iterrows():
-        plan, _, others = line["changes"].partition(" ")
-        under = plan if others and plan.startswith("plan=") else ""
-        before = unchanged.get((*(line[name] for name in same), under), math.nan)
+        known, names = (same, exact) if line["phases"] else (rows, key)
+        before = known.get(tuple(line[name] for name in names), math.nan)
         table.loc[index, "to_unchanged"] = line["accuracy_heldout"] - before
+    table = table[list(TRY)]
     return table.sort_values(["width", "changes", "variant"], ignore_index=True)
 
 
 def _changes(changes: dict[str, Any]) -> str:
-    """Returns changes of a plan as the command line has them; the plan, if it is another, comes first."""
-    parts = [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()
-    ]
-    return " ".join(sorted(parts, key=lambda part: not part.startswith("plan=")))
+    """Returns changes of a plan as the command line has them, first those of the plan as a whole."""
+    ranked = sorted(changes.items(), key=lambda change: change[0] not in SETTINGS)
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in ranked
+    )
 
 
 def _part(row: pd.Series, name: str) -> dict[str, Any]:

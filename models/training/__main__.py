@@ -17,7 +17,7 @@ from models.training.images import Images
 from models.training.loop import Setting
 from models.training.recipes import ROWS, Run, planned, recipe_of
 from models.training.rows import find_row, finish_row, put_row, read_rows, weights_path
-from models.training.schedules import PLAN, PLANS
+from models.training.schedules import PLANS, USUAL, unusual
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -29,7 +29,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and crops (default 0)")
     parser.add_argument(
-        "--plan", choices=PLANS, default=PLAN, help=f"the schedules (default {PLAN}: the committed rows')"
+        "--plan",
+        choices=PLANS,
+        default=USUAL["plan"],
+        help="the schedules (default %(default)s: the committed rows')",
     )
     parser.add_argument("--epochs-scale", type=float, default=1.0, help="multiplies all epochs of the plan")
     parser.add_argument(
@@ -49,7 +52,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="auto", help="auto (a CUDA device if there is one), cpu, cuda, ..."
     )
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default=USUAL["precision"])
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
@@ -100,11 +103,13 @@ def run_rows(options: argparse.Namespace) -> None:
     accuracy = options.results / ("tries.json" if tried else "accuracy.json")
     plan = PLANS[options.plan].scaled(options.epochs_scale).changed(settings)
     facts = {"plan": options.plan, "epochs_scale": options.epochs_scale, "precision": options.precision}
-    changes = ({} if options.plan == PLAN else {"plan": options.plan}) | settings if tried else {}
+    changes = (unusual(facts) | settings) if tried else {}
+    if tried and not changes:
+        raise TrainingError("no try: nothing differs from what the rows are trained with (--set, --plan)")
     facts |= {"changes": changes} if tried else {}
     name = f"w{options.width}-s{options.seed}-{options.plan}"
     name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
-    name += "" if options.precision == "bfloat16" else f"-{options.precision}"
+    name += "" if options.precision == USUAL["precision"] else f"-{options.precision}"
     base = options.checkpoints / name
     name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
     finished = []
@@ -127,8 +132,9 @@ def run_rows(options: argparse.Namespace) -> None:
     test = None if tried else load_cifar100(options.data, "test")
     setting = Setting(images, device, options.precision, options.seed)
     folder = options.checkpoints / name
-    logs, shared = options.results / "training" / name, base if tried else None
-    run = Run(setting, plan, options.width, folder, logs, shared=shared)
+    logs = options.results / "training" / (f"{name}-try" if tried and not settings else name)
+    run = Run(setting, plan, options.width, folder, logs, shared=base if tried else None)
+    run.check(waiting)
     for index, row in enumerate(waiting, start=1):
         left = remaining(run, waiting)
         print(f"[{index}/{len(waiting)}] {row} at width {options.width}; in all {left}", file=sys.stderr)

@@ -7,7 +7,7 @@ for each set of shallow blocks) is a phase that is trained once and loaded after
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
@@ -167,6 +167,12 @@ class Run:
         blocks = [block for block in RESNET18_BLOCKS if block in blocks]
         return replace(recipe, structure=(partial(shallow_blocks, blocks=blocks, seed=None),))
 
+    def check(self, rows: Iterable[str]) -> None:
+        """Raises ValueError for blocks by name that a variant cannot have, before anything is trained."""
+        if self.plan.gated.blocks != "cheapest":
+            for name in rows:
+                self.variant(name)
+
     @cached_property
     def cheapest_blocks(self) -> list[str]:
         """All blocks, first the one that loses least accuracy for the operations that it saves.
@@ -192,7 +198,9 @@ class Run:
             lost = whole - accuracy(model, images.heldout, images.heldout_labels)
             left = count_cost(absorb_skips(fold_batchnorm(structured.eval())), example).macs
             table[block] = {"accuracy_lost": lost, "macs_saved": macs - left}
-        order = sorted(table, key=lambda block: table[block]["accuracy_lost"] / table[block]["macs_saved"])
+        order = sorted(
+            table, key=lambda block: max(0, table[block]["accuracy_lost"]) / table[block]["macs_saved"]
+        )
         content = {"accuracy_heldout": whole, "blocks": {block: table[block] for block in order}}
         write_bytes(self.logs / "blocks.json", (json.dumps(content, indent=1) + "\n").encode())
         return order

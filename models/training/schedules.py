@@ -105,8 +105,11 @@ class MaskSchedule(Schedule):
         check_known("allocation", self.allocation, ALLOCATIONS)
         if not (0 <= self.search <= 1 and 0 <= self.shrinking <= 1):
             raise ValueError(f"search and shrinking are fractions of the epochs: {self}")
-        if self.allocation == "lasso" and (self.search or self.shrinking):
-            raise ValueError("masks that a lasso has chosen are neither searched nor shrunk")
+        later = self.search or self.shrinking
+        if self.allocation == "lasso" and (later or self.score != "own"):
+            raise ValueError("masks that a lasso has chosen are neither scored nor searched nor shrunk")
+        if self.score in ("reference", "published") and not later:
+            raise ValueError(f"the score {self.score!r} is for masks that are searched or shrink")
 
     def budgets(self, total: int, budget: int) -> list[int]:
         """Returns the ReLUs of each epoch in which the budget still falls, from `total` to `budget`."""
@@ -215,5 +218,10 @@ PLANS = {
 """quick: a first look on two cores at width 16; standard: three hours there; long: the committed rows, a
 quarter of an hour for all of one width on an H200."""
 
-PLAN = "long"
-"""The committed rows'."""
+USUAL: dict[str, Any] = {"plan": "long", "epochs_scale": 1.0, "precision": "bfloat16"}
+"""What the committed rows are trained with."""
+
+
+def unusual(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of `facts`, which has the keys of `USUAL` at least, differs from it."""
+    return {key: facts[key] for key, value in USUAL.items() if facts[key] != value}
