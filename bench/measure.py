@@ -159,7 +159,7 @@ class Measurement:
         if self.reference is not None and not self.reference.attempted:
             self.before()
         else:
-            self.rounds.offline_s.append(self.subject.prepare())
+            self.subject.prepare()
         self.online()
         self.rounds, self.reference_rounds = Rounds(), Rounds()
 

@@ -82,12 +82,13 @@ def evenly(budget):
     )
 
 
-def tuning(schedule=TINY.masks, kept=50):
+def tuning(schedule=TINY.masks, budget=None, share=evenly):
+    """Returns the task of masks of `budget` ReLUs (25 a layer) for a network that is its own reference."""
     model = network().eval()
     sizes = shapes(model)
     student = copy.deepcopy(model)
     mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
-    return MaskTuning(student, schedule, network(1), model, len(sizes) * (kept // 2), evenly)
+    return MaskTuning(student, schedule, network(1), model, budget or 25 * len(sizes), share)
 
 
 def test_masks_start_at_the_reference_move_in_the_search_and_then_stay():
@@ -128,16 +129,12 @@ def test_a_shrinking_budget_falls_by_one_factor_and_ends_at_the_variants():
     schedule = dataclasses.replace(TINY.masks, epochs=6, search=0.0, shrinking=0.5)
     assert schedule.budgets(10_000, 625) == [5000, 2500, 1250]
     assert dataclasses.replace(schedule, shrinking=0.0).budgets(10_000, 625) == []
-    model = network(0)
-    sizes = shapes(model)
-    student = copy.deepcopy(model)
-    mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
-    total = sum(map(prod, sizes.values()))
-    task = MaskTuning(student, schedule, network(1), model, total // 16, evenly)
+    total = sum(map(prod, shapes(network()).values()))
+    task = tuning(schedule, total // 16)
     task.start(SETTING)
     budgets = [*schedule.budgets(total, total // 16), *[total // 16] * 3]
     for epoch, budget in enumerate(budgets):
-        assert sum(int(mask.sum()) for mask in masks_of(student).values()) == budget
+        assert sum(int(mask.sum()) for mask in masks_of(task.model).values()) == budget
         task.before_step(epoch / 6)
         assert task.weights == TUNING
         noted = task.after_epoch(SETTING, epoch)
@@ -147,15 +144,13 @@ def test_a_shrinking_budget_falls_by_one_factor_and_ends_at_the_variants():
 @pytest.mark.parametrize("score", ["own", "taylor"])
 def test_masks_of_the_entire_network_keep_the_best_scores(score):
     schedule = dataclasses.replace(TINY.masks, search=0.0, allocation="network", score=score)
-    model = network(0)
-    sizes = shapes(model)
-    student = copy.deepcopy(model)
-    mask_relus(student, {name: torch.ones(shape, dtype=torch.bool) for name, shape in sizes.items()})
-    MaskTuning(student, schedule, network(1), model, 300).start(SETTING)
+    task = tuning(schedule, 300, share=None)
+    task.start(SETTING)
+    model = task.reference
     images = SETTING.images.sample(schedule.images)
     own = score == "own"
     error = linearisation_error(model, model, images) if own else taylor_error(network(1), model, images)
-    masks = masks_of(student)
+    masks = masks_of(task.model)
     kept = torch.cat([error[name][mask] for name, mask in masks.items()])
     cut = torch.cat([error[name][~mask] for name, mask in masks.items()])
     assert len(kept) == 300

@@ -34,7 +34,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=USUAL["plan"],
         help="the schedules (default %(default)s: the committed rows')",
     )
-    parser.add_argument("--epochs-scale", type=float, default=1.0, help="multiplies all epochs of the plan")
+    parser.add_argument(
+        "--epochs-scale", type=float, default=USUAL["epochs_scale"], help="multiplies all epochs of the plan"
+    )
     parser.add_argument(
         "--set",
         nargs="+",

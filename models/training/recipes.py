@@ -167,6 +167,10 @@ class Run:
         blocks = [block for block in RESNET18_BLOCKS if block in blocks]
         return replace(recipe, structure=(partial(shallow_blocks, blocks=blocks, seed=None),))
 
+    def budget(self, name: str) -> int | None:
+        """Returns how many ReLUs a variant keeps at the run's width and image size; None without a budget."""
+        return variant(name).budget(self.width, self.setting.images.size)
+
     def check(self, rows: Iterable[str]) -> None:
         """Raises ValueError for blocks by name that a variant cannot have, before anything is trained."""
         if self.plan.gated.blocks != "cheapest":
@@ -182,21 +186,22 @@ class Run:
         MACs, its absorbed skip's included, and one layer of ReLUs, which is the same for all. Written beside
         the logs.
         """
-        images, schedule = self.setting.images, self.plan.gated
-        reference = self.frozen(self.baseline.model)
+        images = self.setting.images
+        reference, model = self.frozen(self.baseline.model), copy.deepcopy(self.baseline.model)
+        structured = shallow_blocks(self.network(), RESNET18_BLOCKS)
+        gates = {block: put_gate(model, structured, block) for block in RESNET18_BLOCKS}
+        model.to(self.setting.device, memory_format=torch.channels_last).eval()
+        fit_shallow(reference, gates, images.sample(self.plan.gated.images, 100))
         example = torch.zeros(1, 3, images.size, images.size)
         macs = count_cost(self.network(), example).macs
         whole = accuracy(reference, images.heldout, images.heldout_labels)
         table = {}
-        for block in RESNET18_BLOCKS:
-            structured = shallow_blocks(self.network(), [block])
-            model = copy.deepcopy(self.baseline.model)
-            gate = put_gate(model, structured, block)
-            model.to(self.setting.device, memory_format=torch.channels_last).eval()
-            fit_shallow(reference, {block: gate}, images.sample(schedule.images, 100))
+        for block, gate in gates.items():
             gate.gate = 0.0
             lost = whole - accuracy(model, images.heldout, images.heldout_labels)
-            left = count_cost(absorb_skips(fold_batchnorm(structured.eval())), example).macs
+            gate.gate = 1.0
+            alone = shallow_blocks(self.network(), [block]).eval()
+            left = count_cost(absorb_skips(fold_batchnorm(alone)), example).macs
             table[block] = {"accuracy_lost": lost, "macs_saved": macs - left}
         order = sorted(
             table, key=lambda block: max(0, table[block]["accuracy_lost"]) / table[block]["macs_saved"]
@@ -233,10 +238,9 @@ def baseline(run: Run, name: str) -> Trained:
 
 def _masked(run: Run, name: str, start: Trained) -> Trained:
     """Chooses masks on `start`, whose structure is the variant's, and tunes; the teacher is the baseline."""
-    schedule, budget = run.plan.masks, variant(name).budget(run.width, run.setting.images.size)
+    schedule, budget = run.plan.masks, run.budget(name)
     if schedule.allocation == "lasso":
-        selection, model = _selected(run, name, start, budget)
-        return _tuned(run, name, model, schedule, (run.baseline, selection))
+        return _selected(run, name, start, schedule)
     shapes = run.shapes(start.model)
     model = copy.deepcopy(start.model)
     mask_relus(model, all_kept(shapes))
@@ -248,16 +252,17 @@ def _masked(run: Run, name: str, start: Trained) -> Trained:
     return run.train(name, task, schedule, parents)
 
 
-def _selected(run: Run, name: str, start: Trained, budget: int) -> tuple[Trained, nn.Module]:
-    """Selects ReLUs of `start` by SNL's lasso; returns that phase and its network with these masks."""
-    shapes, schedule = run.shapes(start.model), run.plan.lasso
+def _selected(run: Run, name: str, start: Trained, schedule: Schedule) -> Trained:
+    """Selects ReLUs of `start` by SNL's lasso, binarised at the budget over the entire network, and tunes."""
+    shapes, budget = run.shapes(start.model), run.budget(name)
     model = copy.deepcopy(start.model)
     exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in shapes.items()})
-    selection = run.train(f"{name}-lasso", tasks.Lasso(model, schedule, budget), schedule, (start,))
+    task = tasks.Lasso(model, run.plan.lasso, budget)
+    selection = run.train(f"{name}-lasso", task, run.plan.lasso, (start,))
     model = copy.deepcopy(selection.model)
     slopes = {relu: model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
     mask_relus(model, largest_network_masks(slopes, budget))
-    return selection, model
+    return _tuned(run, name, model, schedule, (run.baseline, selection))
 
 
 def senet(run: Run, name: str) -> Trained:
@@ -306,9 +311,7 @@ def joint(run: Run, name: str) -> Trained:
 
 def snl(run: Run, name: str) -> Trained:
     """SNL: slopes and weights with a lasso, binarised at the budget over the entire network, then tuned."""
-    budget = variant(name).budget(run.width, run.setting.images.size)
-    selection, model = _selected(run, name, run.baseline, budget)
-    return _tuned(run, name, model, run.plan.tune, (run.baseline, selection))
+    return _selected(run, name, run.baseline, run.plan.tune)
 
 
 def _tuned(run: Run, name: str, model: nn.Module, schedule: Schedule, parents: Sequence[Trained]) -> Trained:

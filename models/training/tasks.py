@@ -97,6 +97,11 @@ class Distilled(Supervised):
         return loss
 
 
+def _scored(student: nn.Module) -> list[str]:
+    """Returns the names of the ReLUs whose positions are scored, in the network's order."""
+    return [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
+
+
 @torch.no_grad()
 def linearisation_error(
     reference: nn.Module, student: nn.Module, batches: Iterable[Tensor], score: str = "own"
@@ -115,7 +120,7 @@ def linearisation_error(
     far the student's earlier layers have drifted. `own` is ours.
     """
     check_known("score", score, ERRORS)
-    names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
+    names = _scored(student)
     error: dict[str, Tensor] = {}
     for x in batches:
         active: dict[str, Tensor] = {}
@@ -125,8 +130,8 @@ def linearisation_error(
         for name in names:
             value = (after if score == "published" else before)[name].float()
             part = ((active[name].float() if active else value.relu()) - value).abs().sum(0)
-            error[name] = error[name] + part if name in error else part
-    return {name: error[name] for name in names}
+            error[name] = error.get(name, 0) + part
+    return error
 
 
 def taylor_error(teacher: nn.Module, student: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -136,7 +141,7 @@ def taylor_error(teacher: nn.Module, student: nn.Module, batches: Iterable[Tenso
     or given its ReLU back; L is the cross-entropy of an image against the teacher's class. The criterion is
     the one of arXiv 1611.06440 for channels; for single ReLUs it is ours.
     """
-    names = [name for name, relu in named_relus(student).items() if isinstance(relu, (nn.ReLU, TrainingReLU))]
+    names = _scored(student)
     error: dict[str, Tensor] = {}
     for x in batches:
         with torch.no_grad():
@@ -146,7 +151,7 @@ def taylor_error(teacher: nn.Module, student: nn.Module, batches: Iterable[Tenso
         gradients = torch.autograd.grad(loss, [after[name] for name in names])
         for name, gradient in zip(names, gradients, strict=True):
             part = (gradient.float() * before[name].detach().float().clamp(max=0)).abs().sum(0)
-            error[name] = error[name] + part if name in error else part
+            error[name] = error.get(name, 0) + part
     return error
 
 
