@@ -327,11 +327,11 @@ def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
     made = table(content[:1])
     tries = report.tabulate_tries(path, made)
     assert list(tries["changes"]) == ["masks.epochs=80"] * 2 + ["masks.search=0.3 sensitivity=null"]
-    assert tries["to_unchanged"].tolist() == pytest.approx([math.nan, -0.02, 0.01], nan_ok=True)
+    assert tries["difference"].tolist() == pytest.approx([math.nan, -0.02, 0.01], nan_ok=True)
     text = report.accuracy_section(made, report.tabulate_pairs(made, rows), tries, rows)
     lines = tables_of(text)[2]
-    assert lines[1]["To the unchanged one, points"] == "-2.00"
-    assert lines[0]["To the unchanged one, points"] == "–"
+    assert lines[1]["To the same without it, points"] == "-2.00"
+    assert lines[0]["To the same without it, points"] == "–"
     assert "What else was tried" in text
     assert "What else was tried" not in section(content[:1], rows)
     for nonsense in ("{", "[1]", '[{"variant": "baseline"}]'):
@@ -340,24 +340,61 @@ def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
             report.tabulate_tries(path, made)
 
 
+def write_tries(path, plan, *tries):
+    """Writes tries of senet-0.09: pairs of what is changed and the accuracy on held-out images."""
+    content = [
+        make_accuracy_row("senet-0.09", accuracy_heldout=value) | {"plan": plan, "changes": changes}
+        for changes, value in tries
+    ]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def compared(tries):
+    """Returns the difference of each line by its change and what stands beside it."""
+    return {(line["changes"], line["beside"]): line["difference"] for _, line in tries.iterrows()}
+
+
 def test_a_try_under_another_plan_stands_beside_that_plan(tmp_path):
-    path = tmp_path / "tries.json"
-    content = []
-    for changes, value in (
+    path = write_tries(
+        tmp_path / "tries.json",
+        "quick",
         ({"gated.start": "random", "plan": "quick"}, 0.57),
         ({"plan": "quick"}, 0.55),
-        ({"masks.epochs": 80, "plan": "standard"}, 0.5),
-    ):
-        trial = make_accuracy_row("senet-0.09", accuracy_heldout=value) | {"plan": changes["plan"]}
-        content.append(trial | {"changes": changes})
-    path.write_text(json.dumps(content))
+    )
+    own = report.tabulate_tries(path, table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60)]))
+    expected = {("plan=quick", ""): -0.05, ("gated.start=random", "plan=quick"): 0.02}
+    assert compared(own) == pytest.approx(expected)
+    rows = table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60) | {"plan": "standard"}])
+    lone = write_tries(path, "standard", ({"masks.epochs": 80, "plan": "standard"}, 0.5))
+    assert compared(report.tabulate_tries(lone, rows)) == pytest.approx(  # rows of another plan are its own
+        {("masks.epochs=80", "plan=standard"): -0.1}
+    )
+    rows = table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60)])
+    assert math.isnan(report.tabulate_tries(lone, rows)["difference"].item())
+
+
+def test_a_try_of_several_changes_stands_beside_each_that_was_left_out(tmp_path):
+    path = write_tries(
+        tmp_path / "tries.json",
+        "long",
+        ({"a.x": 1}, 0.62),
+        ({"b.y": True}, 0.55),
+        ({"b.y": True, "a.x": 1}, 0.58),
+        ({"c.z": 2, "a.x": 1, "d.w": 3}, 0.59),
+        ({"c.z": 4, "d.w": 3}, 0.56),
+    )
     tries = report.tabulate_tries(path, table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60)]))
-    names = ["plan=quick", "plan=quick gated.start=random", "plan=standard masks.epochs=80"]
-    assert list(tries["changes"]) == names
-    assert tries["to_unchanged"].tolist() == pytest.approx([-0.05, 0.02, math.nan], nan_ok=True)
-    other = table([make_accuracy_row("senet-0.09", accuracy_heldout=0.60) | {"plan": "standard"}])
-    tries = report.tabulate_tries(path, other)  # rows of another plan are what its tries changed
-    assert tries["to_unchanged"].tolist() == pytest.approx([-0.05, 0.02, -0.1])
+    assert compared(tries) == pytest.approx(
+        {
+            ("a.x=1", ""): 0.02,
+            ("b.y=true", ""): -0.05,
+            ("a.x=1", "b.y=true"): 0.03,
+            ("b.y=true", "a.x=1"): -0.04,
+            ("a.x=1 c.z=2 d.w=3", ""): -0.01,
+            ("c.z=4 d.w=3", ""): -0.04,
+        }
+    )
 
 
 def test_the_verdict_counts_pairs_within_a_point(rows):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ ROW = ("variant", "width", "seed", *SETTINGS, "epochs", "relus", "macs")
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
 PAIR = ("senet", "joint", "width", "seeds", "accuracy_senet", "accuracy_joint")
-TRY = ("variant", "width", "seed", "changes", "epochs", "accuracy_heldout", "to_unchanged")
+TRY = ("variant", "width", "seed", "changes", "beside", "epochs", "accuracy_heldout", "difference")
 SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
 _RUN = re.compile(r"w(\d+)-s(\d+)-[a-z]+")  # not scaled, not in another precision, not a try
 
@@ -117,40 +117,65 @@ def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def tabulate_tries(path: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """One line a try of tries.json: what it changed, and how far it is from the row of `tabulate_accuracy`.
+    """What each change of a plan did: one line a try of tries.json and change with which it can be compared.
 
-    `to_unchanged` is the difference on the held-out images to the same with no phase changed: the row of that
-    plan, scale and precision, else a try that changed only those. Where these are all that a try changed it
-    is the difference to the row. NaN where there is none of that variant, width and seed.
+    `difference` is its held-out accuracy less that of the same without `changes`: another try, or a row of
+    `tabulate_accuracy`, that has everything in `beside`. A try of several changes has a line for each of them
+    without which it was tried too; where there is none, all its changes of phases stand against its plan
+    unchanged. Another plan, scale or precision alone stands against the row. NaN where there is nothing to
+    compare with.
     """
-    key = ["variant", "width", "seed"]
-    exact = [*key, *SETTINGS]
+    key, columns = ["variant", "width", "seed"], ["epochs", "accuracy_heldout"]
     try:
-        tries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        lines = [
-            {name: row[name] for name in (*exact, "epochs", "accuracy_heldout")}
-            | {"changes": _changes(row["changes"]), "phases": bool(row["changes"].keys() - set(SETTINGS))}
-            for row in tries
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        tries = [
+            ({name: row[name] for name in (*key, *SETTINGS, *columns)}, dict(row["changes"]))
+            for row in content
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ResultsError(
             f"{path} is no list of tries ({error!r}): move it away, and tries are made again."
         ) from error
-    table = pd.DataFrame(lines, columns=[*TRY, *SETTINGS, "phases"])
-    plain = table[~table["phases"].astype(bool)]
-    rows = accuracy.drop_duplicates(key).set_index(key)["accuracy_heldout"]
-    same = pd.concat([accuracy, plain]).drop_duplicates(exact).set_index(exact)["accuracy_heldout"]
-    for index, line in table.iterrows():
-        known, names = (same, exact) if line["phases"] else (rows, key)
-        before = known.get(tuple(line[name] for name in names), math.nan)
-        table.loc[index, "to_unchanged"] = line["accuracy_heldout"] - before
-    table = table[list(TRY)]
-    return table.sort_values(["width", "changes", "variant"], ignore_index=True)
+    rows = [row for _, row in accuracy.iterrows()]
+    plain = {_values(row, key): row["accuracy_heldout"] for row in rows}
+    exact = [*key, *SETTINGS]
+    known = {
+        (_values(row, exact), _changes(_of_phases(changes))): row["accuracy_heldout"]
+        for row, changes in (*tries, *((row, {}) for row in rows))
+    }
+    lines = []
+    for row, changes in tries:
+        phases, same = _of_phases(changes), _values(row, exact)
+        before = {}
+        for name in phases:
+            left = {other: value for other, value in phases.items() if other != name}
+            if (same, _changes(left)) in known:
+                before[name,] = known[same, _changes(left)]
+        if not phases:
+            before = {tuple(changes): plain.get(_values(row, key), math.nan)}
+        elif not before:
+            before = {tuple(phases): known.get((same, ""), math.nan)}
+        for names, accuracy_before in before.items():
+            line = {name: row[name] for name in (*key, *columns)}
+            line["changes"] = _changes({name: changes[name] for name in names})
+            line["beside"] = _changes({name: changes[name] for name in changes if name not in names})
+            lines.append(line | {"difference": row["accuracy_heldout"] - accuracy_before})
+    table = pd.DataFrame(lines, columns=list(TRY))
+    return table.sort_values(["width", "beside", "changes", "variant"], ignore_index=True)
+
+
+def _values(row: Mapping[str, Any] | pd.Series, names: Iterable[str]) -> tuple:
+    return tuple(row[name] for name in names)
+
+
+def _of_phases(changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the changes that are not of the plan as a whole."""
+    return {name: value for name, value in changes.items() if name not in SETTINGS}
 
 
 def _changes(changes: dict[str, Any]) -> str:
     """Returns changes of a plan as the command line has them, first those of the plan as a whole."""
-    ranked = sorted(changes.items(), key=lambda change: change[0] not in SETTINGS)
+    ranked = sorted(changes.items(), key=lambda change: (change[0] not in SETTINGS, change[0]))
     return " ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in ranked
     )

@@ -261,9 +261,10 @@ def _tries(tries: pd.DataFrame) -> list[str]:
     lines = [
         {
             "Change of the plan": f"`{line['changes']}`",
+            "Beside": f"`{line['beside']}`" if line["beside"] else "",
             "Variant": f"`{line['variant']}`",
             "Held out, %": format_accuracy(line["accuracy_heldout"]),
-            "To the unchanged one, points": format_points(line["to_unchanged"]),
+            "To the same without it, points": format_points(line["difference"]),
         }
         for _, line in tries[tries["width"] == TRAINED_WIDTH].iterrows()
     ]
@@ -271,7 +272,7 @@ def _tries(tries: pd.DataFrame) -> list[str]:
         f"<details><summary>What else was tried, width {TRAINED_WIDTH}</summary>",
         markdown_table(pd.DataFrame(lines)),
         "Held-out images only: no try saw the test set. `--set` of `python -m models.training` makes such a "
-        "change; the unchanged one is the row above or, under another plan, the line of that plan alone.",
+        "change. A try of several has a line for each without which it was tried too, *beside* the others.",
         "</details>",
     ]
 

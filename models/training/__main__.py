@@ -43,7 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_change,
         default=[],
         metavar="PHASE.FIELD=VALUE",
-        help="changes the plan, e.g. masks.search=0: a try",
+        help="changes the plan, e.g. joint.epochs=80: a try",
     )
     parser.add_argument(
         "--try",
@@ -118,7 +118,8 @@ def run_rows(options: argparse.Namespace) -> None:
     for row in ROWS:
         found = find_row(read_rows(accuracy), row, options.width, options.seed, changes)
         listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
-        if found and all(found.get(key) == value for key, value in facts.items()):
+        expected = facts | {"phases": planned(row, plan)}
+        if found and all(found.get(key) == value for key, value in expected.items()):
             finished += [row] if listed or options.seed or tried else []
     waiting = [row for row in ROWS if row in options.rows and row not in finished]
     for row in options.rows if options.list else ():

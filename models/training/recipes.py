@@ -32,7 +32,7 @@ from models.training.files import write_bytes
 from models.training.images import accuracy
 from models.training.loop import Outcome, Setting, train
 from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
-from models.training.schedules import Plan, Schedule
+from models.training.schedules import MaskSchedule, Plan, Schedule
 from models.training.shallow import GatedBlock, fit_shallow
 from models.transforms import absorb_skips, fold_batchnorm, shallow_blocks
 from models.variants import VARIANTS, Variant, variant
@@ -236,12 +236,11 @@ def baseline(run: Run, name: str) -> Trained:
     return run.baseline
 
 
-def _masked(run: Run, name: str, start: Trained) -> Trained:
+def _masked(run: Run, name: str, start: Trained, schedule: MaskSchedule) -> Trained:
     """Chooses masks on `start`, whose structure is the variant's, and tunes; the teacher is the baseline."""
-    schedule, budget = run.plan.masks, run.budget(name)
     if schedule.allocation == "lasso":
-        return _selected(run, name, start, schedule)
-    shapes = run.shapes(start.model)
+        return _selected(run, name, start, schedule, schedule.rewind)
+    shapes, budget = run.shapes(start.model), run.budget(name)
     model = copy.deepcopy(start.model)
     mask_relus(model, all_kept(shapes))
     share, parents = None, [run.baseline, start]
@@ -252,22 +251,25 @@ def _masked(run: Run, name: str, start: Trained) -> Trained:
     return run.train(name, task, schedule, parents)
 
 
-def _selected(run: Run, name: str, start: Trained, schedule: Schedule) -> Trained:
-    """Selects ReLUs of `start` by SNL's lasso, binarised at the budget over the entire network, and tunes."""
+def _selected(run: Run, name: str, start: Trained, schedule: Schedule, rewind: bool = False) -> Trained:
+    """Selects ReLUs of `start` by SNL's lasso, binarised at the budget over the entire network, and tunes.
+
+    What is tuned are the weights that the lasso leaves, with `rewind` those of `start`.
+    """
     shapes, budget = run.shapes(start.model), run.budget(name)
     model = copy.deepcopy(start.model)
     exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in shapes.items()})
     task = tasks.Lasso(model, run.plan.lasso, budget)
     selection = run.train(f"{name}-lasso", task, run.plan.lasso, (start,))
-    model = copy.deepcopy(selection.model)
-    slopes = {relu: model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
+    slopes = {relu: selection.model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
+    model = copy.deepcopy((start if rewind else selection).model)
     mask_relus(model, largest_network_masks(slopes, budget))
     return _tuned(run, name, model, schedule, (run.baseline, selection))
 
 
 def senet(run: Run, name: str) -> Trained:
     """SENet: ReLUs only, from the baseline's weights."""
-    return _masked(run, name, run.baseline)
+    return _masked(run, name, run.baseline, run.plan.masks)
 
 
 def shallow_of(structured: nn.Module) -> list[str]:
@@ -305,8 +307,8 @@ def gated(run: Run, name: str) -> Trained:
 
 
 def joint(run: Run, name: str) -> Trained:
-    """Joint reduction: a shallow structure, learnt by a gate, then SENet's masks on what is left."""
-    return _masked(run, name, gated(run, name))
+    """Joint reduction: a shallow structure, learnt by a gate, then masks on what is left."""
+    return _masked(run, name, gated(run, name), run.plan.joint)
 
 
 def snl(run: Run, name: str) -> Trained:
@@ -380,14 +382,16 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
     phases = {"baseline": plan.baseline.epochs}
     recipe = recipe_of(name)
     if recipe in (senet, joint):
+        masks = plan.masks
         if recipe is joint:
+            masks = plan.joint
             with torch.device("meta"):
                 phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
-        if plan.masks.allocation == "lasso":
+        if masks.allocation == "lasso":
             phases[f"{name}-lasso"] = plan.lasso.epochs
-        elif plan.masks.allocation == "sensitivity" and plan.sensitivity is not None:
+        elif masks.allocation == "sensitivity" and plan.sensitivity is not None:
             phases["sensitivity"] = plan.sensitivity.epochs
-        return phases | {name: plan.masks.epochs}
+        return phases | {name: masks.epochs}
     if recipe is snl:
         phases[f"{name}-lasso"] = plan.lasso.epochs
     return phases if recipe is baseline else phases | {name: plan.tune.epochs}

@@ -90,6 +90,8 @@ class MaskSchedule(Schedule):
 
     In the first `shrinking` of the epochs the budget falls from all ReLUs to the variant's by the same factor
     after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of ReLUs, ours.
+
+    With `rewind` a lasso leaves its choice alone: the weights go back to those that it started from.
     """
 
     search: float = 0.0
@@ -98,6 +100,7 @@ class MaskSchedule(Schedule):
     score: str = SCORES[0]
     allocation: str = ALLOCATIONS[0]
     shrinking: float = 0.0
+    rewind: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +111,8 @@ class MaskSchedule(Schedule):
         later = self.search or self.shrinking
         if self.allocation == "lasso" and (later or self.score != "own"):
             raise ValueError("masks that a lasso has chosen are neither scored nor searched nor shrunk")
+        if self.rewind and self.allocation != "lasso":
+            raise ValueError("rewind is for masks that a lasso chooses")
         if self.score in ("reference", "published") and not later:
             raise ValueError(f"the score {self.score!r} is for masks that are searched or shrink")
 
@@ -147,12 +152,16 @@ class LassoSchedule(Schedule):
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedules of all recipes. `sensitivity` None takes SENet's published values, measuring nothing."""
+    """The schedules of all recipes. `sensitivity` None takes SENet's published values, measuring nothing.
+
+    `masks` are SENet's, `joint` those of a shallow structure.
+    """
 
     baseline: Schedule
     sensitivity: SparseSchedule | None
     gated: GateSchedule
     masks: MaskSchedule
+    joint: MaskSchedule
     lasso: LassoSchedule
     tune: Schedule
 
@@ -171,11 +180,13 @@ class Plan:
         ValueError names what the plan does not have, and a value of another type.
         """
         parts = self._parts()
+        fields: dict[str, dict[str, Any]] = {}  # all of a part at once: one may need the other
         for key, value in changes.items():
             name, _, field = key.partition(".")
             part = parts.get(name)
             if name == "sensitivity" and not field and value is None:
                 parts[name] = None
+                fields.pop(name, None)
                 continue
             known = {} if part is None else dataclasses.asdict(part)
             if field not in known:
@@ -185,7 +196,9 @@ class Plan:
                 isinstance(known[field], float) and type(value) is int
             ):
                 raise ValueError(f"{key} is {known[field]!r} in the plan and cannot be {value!r}")
-            parts[name] = dataclasses.replace(part, **{field: type(known[field])(value)})
+            fields.setdefault(name, {})[field] = type(known[field])(value)
+        for name, values in fields.items():
+            parts[name] = dataclasses.replace(parts[name], **values)
         return Plan(**parts)
 
 
@@ -195,6 +208,7 @@ PLANS = {
         sensitivity=None,
         gated=GateSchedule(8, 0.1),
         masks=MaskSchedule(6, 0.05),
+        joint=MaskSchedule(6, 0.05, allocation="lasso"),
         lasso=LassoSchedule(3, 0.02),
         tune=Schedule(3, 0.05),
     ),
@@ -203,6 +217,7 @@ PLANS = {
         sensitivity=SparseSchedule(6, 0.4),
         gated=GateSchedule(14, 0.1),
         masks=MaskSchedule(14, 0.05),
+        joint=MaskSchedule(14, 0.05, allocation="lasso"),
         lasso=LassoSchedule(6, 0.02),
         tune=Schedule(10, 0.05),
     ),
@@ -211,6 +226,7 @@ PLANS = {
         sensitivity=SparseSchedule(10, 0.4),
         gated=GateSchedule(24, 0.1),
         masks=MaskSchedule(40, 0.05),
+        joint=MaskSchedule(40, 0.05, allocation="lasso"),
         lasso=LassoSchedule(8, 0.02),
         tune=Schedule(24, 0.05),
     ),
