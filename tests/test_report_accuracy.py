@@ -105,6 +105,22 @@ def test_accuracy_has_one_line_a_row_in_the_order_of_reports():
     assert made["private_lean_agreement"].isna().all()
 
 
+def test_what_settled_the_relus_is_read_from_the_phases(rows):
+    phases = {
+        "baseline": {},
+        "senet-0.09": {"sensitivity": 10},
+        "snl-0.09": {"snl-0.09-lasso": 8},
+        "joint-0.104": {"gated-5": 24, "sensitivity": 10},
+        "joint-0.052": {"gated-5": 24, "joint-0.052-lasso": 8},
+    }
+    content = [make_accuracy_row(name, phases={"baseline": 40} | more) for name, more in phases.items()]
+    expected = ["", "sensitivity", "lasso", "sensitivity", "lasso"]
+    assert list(table(content).set_index("variant").loc[list(phases), "relus_by"]) == expected
+    shown = {line["Variant"]: line["ReLUs by"] for line in tables_of(section(content, rows))[1]}
+    assert [shown[f"`{name}`"] for name in phases] == ["–", *expected[1:]]
+    assert shown["`senet-0.36`"] == "–"  # not trained
+
+
 def test_what_the_protocol_did_stands_in_columns_of_its_own():
     line = table([make_accuracy_row() | make_judged(), make_accuracy_row("senet-0.09")]).iloc[0]
     assert line["accuracy_fixed_point"] == 0.6109

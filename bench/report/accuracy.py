@@ -95,15 +95,28 @@ def read_accuracy(path: Path) -> pd.DataFrame | None:
 
 
 def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
-    """One line a variant, width and seed; of the private inferences `private_ENGINE_*`."""
+    """One line a variant, width and seed; of the private inferences `private_ENGINE_*`.
+
+    `relus_by` is the phase that gave each layer its share of the ReLUs: SENet's "sensitivity", SNL's "lasso".
+    """
     private = [f"private_{engine}_{name}" for engine in ENGINES for name in PRIVATE]
-    columns = [*ROW, *JUDGED, "fixed_point_images", "fixed_point_agreement", *private, "wall_s", "machine"]
+    columns = [
+        *ROW,
+        "relus_by",
+        *JUDGED,
+        "fixed_point_images",
+        "fixed_point_agreement",
+        *private,
+        "wall_s",
+        "machine",
+    ]
     if accuracy is None or accuracy.empty:
         return pd.DataFrame(columns=columns)
     lines = []
     for _, row in accuracy.iterrows():
         fixed, engines = _part(row, "fixed_point"), _part(row, "private")
         line = {name: row.get(name, math.nan) for name in (*ROW, *JUDGED, "wall_s", "machine")}
+        line["relus_by"] = _relus_by(row)
         line |= {f"fixed_point_{name}": fixed.get(name, math.nan) for name in ("images", "agreement")}
         for engine in ENGINES:
             found = engines.get(engine) or {}
@@ -183,6 +196,14 @@ def _changes(changes: dict[str, Any]) -> str:
 
 def _part(row: pd.Series, name: str) -> dict[str, Any]:
     return row[name] if isinstance(row.get(name), dict) else {}
+
+
+def _relus_by(row: pd.Series) -> str:
+    """Returns which phase of a row gave each layer its share of the ReLUs; "" if none did."""
+    phases = _part(row, "phases")
+    if f"{row['variant']}-lasso" in phases:
+        return "lasso"
+    return "sensitivity" if "sensitivity" in phases else ""
 
 
 def _accuracy_place(line: pd.Series) -> tuple:

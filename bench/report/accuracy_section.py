@@ -94,6 +94,7 @@ def _variants_table(narrow: pd.DataFrame, measured: dict) -> pd.DataFrame:
             "ReLUs, K": format_number(counts["relus"], 1e3, 4),
             "MACs, M": format_number(counts["macs"], 1e6, 4),
             "Epochs": _span(found["epochs"]),
+            "ReLUs by": _relus_by(found),
             "Held out, %": format_accuracy(found["accuracy_heldout"].mean()),
             "Test, %": UNTRAINED if found.empty else _spread(test, found["accuracy_test"], format_accuracy),
             "To the baseline, points": "0" if name == "baseline" else format_points(to_baseline.mean),
@@ -114,6 +115,10 @@ def _span(values: pd.Series) -> str:
         return "–"
     low, high = format_count(values.min()), format_count(values.max())
     return low if low == high else f"{low} to {high}"
+
+
+def _relus_by(found: pd.DataFrame) -> str:
+    return ", ".join(filter(None, found["relus_by"].unique())) or "–"
 
 
 def _first(values: pd.Series) -> float:
@@ -137,7 +142,8 @@ def _variants_caption(narrow: pd.DataFrame) -> list[str]:
     text = (
         f"*Test*: {TEST_IMAGES:,} images, read once for each row, by the network that is stored and deployed "
         f"(one accuracy has a standard error of {100 * error:.1f} points); *held out*: 5,000 training images "
-        "that alone chose anything. *Epochs* count all phases, the baseline's included."
+        "that alone chose anything. *Epochs* count all phases, the baseline's included. *ReLUs by*: what "
+        "gives each layer its share of the budget, SENet's sensitivity or SNL's lasso."
     )
     if narrow["seed"].nunique() > 1:
         text += (
@@ -308,6 +314,7 @@ def _full_width(table: pd.DataFrame, measured: dict) -> str:
             {
                 "Variant": f"`{name}`",
                 "ReLUs, K": format_number(relus, 1e3, 4),
+                "ReLUs by": _relus_by(found),
                 "Ours, test, %": UNTRAINED
                 if found.empty
                 else _spread(mean, found["accuracy_test"], format_accuracy),
