@@ -201,7 +201,8 @@ def test_a_search_of_no_epoch_keeps_the_first_masks():
 def soft(budget=100, **changes):
     model = network()
     exchange_relus(model, {name: SoftReLU(shape) for name, shape in shapes(model).items()})
-    return Lasso(model, dataclasses.replace(LassoSchedule(1, 0.01, checks=10, growth=1.1), **changes), budget)
+    schedule = dataclasses.replace(LassoSchedule(1, 0.01, checks=10, growth=1.1), **changes)
+    return Lasso(model, schedule, network(1).eval(), budget)
 
 
 def test_the_lasso_grows_when_the_count_stalls_and_ends_at_the_budget():
@@ -233,6 +234,15 @@ def test_the_lasso_grows_when_the_count_stalls_and_ends_at_the_budget():
     task.after_step(0.31)
     assert task.adam.param_groups[0]["lr"] == 0
     assert task.after_epoch(SETTING, 0)["relus"] == 0
+
+
+def test_a_lasso_may_learn_from_the_teacher():
+    task = soft(weight=1e-3, distilled=True)
+    task.optimizers(task.schedule, 100)
+    task.before_step(0.0)
+    learnt = Distilled(task.model, task.schedule, task.teacher).loss(X, LABELS)
+    assert learnt.item() != Supervised(task.model, task.schedule).loss(X, LABELS).item()
+    torch.testing.assert_close(task.loss(X, LABELS), learnt + 1e-3 * task.count())
 
 
 def test_slopes_have_an_optimizer_of_their_own():

@@ -259,7 +259,7 @@ def _selected(run: Run, name: str, start: Trained, schedule: Schedule, rewind: b
     shapes, budget = run.shapes(start.model), run.budget(name)
     model = copy.deepcopy(start.model)
     exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in shapes.items()})
-    task = tasks.Lasso(model, run.plan.lasso, budget)
+    task = tasks.Lasso(model, run.plan.lasso, run.teacher(), budget)
     selection = run.train(f"{name}-lasso", task, run.plan.lasso, (start,))
     slopes = {relu: selection.model.get_submodule(relu).alpha.detach()[0].cpu() for relu in shapes}
     model = copy.deepcopy((start if rewind else selection).model)

@@ -140,7 +140,8 @@ class LassoSchedule(Schedule):
     """SNL's selection: lasso from `weight`, times `growth` at each of `checks` an epoch that stalls.
 
     `threshold` is the slope above which a ReLU counts. The slopes have an Adam of their own, whose rate lets
-    them travel from 1 to 0 `travels` times in the phase (ours, so that any number of epochs will do).
+    them travel from 1 to 0 `travels` times in the phase (ours, so that any number of epochs will do). What
+    is learnt beside the lasso are the labels, as in SNL, or if `distilled` what fine-tuning learns.
     """
 
     weight: float = 1e-5
@@ -148,6 +149,7 @@ class LassoSchedule(Schedule):
     checks: int = 20
     threshold: float = 1e-2
     travels: float = 4.0
+    distilled: bool = False
 
 
 @dataclass(frozen=True)

@@ -350,8 +350,10 @@ class SparseProxy(Supervised):
         return {name: float(mask.float().mean()) for name, mask in self.extra.items()}
 
 
-class Lasso(Supervised):
+class Lasso(Distilled):
     """SNL's selection: weights and slopes trained together, with a lasso on the slopes.
+
+    They learn labels or, if the schedule says so, from the teacher.
 
     The lasso's weight grows at every check at which the number of ReLUs (slopes above the threshold) has
     fallen by less than an even pace to the budget asks (SNL: when it stalls). At the budget slopes stay.
@@ -360,8 +362,15 @@ class Lasso(Supervised):
 
     schedule: LassoSchedule
 
-    def __init__(self, model: nn.Module, schedule: LassoSchedule, budget: int) -> None:
-        super().__init__(model, schedule)
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: LassoSchedule,
+        teacher: nn.Module,
+        budget: int,
+        stages: Iterable[str] = STAGE_OUTPUTS,
+    ) -> None:
+        super().__init__(model, schedule, teacher, stages)
         self.budget = budget
         self.softs = {name: relu for name, relu in named_relus(model).items() if isinstance(relu, SoftReLU)}
         self.extra = {
@@ -386,8 +395,9 @@ class Lasso(Supervised):
         self.stopped = bool(self.extra["full"])
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Returns cross-entropy and lasso."""
-        loss = super().loss(x, labels)
+        """Returns what is learnt and the lasso."""
+        learnt = Distilled if self.schedule.distilled else Supervised
+        loss = learnt.loss(self, x, labels)
         if self.stopped:
             return loss
         return loss + float(self.extra["weight"]) * lasso(soft.alpha for soft in self.softs.values())
