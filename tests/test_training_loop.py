@@ -323,8 +323,8 @@ def test_plans_are_changed_by_name():
     assert changed.masks == dataclasses.replace(plan.masks, search=0.0)
     assert isinstance(changed.masks.search, float)
     assert (changed.gated.epochs, changed.sensitivity, changed.tune) == (3, None, plan.tune)
-    together = {"joint.search": 0.5, "joint.allocation": "network"}  # the first alone a lasso refuses
-    assert (plan.changed(together).joint.search, plan.changed(together).masks) == (0.5, plan.masks)
+    together = {"masks.score": "published", "masks.search": 0.5}  # the first alone is refused
+    assert (plan.changed(together).masks.score, plan.changed(together).tune) == ("published", plan.tune)
     assert plan.changed({"sensitivity.epochs": 3, "sensitivity": None}).sensitivity is None
     for changes, reason in (
         ({"masks.serch": 0}, r"no 'masks.serch': known are masks.epochs, .*masks.search"),

@@ -85,7 +85,7 @@ def test_shared_phases_are_trained_once(run):
         recipe_of(name)(run, name)
     assert len({id(recipes.gated(run, name).model) for name in ("joint-0.09", "joint-0.052")}) == 1
     phases = [outcome.name for outcome in recipe_of("joint-0.052")(run, "joint-0.052").phases]
-    assert phases == ["baseline", "gated-5", "joint-0.052-lasso", "joint-0.052"]
+    assert phases == ["baseline", "gated-5", "sensitivity", "joint-0.052"]
     assert (run.checkpoints / "gated-3.pt").exists()
     assert (run.logs / "gated-5.jsonl").exists()
     measured = json.loads((run.logs / "sensitivity.json").read_text())
@@ -94,12 +94,10 @@ def test_shared_phases_are_trained_once(run):
 
 
 @pytest.mark.parametrize("name", ["senet-0.09", "joint-0.052"])
-def test_masks_have_exactly_the_allocated_sizes(name, run, tmp_path):
-    other = tried(run, tmp_path, joint__allocation="sensitivity")
-    trained = recipe_of(name)(other, name)
-    assert planned(name, other.plan) == {phase.name: len(phase.history) for phase in trained.phases}
-    masks = masks_of(trained.model)
-    sensitivity = [other.sensitivity[relu] for relu in masks]
+def test_masks_have_exactly_the_allocated_sizes(name, run):
+    model = recipe_of(name)(run, name).model
+    masks = masks_of(model)
+    sensitivity = [run.sensitivity[relu] for relu in masks]
     sizes = [mask.numel() for mask in masks.values()]
     assert [int(mask.sum()) for mask in masks.values()] == allocate(
         sizes, sensitivity, variant(name).budget(2)
@@ -118,7 +116,7 @@ def test_what_is_left_is_told_in_epochs_and_time(run, tmp_path):
     assert command.remaining(other, ["senet-0.09", "senet-0.18"]) == "8 epochs to go"
     other.done["baseline"] = recipe_of("baseline")(run, "baseline")
     text = command.remaining(other, ["senet-0.09", "senet-0.18", "joint-0.09"])
-    assert re.fullmatch(r"12 epochs to go, about 0:0\d h", text)
+    assert re.fullmatch(r"10 epochs to go, about 0:0\d h", text)
 
 
 def test_published_sensitivity_is_taken_when_none_is_measured(tmp_path):
@@ -194,20 +192,24 @@ def chosen_by_lasso(run, name):
     return trained, selected, largest_network_masks(slopes, variant(name).budget(2))
 
 
-def test_a_lasso_chooses_the_relus_of_a_joint_network(run, tmp_path):
-    trained, _, chosen = chosen_by_lasso(run, "joint-0.052")
+def test_a_lasso_may_choose_the_relus_of_a_joint_network(run, tmp_path):
+    other = tried(run, tmp_path, masks__search=0.0, masks__allocation="lasso")
+    trained, _, chosen = chosen_by_lasso(other, "joint-0.052")
+    phases = {phase.name: len(phase.history) for phase in trained.phases}
+    assert phases == planned("joint-0.052", other.plan)
+    assert list(phases) == ["baseline", "gated-5", "joint-0.052-lasso", "joint-0.052"]
     masks = masks_of(trained.model)
     assert masks.keys() == chosen.keys()
     assert all(torch.equal(mask, chosen[name]) for name, mask in masks.items())
-    row = finish_row(run, "joint-0.052", trained, None, {}, tmp_path)
+    row = finish_row(other, "joint-0.052", trained, None, {}, tmp_path)
     assert row["relus"] == variant("joint-0.052").budget(2)
 
 
 def test_the_weights_may_go_back_to_those_before_the_lasso(run, tmp_path):
     """With a rate of almost 0 what is tuned stays where it starts."""
-    still = {"joint__peak": 1e-12, "joint__weight_decay": 0.0}
+    still = {"masks__peak": 1e-12, "masks__weight_decay": 0.0, "masks__search": 0.0}
     for rewind in (False, True):
-        other = tried(run, tmp_path / str(rewind), joint__rewind=rewind, **still)
+        other = tried(run, tmp_path / str(rewind), masks__allocation="lasso", masks__rewind=rewind, **still)
         trained, selected, chosen = chosen_by_lasso(other, "joint-0.052")
         start = (recipes.gated(run, "joint-0.052").model if rewind else selected).state_dict()
         away = (recipes.gated(run, "joint-0.052").model if not rewind else selected).state_dict()
@@ -218,8 +220,8 @@ def test_the_weights_may_go_back_to_those_before_the_lasso(run, tmp_path):
 
 
 def test_scores_may_allocate_the_relus_of_the_entire_network(run, tmp_path):
-    changes = {"joint__allocation": "network", "joint__score": "taylor", "joint__shrinking": 0.5}
-    other = tried(run, tmp_path, **changes)
+    changes = {"masks__allocation": "network", "masks__score": "taylor", "masks__shrinking": 0.5}
+    other = tried(run, tmp_path, **changes, masks__search=0.0)
     trained = recipe_of("joint-0.052")(other, "joint-0.052")
     phases = {phase.name: len(phase.history) for phase in trained.phases}
     assert phases == planned("joint-0.052", other.plan)
@@ -232,7 +234,7 @@ def test_scores_may_allocate_the_relus_of_the_entire_network(run, tmp_path):
 
 def test_other_blocks_may_be_shallow(run, tmp_path):
     names = ["layer1.1", "layer2.1", "layer3.1", "layer4.0", "layer4.1"]
-    other = tried(run, tmp_path, gated__blocks=",".join(reversed(names)))
+    other = tried(run, tmp_path, gated__blocks=",".join(reversed(names)), masks__search=0.0)
     trained = recipe_of("joint-0.052")(other, "joint-0.052")
     assert recipes.shallow_of(trained.model) == names
     row = finish_row(other, "joint-0.052", trained, None, {}, tmp_path)
@@ -271,9 +273,9 @@ def test_unknown_choices_are_named(run):
     ):
         with pytest.raises(ValueError, match=f"'other': known are {known}"):
             run.plan.changed({key: "other"})
-    for changes in ({"joint.score": "taylor"}, {"joint.search": 0.5}, {"masks.allocation": "lasso"}):
+    for changes in ({}, {"masks.search": 0.0, "masks.score": "taylor"}):
         with pytest.raises(ValueError, match="neither scored nor searched nor shrunk"):
-            run.plan.changed(changes)
+            run.plan.changed({"masks.allocation": "lasso"} | changes)
     with pytest.raises(ValueError, match="rewind is for masks that a lasso chooses"):
         run.plan.changed({"masks.rewind": True})
     with pytest.raises(ValueError, match="'published' is for masks that are searched or shrink"):

@@ -157,11 +157,13 @@ def test_the_schedule_ends_exactly_at_the_shallow_network():
     assert student.get_submodule(blocks[0]).shallow.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("learns", [True, False])
-def test_the_fading_branch_learns_or_keeps_its_weights(learns):
+@pytest.mark.parametrize(
+    ("choice", "kept"), [({}, ()), ({"deep_learns": False}, ("",)), ({"bounded": True}, ("bn2.",))]
+)
+def test_the_fading_branch_learns_or_keeps_weights_or_scale(choice, kept):
     model = network()
     student = gated(model)
-    schedule = GateSchedule(4, 0.1, weight_decay=0.1, deep_learns=learns)
+    schedule = GateSchedule(4, 0.1, weight_decay=0.1, **choice)
     task = Gated(student, schedule, model, model)
     (sgd,) = task.optimizers(schedule, 10)
     before = {name: value.clone() for name, value in student.named_parameters()}
@@ -174,9 +176,9 @@ def test_the_fading_branch_learns_or_keeps_its_weights(learns):
         f"{block}.{part}"
         for block in BLOCKS
         for part, _ in model.get_submodule(block).named_parameters()
-        if not part.startswith("shortcut")
+        if not part.startswith("shortcut") and part.startswith(kept)
     }
-    assert set(before) - changed == (set() if learns else deep)
+    assert set(before) - changed == deep
 
 
 @pytest.mark.parametrize("start", ["least-squares", "random"])

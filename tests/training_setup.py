@@ -23,7 +23,6 @@ TINY = Plan(
     sensitivity=SparseSchedule(2, 0.1, batch=BATCH),
     gated=GateSchedule(2, 0.05, batch=BATCH, images=40),
     masks=MaskSchedule(2, 0.02, batch=BATCH, search=0.5, images=40),
-    joint=MaskSchedule(2, 0.02, batch=BATCH, allocation="lasso"),
     lasso=LassoSchedule(2, 0.02, batch=BATCH),
     tune=Schedule(1, 0.02, batch=BATCH),
 )

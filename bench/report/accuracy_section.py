@@ -269,6 +269,7 @@ def _tries(tries: pd.DataFrame) -> list[str]:
             "Change of the plan": f"`{line['changes']}`",
             "Beside": f"`{line['beside']}`" if line["beside"] else "",
             "Variant": f"`{line['variant']}`",
+            "Epochs": format_count(line["epochs"]),
             "Held out, %": format_accuracy(line["accuracy_heldout"]),
             "To the same without it, points": format_points(line["difference"]),
         }

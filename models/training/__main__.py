@@ -43,7 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_change,
         default=[],
         metavar="PHASE.FIELD=VALUE",
-        help="changes the plan, e.g. joint.epochs=80: a try",
+        help="changes the plan, e.g. masks.epochs=80: a try",
     )
     parser.add_argument(
         "--try",

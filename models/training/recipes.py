@@ -32,7 +32,7 @@ from models.training.files import write_bytes
 from models.training.images import accuracy
 from models.training.loop import Outcome, Setting, train
 from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
-from models.training.schedules import MaskSchedule, Plan, Schedule
+from models.training.schedules import Plan, Schedule
 from models.training.shallow import GatedBlock, fit_shallow
 from models.transforms import absorb_skips, fold_batchnorm, shallow_blocks
 from models.variants import VARIANTS, Variant, variant
@@ -236,8 +236,9 @@ def baseline(run: Run, name: str) -> Trained:
     return run.baseline
 
 
-def _masked(run: Run, name: str, start: Trained, schedule: MaskSchedule) -> Trained:
+def _masked(run: Run, name: str, start: Trained) -> Trained:
     """Chooses masks on `start`, whose structure is the variant's, and tunes; the teacher is the baseline."""
+    schedule = run.plan.masks
     if schedule.allocation == "lasso":
         return _selected(run, name, start, schedule, schedule.rewind)
     shapes, budget = run.shapes(start.model), run.budget(name)
@@ -269,7 +270,7 @@ def _selected(run: Run, name: str, start: Trained, schedule: Schedule, rewind: b
 
 def senet(run: Run, name: str) -> Trained:
     """SENet: ReLUs only, from the baseline's weights."""
-    return _masked(run, name, run.baseline, run.plan.masks)
+    return _masked(run, name, run.baseline)
 
 
 def shallow_of(structured: nn.Module) -> list[str]:
@@ -307,8 +308,8 @@ def gated(run: Run, name: str) -> Trained:
 
 
 def joint(run: Run, name: str) -> Trained:
-    """Joint reduction: a shallow structure, learnt by a gate, then masks on what is left."""
-    return _masked(run, name, gated(run, name), run.plan.joint)
+    """Joint reduction: a shallow structure, learnt by a gate, then SENet's masks on what is left."""
+    return _masked(run, name, gated(run, name))
 
 
 def snl(run: Run, name: str) -> Trained:
@@ -382,16 +383,14 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
     phases = {"baseline": plan.baseline.epochs}
     recipe = recipe_of(name)
     if recipe in (senet, joint):
-        masks = plan.masks
         if recipe is joint:
-            masks = plan.joint
             with torch.device("meta"):
                 phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
-        if masks.allocation == "lasso":
+        if plan.masks.allocation == "lasso":
             phases[f"{name}-lasso"] = plan.lasso.epochs
-        elif masks.allocation == "sensitivity" and plan.sensitivity is not None:
+        elif plan.masks.allocation == "sensitivity" and plan.sensitivity is not None:
             phases["sensitivity"] = plan.sensitivity.epochs
-        return phases | {name: masks.epochs}
+        return phases | {name: plan.masks.epochs}
     if recipe is snl:
         phases[f"{name}-lasso"] = plan.lasso.epochs
     return phases if recipe is baseline else phases | {name: plan.tune.epochs}

@@ -54,15 +54,16 @@ STARTS = ("least-squares", "random")
 class GateSchedule(Schedule):
     """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start.
 
-    Unless `deep_learns`, the branch that fades keeps its weights: it cannot grow against the gate. `start` is
-    one of `STARTS`. `blocks` says which become shallow: "sensitivity" (the variant's own, by published
-    sensitivity), "cheapest" (least accuracy lost for the operations saved, measured on the baseline), or
-    names with commas between them.
+    Unless `deep_learns`, the branch that fades keeps its weights. If `bounded` it learns, but the scale and
+    shift of its last BatchNorm stay: it cannot grow against the gate. `start` is one of `STARTS`. `blocks`
+    says which become shallow: "sensitivity" (the variant's own, by published sensitivity), "cheapest" (least
+    accuracy lost for the operations saved, measured on the baseline), or names with commas between them.
     """
 
     fading: float = 0.5
     images: int = 2000
     deep_learns: bool = True
+    bounded: bool = False
     start: str = STARTS[0]
     blocks: str = "sensitivity"
 
@@ -154,16 +155,12 @@ class LassoSchedule(Schedule):
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedules of all recipes. `sensitivity` None takes SENet's published values, measuring nothing.
-
-    `masks` are SENet's, `joint` those of a shallow structure.
-    """
+    """The schedules of all recipes. `sensitivity` None takes SENet's published values, measuring nothing."""
 
     baseline: Schedule
     sensitivity: SparseSchedule | None
     gated: GateSchedule
     masks: MaskSchedule
-    joint: MaskSchedule
     lasso: LassoSchedule
     tune: Schedule
 
@@ -210,7 +207,6 @@ PLANS = {
         sensitivity=None,
         gated=GateSchedule(8, 0.1),
         masks=MaskSchedule(6, 0.05),
-        joint=MaskSchedule(6, 0.05, allocation="lasso"),
         lasso=LassoSchedule(3, 0.02),
         tune=Schedule(3, 0.05),
     ),
@@ -219,7 +215,6 @@ PLANS = {
         sensitivity=SparseSchedule(6, 0.4),
         gated=GateSchedule(14, 0.1),
         masks=MaskSchedule(14, 0.05),
-        joint=MaskSchedule(14, 0.05, allocation="lasso"),
         lasso=LassoSchedule(6, 0.02),
         tune=Schedule(10, 0.05),
     ),
@@ -228,7 +223,6 @@ PLANS = {
         sensitivity=SparseSchedule(10, 0.4),
         gated=GateSchedule(24, 0.1),
         masks=MaskSchedule(40, 0.05),
-        joint=MaskSchedule(40, 0.05, allocation="lasso"),
         lasso=LassoSchedule(8, 0.02),
         tune=Schedule(24, 0.05),
     ),

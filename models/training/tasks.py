@@ -250,6 +250,8 @@ class Gated(Distilled):
         }
         for block in self.blocks.values():
             block.deep().requires_grad_(schedule.deep_learns)
+            if schedule.bounded:
+                block.bn2.requires_grad_(False)
 
     def gate(self, done: float) -> float:
         """Returns the gate when the fraction `done` of all steps is behind."""
