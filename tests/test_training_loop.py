@@ -99,7 +99,7 @@ def test_time_left_is_told_within_an_epoch_on_a_terminal(monkeypatch):
 
     progress = Progress("name", 2, 100, Terminal())
     for step in range(1, 52):
-        progress.step(0, step, 1.5)
+        progress.step(0, step, lambda: 1.5)
         clock[0] += 36
     assert "epoch 1/2  step 51/100  loss 1.500  1:29:24 left" in progress.stream.getvalue()
 
@@ -117,7 +117,7 @@ def stop_after(monkeypatch, epochs, error):
     """Makes training fail in the epoch after `epochs` epochs, in its midst."""
     original = loop._epoch
 
-    def epoch(task, schedule, setting, optimizers, number, progress):
+    def epoch(task, schedule, setting, gradients, number, progress):
         if number == epochs:
             inner = task.loss
             calls = []
@@ -129,7 +129,7 @@ def stop_after(monkeypatch, epochs, error):
                 return inner(x, labels)
 
             task.loss = loss
-        return original(task, schedule, setting, optimizers, number, progress)
+        return original(task, schedule, setting, gradients, number, progress)
 
     monkeypatch.setattr(loop, "_epoch", epoch)
 

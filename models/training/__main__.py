@@ -55,6 +55,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--device", default="auto", help="auto (a CUDA device if there is one), cpu, cuda, ..."
     )
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default=USUAL["precision"])
+    parser.add_argument(
+        "--no-graphs",
+        action="store_true",
+        help="launch every step anew on a CUDA device, instead of replaying it from a CUDA graph",
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
@@ -133,7 +138,7 @@ def run_rows(options: argparse.Namespace) -> None:
         return
     images = Images.cifar100(options.data, device)
     test = None if tried else load_cifar100(options.data, "test")
-    setting = Setting(images, device, options.precision, options.seed)
+    setting = Setting(images, device, options.precision, options.seed, not options.no_graphs)
     folder = options.checkpoints / name
     logs = options.results / "training" / (f"{name}-try" if tried and not settings else name)
     run = Run(setting, plan, options.width, folder, logs, shared=base if tried else None)

@@ -49,7 +49,7 @@ def crop_and_flip(padded: Tensor, index: Tensor, generator: torch.Generator) -> 
     columns = torch.arange(width)
     columns = left + torch.where(mirrored, columns.flip(0), columns)
     places = (index.view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1))
-    return padded[tuple(place.to(device) for place in places)]
+    return padded[tuple(place.to(device, non_blocking=True) for place in places)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Images:
         for step in range(self.steps(batch)):
             index = order[step * batch : (step + 1) * batch]
             crops = crop_and_flip(self.padded, index, generator)
-            yield standardised(crops), self.labels[index.to(self.labels.device)]
+            yield standardised(crops), self.labels[index.to(self.labels.device, non_blocking=True)]
 
     def sample(self, count: int, batch: int = 250) -> Iterator[Tensor]:
         """Yields `count` training images (or all) in batches, not augmented, the same at every call."""

@@ -7,7 +7,7 @@ same bit for bit (on one kind of machine, with as many threads).
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -18,24 +18,31 @@ import torch
 from torch import Tensor, nn
 
 from models.training.files import Checkpoints, TrainingError, architecture, digest, locked, write_lines
+from models.training.gradients import Gradients, RecordedGradients
 from models.training.images import Images, accuracy
 from models.training.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what a task is trained."""
+    """Where and on what a task is trained; `recorded` says whether a CUDA device replays recorded steps."""
 
     images: Images
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "bfloat16"
     seed: int = 0
+    recorded: bool = True
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Runs convolutions in bfloat16 unless the precision is float32."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             yield
+
+    def gradients(self, task: "Task", optimizers: list[torch.optim.Optimizer]) -> Gradients:
+        """Returns what computes a task's gradients on the device."""
+        kind = RecordedGradients if self.recorded and self.device.type == "cuda" else Gradients
+        return kind(task, optimizers, self.autocast)
 
 
 class Task(Protocol):
@@ -55,6 +62,9 @@ class Task(Protocol):
 
     def before_step(self, done: float) -> None:
         """Sets what depends on the fraction of all steps that is behind; keeps nothing."""
+
+    def constants(self) -> Hashable | None:
+        """Returns what the loss depends on besides tensors, None while that changes from step to step."""
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of a batch x [N, C, H, W]."""
@@ -92,8 +102,8 @@ class Progress:
         self.first = 0
         self.shown = 0.0
 
-    def step(self, epoch: int, step: int, loss: float) -> None:
-        """Notes that `step` steps of epoch `epoch` are done."""
+    def step(self, epoch: int, step: int, loss: Callable[[], float]) -> None:
+        """Notes that `step` steps of epoch `epoch` are done; `loss` reads the last one's when it is shown."""
         now, done = time.monotonic(), epoch * self.steps + step
         if self.began is None:
             self.began, self.first = now, done
@@ -101,7 +111,7 @@ class Progress:
         if not self.live or now - self.shown < 0.5:
             return
         self.shown = now
-        text = f"{self.name}  epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  loss {loss:.3f}"
+        text = f"{self.name}  epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps}  loss {loss():.3f}"
         self.stream.write(f"\r\x1b[K{text}  {self._left(done)}")
         self.stream.flush()
 
@@ -200,9 +210,10 @@ def _train(
         optimizers = task.optimizers(schedule, schedule.epochs * steps)
         for optimizer, saved in zip(optimizers, state["optimizers"] if state else (), strict=False):
             optimizer.load_state_dict(saved)
+        gradients = setting.gradients(task, optimizers)
         progress = Progress(name, schedule.epochs, steps, stream)
         while len(history) < schedule.epochs:
-            row = _epoch(task, schedule, setting, optimizers, len(history), progress)
+            row = _epoch(task, schedule, setting, gradients, len(history), progress)
             history.append(row)
             last = len(history) == schedule.epochs
             checkpoints.save(
@@ -224,11 +235,46 @@ def _kept(epoch: int) -> str:
     return f"the checkpoint of epoch {epoch} is kept" if epoch else "no epoch was finished before"
 
 
+class Losses:
+    """The losses of an epoch's steps, left on the device: a GPU would wait for every number that is read.
+
+    `read` looks for a loss that is no number, on a CPU at every step, elsewhere at every 50th.
+    """
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.values = torch.zeros(steps, dtype=torch.float64, device=device)
+        self.every = 1 if device.type == "cpu" else 50
+        self.steps = self.seen = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Notes the loss of the next step."""
+        self.values[self.steps] = loss
+        self.steps += 1
+
+    def read(self) -> tuple[int, float] | None:
+        """Returns the first step, from 1, whose loss is no number, and that loss; None if all are numbers."""
+        if self.steps % self.every and self.steps < len(self.values):
+            return None
+        for step, value in enumerate(self.values[self.seen : self.steps].tolist(), start=self.seen + 1):
+            if not isfinite(value):
+                return step, value
+        self.seen = self.steps
+        return None
+
+    def last(self) -> float:
+        """Returns the loss of the last step."""
+        return float(self.values[self.steps - 1])
+
+    def mean(self) -> float:
+        """Returns the mean over the epoch."""
+        return float(self.values.mean())
+
+
 def _epoch(
     task: Task,
     schedule: Schedule,
     setting: Setting,
-    optimizers: list[torch.optim.Optimizer],
+    gradients: Gradients,
     epoch: int,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -236,30 +282,29 @@ def _epoch(
     began = time.monotonic()
     model, images = task.model, setting.images
     steps = images.steps(schedule.batch)
-    total, rate = 0.0, 0.0
+    losses, rate = Losses(steps, setting.device), 0.0
+    place = f"{progress.name}: at step {{}} of epoch {epoch + 1} (rate {{:.2g}})"
     model.train()
     for step, (x, labels) in enumerate(images.epoch(schedule.batch, setting.seed, epoch)):
         done = (epoch * steps + step) / (schedule.epochs * steps)
         rate = schedule.rate(done)
-        for group in optimizers[0].param_groups:
+        for group in gradients.optimizers[0].param_groups:
             group["lr"] = rate
         task.before_step(done)
-        with setting.autocast():
-            loss = task.loss(x, labels)
-        value = loss.item()
-        place = f"{progress.name}: at step {step + 1} of epoch {epoch + 1} (rate {rate:.2g})"
-        if not isfinite(value):
-            raise TrainingError(f"{place} the loss is {value}: {_kept(epoch)}")
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
+        losses.add(gradients(x, labels))
+        wrong = losses.read()
+        if wrong:
+            at, value = wrong
+            then = schedule.rate((epoch * steps + at - 1) / (schedule.epochs * steps))
+            raise TrainingError(f"{place.format(at, then)} the loss is {value}: {_kept(epoch)}")
+        for optimizer in gradients.optimizers:
             optimizer.step()
         task.after_step((epoch * steps + step + 1) / (schedule.epochs * steps))
-        total += value
-        progress.step(epoch, step + 1, value)
+        progress.step(epoch, step + 1, losses.last)
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise TrainingError(f"{place} the weights are no numbers any more: {_kept(epoch)}")
+        raise TrainingError(
+            f"{place.format(steps, rate)} the weights are no numbers any more: {_kept(epoch)}"
+        )
     task.before_step((epoch + 1) / schedule.epochs)
     noted = task.after_epoch(setting, epoch)
     with setting.autocast():
@@ -267,7 +312,7 @@ def _epoch(
     return {
         "phase": progress.name,
         "epoch": epoch + 1,
-        "loss": total / steps,
+        "loss": losses.mean(),
         "rate": rate,
         "accuracy_heldout": right,
         "wall_s": round(time.monotonic() - began, 2),

@@ -242,14 +242,30 @@ def _masked(run: Run, name: str, start: Trained) -> Trained:
     if schedule.allocation == "lasso":
         return _selected(run, name, start, schedule, schedule.rewind)
     shapes, budget = run.shapes(start.model), run.budget(name)
-    model = copy.deepcopy(start.model)
-    mask_relus(model, all_kept(shapes))
-    share, parents = None, [run.baseline, start]
+    larger = next_larger(name) if schedule.descending else None
+    before = start if larger is None else recipe_of(larger)(run, larger)
+    model = copy.deepcopy(before.model)
+    if larger is None:
+        mask_relus(model, all_kept(shapes))
+    share, parents = None, [run.baseline, before]
     if schedule.allocation == "sensitivity":
         share = partial(shares, shapes, run.sensitivity)
         parents += [run.done["sensitivity"]] if "sensitivity" in run.done else []
-    task = tasks.MaskTuning(model, schedule, run.teacher(), run.frozen(start.model), budget, share)
+    task = tasks.MaskTuning(model, schedule, run.teacher(), run.frozen(before.model), budget, share)
     return run.train(name, task, schedule, parents)
+
+
+def next_larger(name: str) -> str | None:
+    """Returns the variant of the same family with the fewest ReLUs that are about twice as many or more.
+
+    None if there is none. About: 1.9 times, for budgets are rounded.
+    """
+    family, _, _ = name.partition("-")
+    fractions = {
+        other: recipe.fraction for other, recipe in VARIANTS.items() if other.partition("-")[0] == family
+    }
+    larger = [other for other, kept in fractions.items() if kept and kept >= 1.9 * fractions[name]]
+    return min(larger, key=fractions.__getitem__, default=None)
 
 
 def _selected(run: Run, name: str, start: Trained, schedule: Schedule, rewind: bool = False) -> Trained:
@@ -390,6 +406,8 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
             phases[f"{name}-lasso"] = plan.lasso.epochs
         elif plan.masks.allocation == "sensitivity" and plan.sensitivity is not None:
             phases["sensitivity"] = plan.sensitivity.epochs
+        if plan.masks.descending and (larger := next_larger(name)):
+            phases |= planned(larger, plan)
         return phases | {name: plan.masks.epochs}
     if recipe is snl:
         phases[f"{name}-lasso"] = plan.lasso.epochs

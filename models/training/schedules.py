@@ -92,6 +92,10 @@ class MaskSchedule(Schedule):
     In the first `shrinking` of the epochs the budget falls from all ReLUs to the variant's by the same factor
     after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of ReLUs, ours.
 
+    With `descending` a variant starts from the trained one of its family with about twice its ReLUs, if there
+    is one, and keeps some of those: every budget goes through the larger ones, at no cost where these are
+    rows too. Ours.
+
     With `rewind` a lasso leaves its choice alone: the weights go back to those that it started from.
     """
 
@@ -102,6 +106,7 @@ class MaskSchedule(Schedule):
     allocation: str = ALLOCATIONS[0]
     shrinking: float = 0.0
     rewind: bool = False
+    descending: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,6 +117,8 @@ class MaskSchedule(Schedule):
         later = self.search or self.shrinking
         if self.allocation == "lasso" and (later or self.score != "own"):
             raise ValueError("masks that a lasso has chosen are neither scored nor searched nor shrunk")
+        if self.descending and (later or self.allocation == "lasso"):
+            raise ValueError("descending masks are neither chosen by a lasso nor searched nor shrunk")
         if self.rewind and self.allocation != "lasso":
             raise ValueError("rewind is for masks that a lasso chooses")
         if self.score in ("reference", "published") and not later:

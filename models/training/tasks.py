@@ -1,7 +1,7 @@
 """What is trained: each task is a network with its loss and with what happens between the steps."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -58,6 +58,10 @@ class Supervised:
     def before_step(self, done: float) -> None:
         """Does nothing."""
 
+    def constants(self) -> Hashable | None:
+        """Returns what the loss depends on besides tensors: nothing."""
+        return ()
+
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns the cross-entropy."""
         return cross_entropy(self.model(x), labels, self.schedule.smoothing)
@@ -83,6 +87,10 @@ class Distilled(Supervised):
         super().__init__(model, schedule)
         self.teacher, self.stages = teacher, tuple(stages)
         self.weights = TUNING
+
+    def constants(self) -> Hashable | None:
+        """Returns the losses' weights."""
+        return self.weights
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns the weighted sum; labels are not smoothed beside a teacher."""
@@ -159,9 +167,10 @@ class MaskTuning(Distilled):
     """SENet's mask search, then fine-tuning with the masks frozen, in one cycle of the learning rate.
 
     `share` says how many positions of a budget each layer keeps; without it they are chosen over the entire
-    network. `reference` is the same structure with all ReLUs: the masks start from its scores, since a random
-    start needs the published 150 epochs. Where SENet sums over the images of the epoch with the weights of
-    their steps, the masks are chosen by one pass over a sample with the weights at its end.
+    network. `reference` is the same structure with all ReLUs, or with those of a larger budget: the masks
+    start from its scores, since a random start needs the published 150 epochs. Where SENet sums over the
+    images of the epoch with the weights of their steps, the masks are chosen by one pass over a sample with
+    the weights at its end.
     """
 
     schedule: MaskSchedule
@@ -194,13 +203,19 @@ class MaskTuning(Distilled):
                 error = linearisation_error(self.reference, student, batches, score)
         student.train(training)
         error = {name: value.cpu() for name, value in error.items()}
+        if student is self.reference:
+            for name, mask in masks_of(student).items():
+                error[name] = error[name].masked_fill(~mask.cpu(), -1.0)
         budget = self.budgets[min(epoch, len(self.budgets) - 1)]
         if self.share is None:
             return largest_network_masks(error, budget)
         return largest_masks(error, self.share(budget))
 
     def start(self, setting: Setting) -> None:
-        """Chooses the first masks, by "own" unless Taylor's: the network is its own reference here."""
+        """Chooses the first masks, by "own" unless Taylor's: the network is its own reference here.
+
+        Of a reference that has masks only positions that are kept there are.
+        """
         score = "taylor" if self.schedule.score == "taylor" else "own"
         for name, mask in self._choose(self.reference, setting, score, 0).items():
             self.model.get_submodule(name).set_mask(mask)
@@ -267,6 +282,10 @@ class Gated(Distilled):
         """Sets the gate."""
         for block in self.blocks.values():
             block.gate = self.gate(done)
+
+    def constants(self) -> Hashable | None:
+        """Returns nothing settled while the gate falls."""
+        return None if any(block.gate > 0 for block in self.blocks.values()) else super().constants()
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
         """Takes the BatchNorm statistics anew if the gate has moved in this epoch; notes the gate."""
@@ -396,13 +415,17 @@ class Lasso(Distilled):
         """Stops the slopes when the budget is reached."""
         self.stopped = bool(self.extra["full"])
 
+    def constants(self) -> Hashable | None:
+        """Returns whether the slopes stand still; the lasso's weight is a tensor."""
+        return *super().constants(), self.stopped
+
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns what is learnt and the lasso."""
         learnt = Distilled if self.schedule.distilled else Supervised
         loss = learnt.loss(self, x, labels)
         if self.stopped:
             return loss
-        return loss + float(self.extra["weight"]) * lasso(soft.alpha for soft in self.softs.values())
+        return loss + self.extra["weight"].float() * lasso(soft.alpha for soft in self.softs.values())
 
     @torch.no_grad()
     def after_step(self, done: float) -> None:
@@ -421,7 +444,7 @@ class Lasso(Distilled):
         left = max(1, (self.steps - step) // every)
         self.extra["full"] = torch.tensor(count <= self.budget)
         if before - count < (before - self.budget) / left:
-            self.extra["weight"] = self.extra["weight"] * self.schedule.growth
+            self.extra["weight"].mul_(self.schedule.growth)  # in its place, where a recorded step reads it
         self.extra["count"] = torch.tensor(count)
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
