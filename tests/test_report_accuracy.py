@@ -348,7 +348,14 @@ def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
     lines = tables_of(text)[2]
     assert lines[1]["To the same without it, points"] == "-2.00"
     assert lines[0]["To the same without it, points"] == "–"
-    assert "What else was tried" in text
+    assert text.count("What else was tried") == 1
+    path.write_text(json.dumps([*content[1:], lost | {"width": 64}]))
+    text = report.accuracy_section(
+        made, report.tabulate_pairs(made, rows), report.tabulate_tries(path, made), rows
+    )
+    narrow, wide = text.split("What else was tried, width 64")
+    assert "What else was tried, width 16" in narrow
+    assert "`joint-0.09`" in wide
     assert "What else was tried" not in section(content[:1], rows)
     for nonsense in ("{", "[1]", '[{"variant": "baseline"}]'):
         path.write_text(nonsense)

@@ -232,6 +232,30 @@ def test_scores_may_allocate_the_relus_of_the_entire_network(run, tmp_path):
     assert (falling, kept) == (row["relus"], None)  # from one epoch of more ReLUs to the budget
 
 
+def test_a_budget_may_descend_from_the_larger_ones(run, tmp_path):
+    assert [recipes.next_larger(name) for name in ("senet-0.045", "senet-0.18", "senet-0.36")] == [
+        "senet-0.09",
+        "senet-0.36",
+        None,
+    ]
+    assert [recipes.next_larger(name) for name in ("joint-0.052", "joint-0.09", "joint3-0.052")] == [
+        "joint-0.104",
+        "joint-0.208",
+        None,
+    ]
+    other = tried(run, tmp_path, masks__descending=True, masks__search=0.0)
+    trained = recipe_of("joint-0.104")(other, "joint-0.104")
+    phases = {phase.name: len(phase.history) for phase in trained.phases}
+    assert phases == planned("joint-0.104", other.plan)
+    assert phases.keys() == {"baseline", "gated-5", "sensitivity", "joint-0.208", "joint-0.104"}
+    kept, before = masks_of(trained.model), masks_of(recipe_of("joint-0.208")(other, "joint-0.208").model)
+    assert sum(int(mask.sum()) for mask in kept.values()) == variant("joint-0.104").budget(2)
+    assert sum(int(mask.sum()) for mask in before.values()) == variant("joint-0.208").budget(2)
+    assert not any((mask & ~before[name]).any() for name, mask in kept.items())
+    alone = recipe_of("joint-0.104")(run, "joint-0.104")
+    assert trained.epochs == alone.epochs + other.plan.masks.epochs
+
+
 def test_other_blocks_may_be_shallow(run, tmp_path):
     names = ["layer1.1", "layer2.1", "layer3.1", "layer4.0", "layer4.1"]
     other = tried(run, tmp_path, gated__blocks=",".join(reversed(names)), masks__search=0.0)
@@ -282,6 +306,8 @@ def test_unknown_choices_are_named(run):
         run.plan.changed({"masks.search": 0.0, "masks.score": "published"})
     with pytest.raises(ValueError, match="fractions of the epochs"):
         run.plan.changed({"masks.shrinking": 1.5})
+    with pytest.raises(ValueError, match="descending masks are neither chosen by a lasso nor searched"):
+        run.plan.changed({"masks.descending": True})
 
 
 def test_an_unknown_row_is_named():

@@ -56,8 +56,9 @@ def accuracy_section(
         f"**CIFAR-100, width {TRAINED_WIDTH}** (the headline's latency is that of width {FULL_WIDTH})",
         markdown_table(_variants_table(narrow, measured)),
         *_variants_caption(narrow),
-        *_tries(tries),
+        *_tries(tries, TRAINED_WIDTH),
         _full_width(table, measured),
+        *_tries(tries, FULL_WIDTH),
     ]
     return "\n\n".join(parts)
 
@@ -260,8 +261,9 @@ def _verdict(pairs: pd.DataFrame, width: int) -> str:
     )
 
 
-def _tries(tries: pd.DataFrame) -> list[str]:
-    """What changes of the plan gave, on the held-out images; nothing if nothing was tried."""
+def _tries(tries: pd.DataFrame, width: int) -> list[str]:
+    """What changes of the plan gave, on the held-out images; nothing if nothing was tried at this width."""
+    tries = tries[tries["width"] == width]
     if tries.empty:
         return []
     lines = [
@@ -273,10 +275,10 @@ def _tries(tries: pd.DataFrame) -> list[str]:
             "Held out, %": format_accuracy(line["accuracy_heldout"]),
             "To the same without it, points": format_points(line["difference"]),
         }
-        for _, line in tries[tries["width"] == TRAINED_WIDTH].iterrows()
+        for _, line in tries.iterrows()
     ]
     return [
-        f"<details><summary>What else was tried, width {TRAINED_WIDTH}</summary>",
+        f"<details><summary>What else was tried, width {width}</summary>",
         markdown_table(pd.DataFrame(lines)),
         "Held-out images only: no try saw the test set. `--set` of `python -m models.training` makes such a "
         "change. A try of several has a line for each without which it was tried too, *beside* the others.",

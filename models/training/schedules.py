@@ -233,6 +233,14 @@ PLANS = {
         lasso=LassoSchedule(8, 0.02),
         tune=Schedule(24, 0.05),
     ),
+    "extended": Plan(
+        baseline=Schedule(40, 0.4),
+        sensitivity=SparseSchedule(10, 0.4),
+        gated=GateSchedule(40, 0.1, bounded=True),
+        masks=MaskSchedule(32, 0.05, descending=True),
+        lasso=LassoSchedule(8, 0.02),
+        tune=Schedule(24, 0.05),
+    ),
 }
 """quick: a first look on two cores at width 16; standard: three hours there; long: the committed rows, a
 quarter of an hour for all of one width on an H200."""
