@@ -22,7 +22,7 @@ HEADLINE = (
     "merged-exact",
 )
 LINKED = ("baseline", "senet-0.09", "joint-0.052")
-OTHERS = ("joint-0.09", "joint3-0.052", "snl-0.09", "deepreduce")
+OTHERS = ("joint", "joint-0.09", "joint3-0.052", "snl-0.09", "deepreduce")
 WIDTH = 64
 TRAINED_WIDTH = 16
 SLOW = ("lan", "wan", "wan-slow")

@@ -6,8 +6,9 @@ kept. In every variant BatchNorm is folded.
 - `senet-F`: ReLUs only. SENet's allocation of the budget, random masks of that size until trained.
 - `snl-F`: ReLUs only, one random per-pixel mask over the entire network. SNL learns how many ReLUs each layer
   keeps; until it is trained the even distribution is ours.
-- `joint-F`: the five blocks with the least sensitive mid ReLU become shallow (one 3x3 convolution), their
-  skips are absorbed, then SENet's allocation on the ReLU layers that are left. `joint3-F` has three such
+- `joint`: the five blocks with the least sensitive mid ReLU become shallow (one 3x3 convolution), their skips
+  are absorbed; every other ReLU is kept.
+- `joint-F`: the same, then SENet's allocation on the ReLU layers that are left. `joint3-F` has three such
   blocks.
 - `deepreduce`: ReLUs only, whole layers culled (after DeepReDuce): stages 3 and 4 keep each block's second
   ReLU, all others are gone. 49,152 ReLUs as in DeepReDuce's row of 49.2 K, in 4 layers instead of 17.
@@ -212,13 +213,13 @@ def _senet(fraction: float) -> Variant:
     return Variant(f"senet-{fraction}", resnet18, fraction=fraction, masks=senet_masks)
 
 
-def _joint(fraction: float, blocks: int = 5) -> Variant:
+def _joint(fraction: float | None, blocks: int = 5) -> Variant:
     return Variant(
-        f"joint{'' if blocks == 5 else blocks}-{fraction}",
+        f"joint{'' if blocks == 5 else blocks}{'' if fraction is None else f'-{fraction}'}",
         resnet18,
         structure=(partial(shallow_blocks, blocks=least_sensitive_blocks(blocks), seed=None),),
         fraction=fraction,
-        masks=senet_masks,
+        masks=None if fraction is None else senet_masks,
         finish=(fold_batchnorm, absorb_skips),
     )
 
@@ -248,6 +249,7 @@ VARIANTS: dict[str, Variant] = _Variants(
         _senet(0.09),
         _senet(0.045),
         Variant("snl-0.09", resnet18, fraction=0.09, masks=random_network_masks),
+        _joint(None),
         _joint(0.208),
         _joint(0.104),
         _joint(0.09),

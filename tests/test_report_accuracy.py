@@ -253,7 +253,7 @@ def test_without_rows_everything_reads_not_trained_yet(rows):
     assert {line["Accuracy, width 16, %"] for line in pairs} == {"not trained yet"}
     assert "is open: no pair is trained yet" in text
     assert "![" not in text
-    assert 'make train TRAIN="--width 64 --plan long"' in text
+    assert 'make train TRAIN="--width 64"' in text
     assert variants[0]["ReLUs, K"] == "139.3"  # a quarter of those measured at width 64
     assert variants[0]["MACs, M"] == "–"
     by_name = {line["Variant"]: line for line in wide}
@@ -270,7 +270,7 @@ def test_full_width_has_the_published_values_beside_it(rows):
     assert "arXiv 2301.09254" in wide["`senet-0.09`"]["Published by, at"]
     assert wide["`baseline`"]["Published, %"] == "77.8 to 79.8"
     assert wide["`joint-0.052`"]["Published, %"] == "–"
-    assert "1 of 14 variants are trained" in section(content, rows)
+    assert "1 of 15 variants are trained" in section(content, rows)
 
 
 def test_widths_never_share_a_column(rows):
@@ -329,6 +329,16 @@ def test_a_pair_of_one_budget_is_told_apart(rows):
     text = section(content, rows)
     assert "With as many ReLUs as `senet-0.09`, `joint-0.09` is at **+0.50** points, with " in text
     assert "in **0 of 1** pairs" in text
+
+
+def test_merging_alone_is_held_against_the_baseline_seed_by_seed(rows):
+    content = [make_accuracy_row("baseline", seed=seed) for seed in (0, 1)]
+    assert "Merging alone" not in section(content, rows)
+    content.append(make_accuracy_row("joint", seed=1) | {"plan": "extended"})
+    text = section(content, rows)
+    said = "Merging alone, all other ReLUs kept (`joint`): **-0.30** points to the baseline at width 16, with"
+    assert f"{said} 1.67× fewer ReLUs and 1.52× fewer MACs." in text
+    assert "Trained by plan `long` in bfloat16; `joint` by `extended` in bfloat16, seeds 0, 1" in text
 
 
 def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):

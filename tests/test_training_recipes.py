@@ -181,7 +181,7 @@ def tried(run, folder, **changes):
     """Returns a run of a changed plan that takes the phases it shares from `run`."""
     plan = run.plan.changed({key.replace("__", "."): value for key, value in changes.items()})
     logs = folder / "logs"
-    return Run(run.setting, plan, run.width, folder, logs, io.StringIO(), shared=run.checkpoints)
+    return Run(run.setting, plan, run.width, folder, logs, io.StringIO(), shared=run.checkpoints, tried=True)
 
 
 def chosen_by_lasso(run, name):
@@ -400,6 +400,22 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(WeightsError, match="is damaged"):
         VARIANTS["baseline"].build(width=2)
+
+
+def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, monkeypatch, capsys):
+    folder, options = cifar
+    monkeypatch.setitem(PLANS, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
+    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    assert command.main([*options, "--rows", "joint", "baseline"]) == 0
+    rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
+    assert {name: row["plan"] for name, row in rows.items()} == {"baseline": "long", "joint": "extended"}
+    assert rows["joint"]["phases"] == {"baseline": 2, "gated-5": 3}
+    assert capsys.readouterr().err.count("baseline  epoch") == 2
+    assert VARIANTS["joint"].build(width=2).meta["trained"]
+    assert command.main([*options, "--rows", "joint", "baseline", "--list"]) == 0
+    assert capsys.readouterr().out.count("finished") == 2
+    assert command.main([*options, "--rows", "joint", "--plan", "long", "--list"]) == 0
+    assert "to be trained" in capsys.readouterr().out
 
 
 def test_another_seed_has_its_row_but_no_published_weights(cifar):

@@ -29,6 +29,7 @@ TRAINABLE = (
     "senet-0.09",
     "senet-0.045",
     "snl-0.09",
+    "joint",
     "joint-0.208",
     "joint-0.104",
     "joint-0.09",
@@ -48,6 +49,8 @@ PAIRS = (
 """SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
 EQUAL = ("senet-0.09", "joint-0.09")
 """A pair of one budget: what merging layers costs beside masks."""
+MERGED = "joint"
+"""Shallow blocks alone: what merging layers costs before any budget."""
 TEST_IMAGES = 10_000
 NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
 SETTINGS = ("plan", "epochs_scale", "precision")

@@ -11,6 +11,7 @@ from bench.cases import TRAINED_WIDTH
 from bench.cases import WIDTH as FULL_WIDTH
 from bench.report.accuracy import (
     EQUAL,
+    MERGED,
     PAIRS,
     TEST_IMAGES,
     TRAINABLE,
@@ -26,7 +27,7 @@ from models.published import ALL_RELU_ACCURACY, JOINT_REDUCTION
 
 UNTRAINED = "not trained yet"
 MARGIN = 0.01  # of accuracy: how far joint may be below SENet to count as equal
-FULL_WIDTH_COMMAND = f'make train TRAIN="--width {FULL_WIDTH} --plan long"'
+FULL_WIDTH_COMMAND = f'make train TRAIN="--width {FULL_WIDTH}"'
 FIGURES = {
     "accuracy_vs_relus": "Accuracy against the number of ReLUs, with published points at full width",
     "accuracy_full_width": "The same at width 64, beside what others published",
@@ -50,6 +51,7 @@ def accuracy_section(
     figures += ["accuracy_vs_latency"] * (len(timed) > 1)
     parts = [
         *(_verdict(pairs, width) for width in _judged_widths(pairs)),
+        *(_merging_alone(table, measured, width) for width in _judged_widths(pairs)),
         markdown_table(_pairs_table(pairs)),
         _pairs_caption(pairs),
         *(f"![{FIGURES[name]}](plots/{name}.svg)" for name in figures),
@@ -60,7 +62,7 @@ def accuracy_section(
         _full_width(table, measured),
         *_tries(tries, FULL_WIDTH),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def format_accuracy(value: float) -> str:
@@ -158,12 +160,22 @@ def _variants_caption(narrow: pd.DataFrame) -> list[str]:
         text += (
             " *Agreement*: test images on which real parties and the plaintext network name the same class."
         )
-    plans = narrow[["plan", "precision"]].drop_duplicates().dropna()
-    said = " and ".join(f"`{plan}` in {precision}" for plan, precision in plans.itertuples(index=False))
+    said = _plans(narrow)
     machines = ", ".join(str(each) for each in narrow["machine"].dropna().unique())
     seeds = ", ".join(str(seed) for seed in sorted(narrow["seed"].unique()))
     seed_text = f"seed{'s' * (narrow['seed'].nunique() > 1)} {seeds}"
     return [text, f"Trained by plan {said or 'unknown'}, {seed_text}, on {machines or 'unknown'}."]
+
+
+def _plans(narrow: pd.DataFrame) -> str:
+    """Names the plan of most rows, then those of other rows with these rows."""
+    groups = narrow.dropna(subset=["plan", "precision"]).groupby(["plan", "precision"])["variant"]
+    ranked = sorted(groups, key=lambda group: -len(group[1]))
+    return "; ".join(
+        (f"{', '.join(f'`{name}`' for name in names.unique())} by " if index else "")
+        + f"`{plan}` in {precision}"
+        for index, ((plan, precision), names) in enumerate(ranked)
+    )
 
 
 def _of_pair(pairs: pd.DataFrame, pair: tuple[str, str], width: int) -> pd.Series | None:
@@ -258,6 +270,19 @@ def _verdict(pairs: pd.DataFrame, width: int) -> str:
         f"{text}. With as many ReLUs as `{EQUAL[0]}`, `{EQUAL[1]}` is at "
         f"**{format_points(equal['accuracy_difference'])}** points, with {format_ratio(equal['macs_ratio'])} "
         "fewer MACs."
+    )
+
+
+def _merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
+    """Says what shallow blocks cost that keep all other ReLUs; "" where that is not trained."""
+    lost = difference(table, width, MERGED, "baseline")
+    if not lost.seeds:
+        return ""
+    counts = [counts_of(name, width, table, measured) for name in ("baseline", MERGED)]
+    fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
+    return (
+        f"Merging alone, all other ReLUs kept (`{MERGED}`): **{format_points(lost.mean)}** points to the "
+        f"baseline at width {width}, with {fewer['relus']} fewer ReLUs and {fewer['macs']} fewer MACs."
     )
 
 

@@ -12,7 +12,10 @@ ENGINES = ("stock", "lean")
 
 
 def place_of(row: Any) -> tuple:
-    """The place of a row in reports: headline first, then by engine, family and falling ReLUs kept."""
+    """The place of a row in reports: headline first, then by engine, family and falling ReLUs kept.
+
+    A name without a fraction keeps all ReLUs of its structure.
+    """
     family = family_of(row["variant"])
     fraction = row["variant"][len(family) + 1 :]
     return (
@@ -23,7 +26,7 @@ def place_of(row: Any) -> tuple:
         row["parties"],
         rank(row["engine"], ENGINES),
         rank(family, FAMILIES),
-        -float(fraction) if fraction else 0.0,
+        -float(fraction or 1),
         row["batch"],
         row["case"],
     )
@@ -33,7 +36,7 @@ def variant_place(variant: str) -> tuple:
     """The place of a variant: by family, then by falling ReLUs kept."""
     family = family_of(variant)
     fraction = variant[len(family) + 1 :]
-    return rank(family, FAMILIES), -float(fraction) if fraction else 0.0
+    return rank(family, FAMILIES), -float(fraction or 1)
 
 
 def rank(name: str, known: Sequence[str]) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from models.training.images import Images
 from models.training.loop import Setting
 from models.training.recipes import ROWS, Run, planned, recipe_of
 from models.training.rows import find_row, finish_row, put_row, read_rows, weights_path
-from models.training.schedules import PLANS, USUAL, unusual
+from models.training.schedules import PLANS, ROW_PLANS, USUAL, plan_of, unusual
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,8 +31,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plan",
         choices=PLANS,
-        default=USUAL["plan"],
-        help="the schedules (default %(default)s: the committed rows')",
+        help=f"the schedules (default: each row's own, {USUAL['plan']} but for "
+        f"{', '.join(f'{row}: {plan}' for row, plan in ROW_PLANS.items())})",
     )
     parser.add_argument(
         "--epochs-scale", type=float, default=USUAL["epochs_scale"], help="multiplies all epochs of the plan"
@@ -101,6 +101,13 @@ def remaining(run: Run, rows: Sequence[str]) -> str:
     return f"{epochs} epochs to go, about {int(minutes // 60)}:{int(minutes % 60):02} h"
 
 
+def _run_name(options: argparse.Namespace, plan: str) -> str:
+    """Names the folders of a run of a plan that is not changed."""
+    name = f"w{options.width}-s{options.seed}-{plan}"
+    name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
+    return name + ("" if options.precision == USUAL["precision"] else f"-{options.precision}")
+
+
 def run_rows(options: argparse.Namespace) -> None:
     """Trains the rows that are not finished and writes each when it is."""
     device = _device(options.device)
@@ -114,10 +121,8 @@ def run_rows(options: argparse.Namespace) -> None:
     if tried and not changes:
         raise TrainingError("no try: nothing differs from what the rows are trained with (--set, --plan)")
     facts |= {"changes": changes} if tried else {}
-    name = f"w{options.width}-s{options.seed}-{options.plan}"
-    name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
-    name += "" if options.precision == USUAL["precision"] else f"-{options.precision}"
-    base = options.checkpoints / name
+    name, usual = _run_name(options, options.plan), _run_name(options, USUAL["plan"])
+    shared = name if tried else usual if usual != name else None
     name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
     finished = []
     for row in ROWS:
@@ -141,7 +146,8 @@ def run_rows(options: argparse.Namespace) -> None:
     setting = Setting(images, device, options.precision, options.seed, not options.no_graphs)
     folder = options.checkpoints / name
     logs = options.results / "training" / (f"{name}-try" if tried and not settings else name)
-    run = Run(setting, plan, options.width, folder, logs, shared=base if tried else None)
+    place = None if shared is None else options.checkpoints / shared
+    run = Run(setting, plan, options.width, folder, logs, shared=place, tried=tried)
     run.check(waiting)
     for index, row in enumerate(waiting, start=1):
         left = remaining(run, waiting)
@@ -158,8 +164,11 @@ def run_rows(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
     options = arguments(argv)
+    plans = {options.plan or plan_of(row) for row in options.rows}
     try:
-        run_rows(options)
+        for plan in sorted(plans, key=lambda plan: (plan != USUAL["plan"], plan)):  # others take from it
+            rows = [row for row in options.rows if plan in (options.plan, plan_of(row))]
+            run_rows(argparse.Namespace(**vars(options) | {"plan": plan, "rows": rows}))
     except (TrainingError, DataError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

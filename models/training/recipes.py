@@ -66,7 +66,8 @@ class Trained:
 class Run:
     """One seed of all variants at one width: settings, folders, and what has been trained so far.
 
-    A run with a changed plan takes the phases that are the same from the checkpoints in `shared`.
+    A run with another plan takes the phases that are the same from the checkpoints in `shared`. One that is
+    `tried` publishes no weights.
     """
 
     setting: Setting
@@ -76,6 +77,7 @@ class Run:
     logs: Path
     stream: TextIO | None = None
     shared: Path | None = None
+    tried: bool = False
     done: dict[str, Trained] = field(default_factory=dict)
 
     @property
@@ -324,8 +326,9 @@ def gated(run: Run, name: str) -> Trained:
 
 
 def joint(run: Run, name: str) -> Trained:
-    """Joint reduction: a shallow structure, learnt by a gate, then SENet's masks on what is left."""
-    return _masked(run, name, gated(run, name))
+    """Joint reduction: a shallow structure, learnt by a gate, then SENet's masks on what is left, if any."""
+    start = gated(run, name)
+    return start if run.budget(name) is None else _masked(run, name, start)
 
 
 def snl(run: Run, name: str) -> Trained:
@@ -402,6 +405,8 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
         if recipe is joint:
             with torch.device("meta"):
                 phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
+        if variant(name).fraction is None:
+            return phases
         if plan.masks.allocation == "lasso":
             phases[f"{name}-lasso"] = plan.lasso.epochs
         elif plan.masks.allocation == "sensitivity" and plan.sensitivity is not None:

@@ -97,7 +97,7 @@ def machine(device: torch.device) -> str:
 
 def weights_path(folder: Path, run: Run, name: str) -> Path:
     """Returns where weights go: seed 0's into `folder`, other seeds' and tries' beside their checkpoints."""
-    published = run.setting.seed == 0 and run.shared is None
+    published = run.setting.seed == 0 and not run.tried
     return (folder if published else run.checkpoints) / file_name(name, run.width)
 
 
