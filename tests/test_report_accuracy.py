@@ -336,8 +336,10 @@ def test_merging_alone_is_held_against_the_baseline_seed_by_seed(rows):
     assert "Merging alone" not in section(content, rows)
     content.append(make_accuracy_row("joint", seed=1) | {"plan": "extended"})
     text = section(content, rows)
-    said = "Merging alone, all other ReLUs kept (`joint`): **-0.30** points to the baseline at width 16, with"
-    assert f"{said} 1.67× fewer ReLUs and 1.52× fewer MACs." in text
+    said = (
+        "Merging alone, all other ReLUs kept (`joint`): **-0.30** points to the baseline at width 16 (n = 1)"
+    )
+    assert f"{said}, with 1.67× fewer ReLUs and 1.52× fewer MACs." in text
     assert "Trained by plan `long` in bfloat16; `joint` by `extended` in bfloat16, seeds 0, 1" in text
 
 

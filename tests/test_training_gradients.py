@@ -11,11 +11,11 @@ from models.cost import relu_shapes
 from models.training.files import TrainingError
 from models.training.gradients import WARM_UP, Gradients, RecordedGradients
 from models.training.images import Images
-from models.training.loop import Setting, train
+from models.training.loop import Losses, Setting, train
 from models.training.recipes import put_gate, recipe_of
-from models.training.relus import mask_relus
-from models.training.schedules import GateSchedule, MaskSchedule, Schedule
-from models.training.tasks import SEARCH, TUNING, Gated, MaskTuning, Supervised
+from models.training.relus import SoftReLU, TrainingReLU, exchange_relus, mask_relus
+from models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule
+from models.training.tasks import SEARCH, TUNING, Gated, Lasso, MaskTuning, Supervised
 from models.transforms import shallow_blocks
 from models.zoo import resnet18
 
@@ -122,16 +122,54 @@ def test_a_loss_that_is_no_number_is_found_where_it_was(tmp_path):
         train(task, schedule, setting, "breaks", tmp_path, tmp_path / "log", stream=io.StringIO())
 
 
+def test_losses_are_read_now_and_then_and_the_first_wrong_one_is_found():
+    losses = Losses(8, torch.device("cpu"))
+    assert losses.every == 1
+    assert Losses(8, torch.device("meta")).every == 50
+    losses.every = 3
+    found = []
+    for value in (1.0, 2.0, 3.0, 4.0, float("inf"), float("nan")):
+        losses.add(torch.tensor(value))
+        found.append(losses.read())
+    assert found == [None] * 5 + [(5, float("inf"))]
+    short = Losses(2, torch.device("cpu"))
+    short.every = 50
+    for value in (1.0, float("nan")):
+        short.add(torch.tensor(value))
+    assert short.read()[0] == 2  # the epoch's last step is always read
+
+
+def test_what_a_recorded_step_reads_stays_in_its_place():
+    relu = TrainingReLU(torch.ones(2, 4, 4, dtype=torch.bool))
+    place = relu.lower.data_ptr()
+    relu.set_mask(torch.zeros(2, 4, 4, dtype=torch.bool))
+    assert relu.lower.data_ptr() == place
+    model = network()
+    shapes = relu_shapes(network(), torch.zeros(1, 3, 32, 32))
+    exchange_relus(model, {name: SoftReLU(shape) for name, shape in shapes.items()})
+    task = Lasso(model, LassoSchedule(1, 0.02, checks=1), network(), 10)
+    task.optimizers(task.schedule, 1)
+    task.before_step(0.0)
+    place, weight = task.extra["weight"].data_ptr(), float(task.extra["weight"])
+    task.after_step(1.0)
+    assert task.extra["weight"].data_ptr() == place
+    assert float(task.extra["weight"]) == pytest.approx(1.1 * weight)
+
+
 @needs_cuda
 @pytest.mark.parametrize("row", ["senet-0.09", "joint-0.052", "snl-0.09"])
-def test_recorded_steps_train_the_network_that_computed_ones_do(tmp_path, row):
+def test_recorded_steps_train_the_network_that_computed_ones_do(tmp_path, monkeypatch, row):
     torch.backends.cudnn.deterministic = True
     images = tiny_images(1000, 100)
     device = torch.device("cuda")
     on_device = Images(*(part.to(device) for part in vars(images).values() if torch.is_tensor(part)), CLASSES)
+    recordings = []
+    record = RecordedGradients._record
+    monkeypatch.setattr(RecordedGradients, "_record", lambda *args: recordings.append(record(*args)))
     digests = []
     for recorded in (True, False):
         run = tiny_run(tmp_path / str(recorded))
         run.setting = Setting(on_device, device, recorded=recorded)
         digests.append([phase.digest for phase in recipe_of(row)(run, row).phases])
     assert digests[0] == digests[1]
+    assert recordings

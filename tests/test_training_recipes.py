@@ -416,6 +416,13 @@ def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, 
     assert capsys.readouterr().out.count("finished") == 2
     assert command.main([*options, "--rows", "joint", "--plan", "long", "--list"]) == 0
     assert "to be trained" in capsys.readouterr().out
+    assert command.main([*options, "--rows", "joint", "--plan", "extended", "--try"]) == 1
+    assert "no try: nothing differs from what joint is trained with" in capsys.readouterr().err
+    assert command.main([*options, "--rows", "joint", "--plan", "long", "--try"]) == 0
+    assert command.main([*options, "--rows", "joint", "--set", "gated.fading=0.9"]) == 0
+    changes = [row["changes"] for row in json.loads((folder / "results" / "tries.json").read_text())]
+    assert {"plan": "long"} in changes
+    assert {"plan": "long", "gated.fading": 0.9} in changes
 
 
 def test_another_seed_has_its_row_but_no_published_weights(cifar):

@@ -282,7 +282,8 @@ def _merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
     fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
     return (
         f"Merging alone, all other ReLUs kept (`{MERGED}`): **{format_points(lost.mean)}** points to the "
-        f"baseline at width {width}, with {fewer['relus']} fewer ReLUs and {fewer['macs']} fewer MACs."
+        f"baseline at width {width} (n = {lost.seeds}), with {fewer['relus']} fewer ReLUs and "
+        f"{fewer['macs']} fewer MACs."
     )
 
 
@@ -305,8 +306,9 @@ def _tries(tries: pd.DataFrame, width: int) -> list[str]:
     return [
         f"<details><summary>What else was tried, width {width}</summary>",
         markdown_table(pd.DataFrame(lines)),
-        "Held-out images only: no try saw the test set. `--set` of `python -m models.training` makes such a "
-        "change. A try of several has a line for each without which it was tried too, *beside* the others.",
+        "Held-out images only: no try saw the test set. `--set` and `--plan` of `python -m models.training` "
+        "make such changes. A try of several has a line for each without which it was tried too, *beside* "
+        "the others.",
         "</details>",
     ]
 

@@ -112,21 +112,25 @@ def run_rows(options: argparse.Namespace) -> None:
     """Trains the rows that are not finished and writes each when it is."""
     device = _device(options.device)
     torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # where steps are recorded
     torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
     settings, tried = dict(options.set), options.tried or bool(options.set)
     accuracy = options.results / ("tries.json" if tried else "accuracy.json")
     plan = PLANS[options.plan].scaled(options.epochs_scale).changed(settings)
     facts = {"plan": options.plan, "epochs_scale": options.epochs_scale, "precision": options.precision}
-    changes = (unusual(facts) | settings) if tried else {}
-    if tried and not changes:
-        raise TrainingError("no try: nothing differs from what the rows are trained with (--set, --plan)")
-    facts |= {"changes": changes} if tried else {}
+    changes = {row: (unusual(facts, row) | settings) if tried else {} for row in ROWS}
+    same = [row for row in options.rows if tried and not changes[row]]
+    if same:
+        raise TrainingError(
+            f"no try: nothing differs from what {', '.join(same)} is trained with (--set, --plan)"
+        )
     name, usual = _run_name(options, options.plan), _run_name(options, USUAL["plan"])
     shared = name if tried else usual if usual != name else None
     name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
     finished = []
     for row in ROWS:
-        found = find_row(read_rows(accuracy), row, options.width, options.seed, changes)
+        found = find_row(read_rows(accuracy), row, options.width, options.seed, changes[row])
         listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
         expected = facts | {"phases": planned(row, plan)}
         if found and all(found.get(key) == value for key, value in expected.items()):
@@ -153,7 +157,8 @@ def run_rows(options: argparse.Namespace) -> None:
         left = remaining(run, waiting)
         print(f"[{index}/{len(waiting)}] {row} at width {options.width}; in all {left}", file=sys.stderr)
         trained = recipe_of(row)(run, row)
-        line = finish_row(run, row, trained, test, facts, options.weights)
+        said = facts | ({"changes": changes[row]} if tried else {})
+        line = finish_row(run, row, trained, test, said, options.weights)
         put_row(accuracy, line)
         right = f"{100 * line['accuracy_heldout']:.2f} % held out"
         right += f", {100 * line['accuracy_test']:.2f} % test" if test else ""
@@ -164,10 +169,12 @@ def run_rows(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
     options = arguments(argv)
-    plans = {options.plan or plan_of(row) for row in options.rows}
+    usual = USUAL["plan"] if options.tried or options.set else None  # of a try of any row
+    given = options.plan or usual
+    plans = {given or plan_of(row) for row in options.rows}
     try:
         for plan in sorted(plans, key=lambda plan: (plan != USUAL["plan"], plan)):  # others take from it
-            rows = [row for row in options.rows if plan in (options.plan, plan_of(row))]
+            rows = [row for row in options.rows if plan in (given, plan_of(row))]
             run_rows(argparse.Namespace(**vars(options) | {"plan": plan, "rows": rows}))
     except (TrainingError, DataError, ValueError) as error:
         print(error, file=sys.stderr)

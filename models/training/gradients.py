@@ -69,6 +69,7 @@ class RecordedGradients(Gradients):
         self.graph: torch.cuda.CUDAGraph | None = None
         self.held: Hashable | None = None
         self.steps = 0
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, x: Tensor, labels: Tensor) -> Tensor:
         constants = self.task.constants()
@@ -89,16 +90,15 @@ class RecordedGradients(Gradients):
 
     def _aside(self, x: Tensor, labels: Tensor) -> Tensor:
         """Takes a step on a stream of its own, as the recording will."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             loss = super().__call__(x, labels)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return loss
 
     def _record(self, x: Tensor, labels: Tensor) -> None:
         self._forget()  # what is recorded writes the gradients instead of adding to them
-        torch.cuda.empty_cache()
         self.x, self.labels = x.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

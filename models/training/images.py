@@ -6,6 +6,7 @@ best). The test set is not here: only the final report reads it.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -121,9 +122,15 @@ class Images:
             yield standardised(self.padded[index.to(self.padded.device), PAD:-PAD, PAD:-PAD])
 
 
+@cache
+def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation on a device, brought there once."""
+    return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+
+
 def standardised(images: Tensor) -> Tensor:
     """Maps uint8 [N, H, W, 3] to what models.data.normalised gives: float32 [N, 3, H, W], channels_last."""
-    mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
+    mean, std = _scale(images.device)
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
