@@ -12,7 +12,7 @@ from models.training.files import TrainingError
 from models.training.gradients import WARM_UP, Gradients, RecordedGradients
 from models.training.images import Images
 from models.training.loop import Losses, Setting, train
-from models.training.recipes import put_gate, recipe_of
+from models.training.recipes import all_kept, put_gate, recipe_of
 from models.training.relus import SoftReLU, TrainingReLU, exchange_relus, mask_relus
 from models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule
 from models.training.tasks import SEARCH, TUNING, Gated, Lasso, MaskTuning, Supervised
@@ -92,13 +92,7 @@ def test_tasks_name_what_their_loss_depends_on():
     fading.before_step(0.5)
     assert fading.constants() == TUNING
     model = network()
-    mask_relus(
-        model,
-        {
-            name: torch.ones(shape, dtype=torch.bool)
-            for name, shape in relu_shapes(network(), torch.zeros(1, 3, 32, 32)).items()
-        },
-    )
+    mask_relus(model, all_kept(relu_shapes(network(), torch.zeros(1, 3, 32, 32))))
     searching = MaskTuning(model, MaskSchedule(2, 0.05, search=0.5), network(), network(), 10)
     searching.before_step(0.4)
     assert searching.constants() == SEARCH

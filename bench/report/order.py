@@ -12,12 +12,7 @@ ENGINES = ("stock", "lean")
 
 
 def place_of(row: Any) -> tuple:
-    """The place of a row in reports: headline first, then by engine, family and falling ReLUs kept.
-
-    A name without a fraction keeps all ReLUs of its structure.
-    """
-    family = family_of(row["variant"])
-    fraction = row["variant"][len(family) + 1 :]
+    """The place of a row in reports: headline first, then by engine, family and falling ReLUs kept."""
     return (
         ROLES.index(row["role"]),
         -row["width"],
@@ -25,15 +20,17 @@ def place_of(row: Any) -> tuple:
         row["link"],
         row["parties"],
         rank(row["engine"], ENGINES),
-        rank(family, FAMILIES),
-        -float(fraction or 1),
+        *variant_place(row["variant"]),
         row["batch"],
         row["case"],
     )
 
 
 def variant_place(variant: str) -> tuple:
-    """The place of a variant: by family, then by falling ReLUs kept."""
+    """The place of a variant: by family, then by falling ReLUs kept.
+
+    A name without a fraction keeps all ReLUs of its structure.
+    """
     family = family_of(variant)
     fraction = variant[len(family) + 1 :]
     return rank(family, FAMILIES), -float(fraction or 1)

@@ -3,11 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import checkpoint
 from models.checkpoint import read_manifest
@@ -82,6 +84,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # where steps are recorded
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
@@ -108,14 +112,16 @@ def _run_name(options: argparse.Namespace, plan: str) -> str:
     return name + ("" if options.precision == USUAL["precision"] else f"-{options.precision}")
 
 
-def run_rows(options: argparse.Namespace) -> None:
-    """Trains the rows that are not finished and writes each when it is."""
+Data = tuple[Images, tuple[Tensor, Tensor] | None]
+"""Training and held-out images, and the test set, which a try does not get."""
+
+
+def run_rows(options: argparse.Namespace, data: Callable[[torch.device], Data]) -> None:
+    """Trains the rows that are not finished, all by one plan, and writes each when it is."""
     device = _device(options.device)
     torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # where steps are recorded
     torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
-    settings, tried = dict(options.set), options.tried or bool(options.set)
+    settings, tried = dict(options.set), options.tried
     accuracy = options.results / ("tries.json" if tried else "accuracy.json")
     plan = PLANS[options.plan].scaled(options.epochs_scale).changed(settings)
     facts = {"plan": options.plan, "epochs_scale": options.epochs_scale, "precision": options.precision}
@@ -126,7 +132,7 @@ def run_rows(options: argparse.Namespace) -> None:
             f"no try: nothing differs from what {', '.join(same)} is trained with (--set, --plan)"
         )
     name, usual = _run_name(options, options.plan), _run_name(options, USUAL["plan"])
-    shared = name if tried else usual if usual != name else None
+    shared = options.checkpoints / (name if tried else usual) if tried or name != usual else None
     name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
     finished = []
     for row in ROWS:
@@ -145,13 +151,11 @@ def run_rows(options: argparse.Namespace) -> None:
             print(f"{row}: finished before, see {accuracy}", file=sys.stderr)
     if not waiting:
         return
-    images = Images.cifar100(options.data, device)
-    test = None if tried else load_cifar100(options.data, "test")
+    images, test = data(device)
     setting = Setting(images, device, options.precision, options.seed, not options.no_graphs)
     folder = options.checkpoints / name
     logs = options.results / "training" / (f"{name}-try" if tried and not settings else name)
-    place = None if shared is None else options.checkpoints / shared
-    run = Run(setting, plan, options.width, folder, logs, shared=place, tried=tried)
+    run = Run(setting, plan, options.width, folder, logs, shared=shared, tried=tried)
     run.check(waiting)
     for index, row in enumerate(waiting, start=1):
         left = remaining(run, waiting)
@@ -169,13 +173,19 @@ def run_rows(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
     options = arguments(argv)
-    usual = USUAL["plan"] if options.tried or options.set else None  # of a try of any row
-    given = options.plan or usual
+    options.tried = options.tried or bool(options.set)
+    given = options.plan or (USUAL["plan"] if options.tried else None)
+
+    @cache
+    def data(device: torch.device) -> Data:
+        images = Images.cifar100(options.data, device)
+        return images, None if options.tried else load_cifar100(options.data, "test")
+
     plans = {given or plan_of(row) for row in options.rows}
     try:
         for plan in sorted(plans, key=lambda plan: (plan != USUAL["plan"], plan)):  # others take from it
             rows = [row for row in options.rows if plan in (given, plan_of(row))]
-            run_rows(argparse.Namespace(**vars(options) | {"plan": plan, "rows": rows}))
+            run_rows(argparse.Namespace(**vars(options) | {"plan": plan, "rows": rows}), data)
     except (TrainingError, DataError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

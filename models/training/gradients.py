@@ -59,17 +59,10 @@ class RecordedGradients(Gradients):
     The loss that is returned is overwritten by the next step.
     """
 
-    def __init__(
-        self,
-        task: Differentiable,
-        optimizers: Sequence[torch.optim.Optimizer],
-        autocast: Callable[[], AbstractContextManager],
-    ) -> None:
-        super().__init__(task, optimizers, autocast)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.held: Hashable | None = None
-        self.steps = 0
-        self.stream: torch.cuda.Stream | None = None
+    graph: torch.cuda.CUDAGraph | None = None
+    stream: torch.cuda.Stream | None = None
+    held: Hashable | None = None
+    steps = 0
 
     def __call__(self, x: Tensor, labels: Tensor) -> Tensor:
         constants = self.task.constants()

@@ -7,7 +7,7 @@ same bit for bit (on one kind of machine, with as many threads).
 
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.training.files import Checkpoints, TrainingError, architecture, digest, locked, write_lines
-from models.training.gradients import Gradients, RecordedGradients
+from models.training.gradients import Differentiable, Gradients, RecordedGradients
 from models.training.images import Images, accuracy
 from models.training.schedules import Schedule
 
@@ -45,7 +45,7 @@ class Setting:
         return kind(task, optimizers, self.autocast)
 
 
-class Task(Protocol):
+class Task(Differentiable, Protocol):
     """What is trained: a network, its loss, and what happens between the steps.
 
     All state that is not the model's stands in `extra`, tensors by name, which is saved with it.
@@ -62,12 +62,6 @@ class Task(Protocol):
 
     def before_step(self, done: float) -> None:
         """Sets what depends on the fraction of all steps that is behind; keeps nothing."""
-
-    def constants(self) -> Hashable | None:
-        """Returns what the loss depends on besides tensors, None while that changes from step to step."""
-
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Returns the loss of a batch x [N, C, H, W]."""
 
     def after_step(self, done: float) -> None:
         """Acts on the weights after a step."""
@@ -283,10 +277,17 @@ def _epoch(
     model, images = task.model, setting.images
     steps = images.steps(schedule.batch)
     losses, rate = Losses(steps, setting.device), 0.0
-    place = f"{progress.name}: at step {{}} of epoch {epoch + 1} (rate {{:.2g}})"
+
+    def behind(step: int) -> float:
+        return (epoch * steps + step) / (schedule.epochs * steps)
+
+    def place(step: int) -> str:
+        rate = schedule.rate(behind(step - 1))
+        return f"{progress.name}: at step {step} of epoch {epoch + 1} (rate {rate:.2g})"
+
     model.train()
     for step, (x, labels) in enumerate(images.epoch(schedule.batch, setting.seed, epoch)):
-        done = (epoch * steps + step) / (schedule.epochs * steps)
+        done = behind(step)
         rate = schedule.rate(done)
         for group in gradients.optimizers[0].param_groups:
             group["lr"] = rate
@@ -295,16 +296,13 @@ def _epoch(
         wrong = losses.read()
         if wrong:
             at, value = wrong
-            then = schedule.rate((epoch * steps + at - 1) / (schedule.epochs * steps))
-            raise TrainingError(f"{place.format(at, then)} the loss is {value}: {_kept(epoch)}")
+            raise TrainingError(f"{place(at)} the loss is {value}: {_kept(epoch)}")
         for optimizer in gradients.optimizers:
             optimizer.step()
-        task.after_step((epoch * steps + step + 1) / (schedule.epochs * steps))
+        task.after_step(behind(step + 1))
         progress.step(epoch, step + 1, losses.last)
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise TrainingError(
-            f"{place.format(steps, rate)} the weights are no numbers any more: {_kept(epoch)}"
-        )
+        raise TrainingError(f"{place(steps)} the weights are no numbers any more: {_kept(epoch)}")
     task.before_step((epoch + 1) / schedule.epochs)
     noted = task.after_epoch(setting, epoch)
     with setting.autocast():

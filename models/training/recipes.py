@@ -262,9 +262,8 @@ def next_larger(name: str) -> str | None:
 
     None if there is none. About: 1.9 times, for budgets are rounded.
     """
-    family, _, _ = name.partition("-")
     fractions = {
-        other: recipe.fraction for other, recipe in VARIANTS.items() if other.partition("-")[0] == family
+        other: recipe.fraction for other, recipe in VARIANTS.items() if _family(other) == _family(name)
     }
     larger = [other for other, kept in fractions.items() if kept and kept >= 1.9 * fractions[name]]
     return min(larger, key=fractions.__getitem__, default=None)
@@ -389,9 +388,13 @@ _FAMILIES = {
 }
 
 
+def _family(name: str) -> str:
+    return name.split("-")[0]
+
+
 def recipe_of(name: str) -> Callable[[Run, str], Trained]:
     """Returns the recipe of a variant, by the first word of its name; ValueError if there is none."""
-    family = variant(name).name.split("-")[0]
+    family = _family(variant(name).name)
     if family not in _FAMILIES:
         raise ValueError(f"the variant {name} has no recipe: known are those of {', '.join(_FAMILIES)}")
     return _FAMILIES[family]
@@ -419,7 +422,7 @@ def planned(name: str, plan: Plan) -> dict[str, int]:
     return phases if recipe is baseline else phases | {name: plan.tune.epochs}
 
 
-ROWS = tuple(name for name in VARIANTS if name.split("-")[0] in _FAMILIES)
+ROWS = tuple(name for name in VARIANTS if _family(name) in _FAMILIES)
 """All variants that can be trained, in their order: what others start from comes first."""
 
 
