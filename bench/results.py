@@ -161,6 +161,19 @@ def family_of(variant: str) -> str:
     return re.sub(r"-\d+(\.\d+)?$", "", variant)
 
 
+def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Plan, precision and variants of trained rows (see `models.training`), first the plan of most of them.
+
+    Rows that do not name both are left out.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if isinstance(row["plan"], str) and isinstance(row["precision"], str):
+            found.setdefault((row["plan"], row["precision"]), []).append(row["variant"])
+    ranked = sorted(found.items(), key=lambda group: -len(group[1]))
+    return [(*settings, list(dict.fromkeys(names))) for settings, names in ranked]
+
+
 def read_rows(path: Path) -> list[Row]:
     """Reads and checks the rows of a results file; a file that is not there has none."""
     remedy = "move it away and run `make bench` again (nothing was overwritten)"

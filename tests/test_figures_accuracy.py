@@ -114,6 +114,13 @@ def test_full_width_stands_beside_what_was_published_there():
         figures.accuracy_full_width(tables([*make_accuracy(), wide[0]]))
 
 
+def test_a_row_with_a_plan_of_its_own_is_named_beside_it():
+    rows = [row | {"plan": "standard"} if row["variant"] == "joint" else row for row in make_accuracy()]
+    figure = figures.accuracy_vs_macs(tables(rows))
+    check_texts(figure)
+    assert "CIFAR-100, plan long; joint by standard, 1 to 3 seeds" in " ".join(texts(figure).split())
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_no_text_lies_over_another_or_beyond_the_edge(data, name):
     check_texts(figures.FIGURES[name](data))

@@ -25,7 +25,7 @@ from bench.figures.style import (
     family_style,
     plain_log,
 )
-from bench.results import family_of
+from bench.results import family_of, plans_of
 from models.published import ALL_RELU_ACCURACY, FULL_WIDTH_RELUS, PUBLISHED
 
 PUBLISHED_MARKERS = {"AutoReP": "P", "ReLUPruner": "X"}  # of methods without a family here
@@ -270,10 +270,13 @@ def _said(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> str:
     rows = accuracy[accuracy["width"] == width]
     seeds = rows.groupby("variant")["seed"].nunique()
     spread = " Vertical bars: lowest and highest of several seeds." if (seeds > 1).any() else ""
-    plans = " and ".join(str(plan) for plan in rows["plan"].dropna().unique())
+    plans = "; ".join(
+        f"{', '.join(names)} by {plan}" if index else f"plan {plan}"
+        for index, (plan, _, names) in enumerate(plans_of(rows.to_dict("records")))
+    )
     low, high = int(seeds.min()), int(seeds.max())
     count = f"{low} to {high} seeds" if low < high else f"{low} seed{'s' * (low > 1)}"
     return (
-        f"Trained networks: width {width}, CIFAR-100, plan {plans or 'unknown'}, {count}; 10,000 "
+        f"Trained networks: width {width}, CIFAR-100, {plans or 'plan unknown'}, {count}; 10,000 "
         f"test images.{spread}"
     )

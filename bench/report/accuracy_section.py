@@ -22,7 +22,7 @@ from bench.report.accuracy import (
 )
 from bench.report.cells import format_count, format_number, format_ratio, markdown_table
 from bench.report.order import ENGINES
-from bench.results import Row, family_of
+from bench.results import Row, family_of, plans_of
 from models.published import ALL_RELU_ACCURACY, JOINT_REDUCTION
 
 UNTRAINED = "not trained yet"
@@ -169,12 +169,9 @@ def _variants_caption(narrow: pd.DataFrame) -> list[str]:
 
 def _plans(narrow: pd.DataFrame) -> str:
     """Names the plan of most rows, then those of other rows with these rows."""
-    groups = narrow.dropna(subset=["plan", "precision"]).groupby(["plan", "precision"])["variant"]
-    ranked = sorted(groups, key=lambda group: -len(group[1]))
     return "; ".join(
-        (f"{', '.join(f'`{name}`' for name in names.unique())} by " if index else "")
-        + f"`{plan}` in {precision}"
-        for index, ((plan, precision), names) in enumerate(ranked)
+        (f"{', '.join(f'`{name}`' for name in names)} by " if index else "") + f"`{plan}` in {precision}"
+        for index, (plan, precision, names) in enumerate(plans_of(narrow.to_dict("records")))
     )
 
 
