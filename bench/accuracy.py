@@ -174,7 +174,7 @@ class Wanted:
 
     Normalised `images` [N, 3, H, W] and `labels` [N] are judged in fixed point; `whole` tells that they are
     the entire test set. Those at `chosen` go to the parties of each of the `engines`. `again` asks for all of
-    it even where it is known.
+    it even where it is known, of as many images or more.
     """
 
     images: Tensor
@@ -194,7 +194,7 @@ def additions(
     """
     known = row if row.get("weights_sha256") == digest else {}
     fresh: dict[str, Any] = {}
-    if wanted.again or known.get("fixed_point", {}).get("images") != len(wanted.labels):
+    if wanted.again or known.get("fixed_point", {}).get("images", 0) < len(wanted.labels):
         found = fixed_point(model, wanted.images, wanted.labels)
         if wanted.whole:
             _demand_same(row, found)
@@ -205,7 +205,7 @@ def additions(
     waiting = [
         engine
         for engine in wanted.engines
-        if wanted.again or private.get(engine, {}).get("images") != len(labels)
+        if wanted.again or private.get(engine, {}).get("images", 0) < len(labels)
     ]
     for engine in waiting:
         try:

@@ -48,7 +48,7 @@ def read_manifest(folder: Path = FOLDER) -> dict[str, dict]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise WeightsError(f"{path} is no JSON: {error}") from error
+        raise WeightsError(f"{path} is no JSON ({error}): restore it from git") from error
 
 
 def _sha256(path: Path) -> str:

@@ -154,6 +154,15 @@ def test_differences_are_taken_seed_by_seed():
     assert isinstance(none, Difference)
 
 
+def test_pairs_are_of_one_plan():
+    content = [make_accuracy_row("senet-0.09", seed=seed, accuracy_test=0.6) for seed in (0, 1)]
+    content += [make_accuracy_row("joint-0.052", seed=0, accuracy_test=0.59)]
+    content += [make_accuracy_row("joint-0.052", seed=1, accuracy_test=0.5, plan="extended", epochs=150)]
+    made = report.tabulate_pairs(table(content), []).set_index(["joint", "width"]).loc[("joint-0.052", 16)]
+    assert (made["seeds"], made["accuracy_difference"]) == (1, pytest.approx(-0.01))
+    assert (made["epochs_senet"], made["epochs_joint"]) == (44, 150)
+
+
 def test_pairs_have_the_ratios_of_measured_rows_at_their_own_width(rows):
     made = report.tabulate_pairs(table(make_accuracy()), [*rows, *make_narrow_rows()])
     assert [tuple(line) for line in made[["senet", "joint", "width"]].to_numpy()] == [
@@ -212,17 +221,24 @@ def test_sensitivity_stands_beside_the_published_one(tmp_path):
         ("w16-s0-standard", 0.0),
         ("w16-s1-standard", 0.02),
         ("w16-s0-standard-masks.search=0", 9),
+        ("w16-s0-extended", 0.04),
     ):
         (tmp_path / run).mkdir()
         (tmp_path / run / "sensitivity.json").write_text(json.dumps(make_sensitivity(shift)))
-    made = report.read_sensitivity(tmp_path)
+    untrained = report.tabulate_accuracy(None)
+    made = report.read_sensitivity(tmp_path, untrained)
     assert list(made["seed"].unique()) == [0, 1]
+    assert list(made["run"].unique()) == ["w16-s0-extended", "w16-s1-standard"]
+    phases = {"plan": "standard", "phases": {"baseline": 1, "sensitivity": 1, "senet-0.09": 1}}
+    rows = [make_accuracy_row("baseline", plan="extended"), make_accuracy_row("senet-0.09", **phases)]
+    of_rows = report.read_sensitivity(tmp_path, table(rows))  # what the rows got their ReLUs by
+    assert list(of_rows["run"].unique()) == ["w16-s0-standard", "w16-s1-standard"]
     assert set(made["width"]) == {16}
     first = made[made["seed"] == 0]
     assert tuple(first["layer"]) == RESNET18_RELUS
     assert tuple(first["published_sensitivity"]) == SENET_SENSITIVITY
     assert made["measured_sensitivity"].max() < 1.0
-    assert report.read_sensitivity(tmp_path / "none").empty
+    assert report.read_sensitivity(tmp_path / "none", untrained).empty
 
 
 @pytest.mark.parametrize("content", ["{", "{}", json.dumps({"sensitivity": {"relu": 0.1}})])
@@ -230,7 +246,7 @@ def test_unusable_sensitivity_is_named(tmp_path, content):
     (tmp_path / "w16-s0-quick").mkdir()
     (tmp_path / "w16-s0-quick" / "sensitivity.json").write_text(content)
     with pytest.raises(ResultsError, match=r"sensitivity\.json cannot be read"):
-        report.read_sensitivity(tmp_path)
+        report.read_sensitivity(tmp_path, report.tabulate_accuracy(None))
 
 
 def test_published_values_stand_beside_near_budgets_of_the_same_method_alone():
@@ -327,19 +343,21 @@ def test_a_pair_of_one_budget_is_told_apart(rows):
     assert "no pair is trained yet" in text
     content += [make_accuracy_row("joint-0.052", accuracy_test=0.58)]
     text = section(content, rows)
-    assert "With as many ReLUs as `senet-0.09`, `joint-0.09` is at **+0.50** points, with " in text
+    said = "`joint-0.09` is at **+0.50** points (n = 1; 44 epochs against 44), with "
+    assert f"With as many ReLUs as `senet-0.09`, {said}" in text
     assert "in **0 of 1** pairs" in text
 
 
 def test_merging_alone_is_held_against_the_baseline_seed_by_seed(rows):
     content = [make_accuracy_row("baseline", seed=seed) for seed in (0, 1)]
     assert "Merging alone" not in section(content, rows)
-    content.append(make_accuracy_row("joint", seed=1) | {"plan": "extended"})
-    text = section(content, rows)
+    joint = make_accuracy_row("joint", seed=1)
     said = (
-        "Merging alone, all other ReLUs kept (`joint`): **-0.30** points to the baseline at width 16 (n = 1)"
+        "Merging alone, all other ReLUs kept (`joint`): **-0.30** points to the baseline at width 16 (n = 1"
     )
-    assert f"{said}, with 1.67× fewer ReLUs and 1.52× fewer MACs." in text
+    assert f"{said}), with 1.67× fewer ReLUs and 1.52× fewer MACs." in section([*content, joint], rows)
+    text = section([*content, joint | {"plan": "extended"}], rows)
+    assert f"{said}; of another plan, from a baseline of its own), with 1.67× fewer ReLUs" in text
     assert "Trained by plan `long` in bfloat16; `joint` by `extended` in bfloat16, seeds 0, 1" in text
 
 

@@ -10,6 +10,7 @@ from models.checkpoint import file_name, read_manifest, read_weights
 from models.cost import count_cost
 from models.data import DataError, load_cifar100, normalised
 from models.relu import MaskedReLU
+from models.training import __main__ as command
 from models.training.recipes import ROWS
 from models.training.rows import find_row, read_rows
 from models.training.schedules import plan_of
@@ -33,6 +34,15 @@ def test_every_row_is_trained_and_the_pair_by_three_seeds():
         assert {row["seed"] for row in ACCURACY if (row["variant"], row["width"]) == (name, 16)} == {0, 1, 2}
     assert row_of("baseline")["accuracy_test"] > 0.66
     assert row_of("baseline", 64)["accuracy_test"] > row_of("baseline")["accuracy_test"]
+
+
+def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
+    """Its weights are not part of the project: the row alone says that a network is trained."""
+    folder = ["--results", str(ROOT / "results"), "--plan", "long", "--width", "64"]
+    assert command.main([*folder, "--device", "cpu", "--list"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == set(ROWS)
+    assert [name for name, state in lines.items() if state != "finished"] == ["joint"]
 
 
 @pytest.mark.parametrize("name", ROWS)

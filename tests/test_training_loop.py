@@ -301,7 +301,7 @@ def _interrupt():
 
 
 def test_a_changed_plan_takes_the_phases_that_are_the_same(tmp_path, monkeypatch):
-    def run(name, schedule=SCHEDULE, shared=None):
+    def run(name, schedule=SCHEDULE, shared=()):
         folder = tmp_path / name
         task, stream = Supervised(network(), schedule), io.StringIO()
         setting = Setting(tiny_images())
@@ -309,10 +309,10 @@ def test_a_changed_plan_takes_the_phases_that_are_the_same(tmp_path, monkeypatch
         return train(task, schedule, setting, "phase", folder, log, "", stream, shared), stream.getvalue()
 
     first, _ = run("base")
-    again, text = run("try", shared=tmp_path / "base")
+    again, text = run("try", shared=[tmp_path / "nothing", tmp_path / "base"])
     assert (again.digest, text) == (first.digest, "")
     assert (tmp_path / "try" / "phase.jsonl").exists()
-    changed, text = run("other", Schedule(3, 0.2, batch=BATCH), tmp_path / "base")
+    changed, text = run("other", Schedule(3, 0.2, batch=BATCH), [tmp_path / "base"])
     assert changed.digest != first.digest
     assert text.count("\n") == 3
 

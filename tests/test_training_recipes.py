@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -115,8 +116,15 @@ def test_what_is_left_is_told_in_epochs_and_time(run, tmp_path):
     other = tiny_run(tmp_path)
     assert command.remaining(other, ["senet-0.09", "senet-0.18"]) == "8 epochs to go"
     other.done["baseline"] = recipe_of("baseline")(run, "baseline")
-    text = command.remaining(other, ["senet-0.09", "senet-0.18", "joint-0.09"])
-    assert re.fullmatch(r"10 epochs to go, about 0:0\d h", text)
+    for names, epochs in ((["senet-0.09", "senet-0.18", "joint-0.09"], 10), (["baseline"], 0)):
+        assert re.fullmatch(rf"{epochs} epochs to go, about 0:0\d h", command.remaining(other, names))
+    fresh = tiny_run(tmp_path)  # as after a restart: what is finished lies in checkpoints alone
+    fresh.checkpoints, fresh.shared = tmp_path / "own", [run.checkpoints]
+    assert command.remaining(fresh, ["baseline", "senet-0.09"]).startswith("0 epochs to go")
+    fresh.shared, fresh.checkpoints = [], run.checkpoints
+    assert command.remaining(fresh, ["baseline", "senet-0.09"]).startswith("0 epochs to go")
+    fresh.setting = replace(fresh.setting, seed=1)
+    assert command.remaining(fresh, ["baseline", "senet-0.09"]) == "6 epochs to go"
 
 
 def test_published_sensitivity_is_taken_when_none_is_measured(tmp_path):
@@ -181,7 +189,9 @@ def tried(run, folder, **changes):
     """Returns a run of a changed plan that takes the phases it shares from `run`."""
     plan = run.plan.changed({key.replace("__", "."): value for key, value in changes.items()})
     logs = folder / "logs"
-    return Run(run.setting, plan, run.width, folder, logs, io.StringIO(), shared=run.checkpoints, tried=True)
+    return Run(
+        run.setting, plan, run.width, folder, logs, io.StringIO(), shared=[run.checkpoints], tried=True
+    )
 
 
 def chosen_by_lasso(run, name):
@@ -425,6 +435,46 @@ def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, 
     assert {"plan": "long", "gated.fading": 0.9} in changes
 
 
+def test_a_try_of_a_plan_takes_what_that_plan_has_taken(cifar, monkeypatch, capsys):
+    """The baseline is the usual plan's: the other plan takes it from there, and so must its tries."""
+    folder, options = cifar
+    monkeypatch.setitem(PLANS, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
+    assert command.main([*options, "--rows", "joint", "baseline"]) == 0
+    assert not (folder / "checkpoints" / "w2-s0-extended" / "baseline.pt").exists()
+    capsys.readouterr()
+    tried = [*options, "--rows", "joint", "--plan", "extended", "--set", "gated.start=random"]
+    assert command.main(tried) == 0
+    said = capsys.readouterr().err
+    assert "gated-5  epoch" in said
+    assert "baseline  epoch" not in said
+
+
+def test_a_row_is_finished_by_whatever_plan_has_the_same_phases(cifar, monkeypatch, capsys):
+    folder, options = cifar
+    monkeypatch.setitem(PLANS, "extended", TINY.changed({"gated.bounded": True}))
+    assert command.main([*options, "--rows", "baseline", "joint", "--plan", "long"]) == 0
+    capsys.readouterr()
+    for plan, state in (("long", "finished"), ("extended", "to be trained")):
+        assert command.main([*options, "--rows", "baseline", "joint", "--plan", plan, "--list"]) == 0
+        lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert lines == {"baseline": "finished", "joint": state}
+    path = folder / "results" / "accuracy.json"
+    put_row(path, read_rows(path)[0] | {"plan": "forgotten"})
+    assert command.main([*options, "--rows", "baseline", "--list"]) == 0
+    assert "to be trained" in capsys.readouterr().out
+
+
+def test_wide_networks_are_finished_without_published_weights(cifar, monkeypatch, capsys):
+    folder, options = cifar
+    monkeypatch.setattr(rows, "PUBLISHED_WIDTH", 1)
+    assert command.main([*options, "--rows", "baseline"]) == 0
+    assert not (folder / "weights").exists()
+    assert (folder / "checkpoints" / "w2-s0-long" / "baseline-w2.safetensors").exists()
+    capsys.readouterr()
+    assert command.main([*options, "--rows", "baseline", "--list"]) == 0
+    assert capsys.readouterr().out == "baseline         finished\n"
+
+
 def test_another_seed_has_its_row_but_no_published_weights(cifar):
     folder, options = cifar
     assert command.main([*options, "--rows", "baseline", "--seed", "3", "--epochs-scale", "0.5"]) == 0
@@ -489,8 +539,22 @@ def test_missing_data_and_devices_are_one_clear_line(cifar, capsys):
     assert "the device 'nonsense' cannot be used" in capsys.readouterr().err
     assert command.main([*options, "--epochs-scale", "0"]) == 1
     assert "positive factor" in capsys.readouterr().err
+    assert command.main([*options, "--epochs-scale", "inf"]) == 1
+    assert "positive factor" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["--rows", "nonsense"])
+
+
+def test_files_that_cannot_be_read_or_written_are_one_clear_line(cifar, capsys):
+    folder, options = cifar
+    (folder / "checkpoints").write_text("a file where a folder is wanted")
+    assert command.main([*options, "--rows", "baseline"]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be written (Not a directory): make room or allow writing there" in said
+    (folder / "weights").mkdir()
+    (folder / "weights" / "manifest.json").write_text("{")
+    assert command.main([*options, "--rows", "baseline"]) == 1
+    assert "manifest.json is no JSON" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_interrupt_says_how_to_go_on(cifar, monkeypatch, capsys):

@@ -90,7 +90,11 @@ def accuracy_vs_macs(tables: Tables) -> Figure:
     axes.set_ylabel("test accuracy, %")
     axes.margins(x=0.16, y=0.07)
     _legend(figure, _family_handles(points), 4, "center")
-    add_small_print(figure, "At the points: share of ReLUs kept, as in the names. " + _said(tables.accuracy))
+    add_small_print(
+        figure,
+        "At the points: share of ReLUs kept, as in the names; all: all that merging leaves. "
+        + _said(tables.accuracy),
+    )
     _label_shares(axes, points, millions)
     return figure
 
@@ -125,7 +129,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
         figure,
         cases,
         "Accuracy and latency of the same networks. Horizontal bars: 95 % intervals. At the points: share of "
-        "ReLUs kept. The panels' scales differ. " + _said(tables.accuracy),
+        "ReLUs kept; all: all that merging leaves. The panels' scales differ. " + _said(tables.accuracy),
     )
     for each in labelled:
         _label_shares(*each)
@@ -225,10 +229,14 @@ def _published_marker(method: str) -> str:
 def _label_shares(
     axes: Axes, points: pd.DataFrame, x: pd.Series, x_bars: list[pd.Series] | None = None
 ) -> None:
-    """Writes the share of kept ReLUs that a name ends with at each point, beside bars and lines."""
+    """Writes the share of kept ReLUs that a name ends with at each point, beside bars and lines.
+
+    "all" at the one of a family that has no share in its name.
+    """
     labels, inked = [], []
+    several = points["family"].duplicated(keep=False)
     for variant, point in points.iterrows():
-        at, share = float(x[variant]), variant[len(point["family"]) + 1 :]
+        at, share = float(x[variant]), variant[len(point["family"]) + 1 :] or "all" * bool(several[variant])
         inked.append((at, point["mean"]))
         inked += [(at, y) for y in np.linspace(point["low"], point["high"], 9)]
         if x_bars is not None:

@@ -1,8 +1,8 @@
-"""Accuracy of trained networks: results/accuracy.json -> accuracy.csv, pairs.csv and sensitivity.csv.
+"""Accuracy of trained networks: results/accuracy.json -> accuracy.csv, pairs.csv, tries.csv, sensitivity.csv.
 
-An accuracy is a share of CIFAR-100's test images (0 to 1). It belongs to a width: the networks that are
-trained are narrow (`bench.cases.TRAINED_WIDTH`), those whose latency is the headline are not, and no column
-holds both. Seeds are compared seed by seed, since the networks of one seed share their baseline.
+An accuracy is a share of CIFAR-100's test images (0 to 1). It belongs to a width: the accuracy figures are of
+`bench.cases.TRAINED_WIDTH`, the latency headline of `bench.cases.WIDTH`, and no column holds both. Seeds are
+compared seed by seed, since the networks of one seed and plan share their baseline.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ PAIRS = (
 """SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
 EQUAL = ("senet-0.09", "joint-0.09")
 """A pair of one budget: what merging layers costs beside masks."""
-MERGED = "joint"
+UNMASKED = "joint"
 """Shallow blocks alone: what merging layers costs before any budget."""
 TEST_IMAGES = 10_000
 NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
@@ -57,10 +57,21 @@ SETTINGS = ("plan", "epochs_scale", "precision")
 ROW = ("variant", "width", "seed", *SETTINGS, "epochs", "relus", "macs")
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
-PAIR = ("senet", "joint", "width", "seeds", "accuracy_senet", "accuracy_joint")
+PAIR = (
+    "senet",
+    "joint",
+    "width",
+    "seeds",
+    "epochs_senet",
+    "epochs_joint",
+    "accuracy_senet",
+    "accuracy_joint",
+)
 TRY = ("variant", "width", "seed", "changes", "beside", "epochs", "accuracy_heldout", "difference")
 SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
-_RUN = re.compile(r"w(\d+)-s(\d+)-[a-z]+")  # not scaled, not in another precision, not a try
+_RUN = re.compile(
+    r"w(?P<width>\d+)-s(?P<seed>\d+)-(?P<plan>[a-z]+)"
+)  # not scaled, not in another precision, not a try
 
 
 @dataclass(frozen=True)
@@ -215,10 +226,12 @@ def _accuracy_place(line: pd.Series) -> tuple:
     return line["width"], place, line["variant"], line["seed"]
 
 
-def difference(table: pd.DataFrame, width: int, variant: str, other: str) -> Difference:
-    """How much more accurate `variant` is than `other`, by the seeds that both have at this width."""
+def difference(
+    table: pd.DataFrame, width: int, variant: str, other: str, by: Sequence[str] = ("seed",)
+) -> Difference:
+    """How much more accurate `variant` is than `other`, over the rows at this width equal in `by`."""
     by_seed = [
-        table[(table["variant"] == name) & (table["width"] == width)].set_index("seed")["accuracy_test"]
+        table[(table["variant"] == name) & (table["width"] == width)].set_index(list(by))["accuracy_test"]
         for name in (variant, other)
     ]
     found = (by_seed[0] - by_seed[1]).dropna()
@@ -228,8 +241,8 @@ def difference(table: pd.DataFrame, width: int, variant: str, other: str) -> Dif
 def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
     """One line a pair of SENet and joint variants and width, all of it at that width.
 
-    `accuracy_difference` is joint - SENet, over the seeds that both have; `relus_ratio`, `macs_ratio` and
-    `ENGINE_online_ratio` are SENet / joint, so that above 1 joint has, or needs, less.
+    `accuracy_difference` is joint - SENet, over the seeds that both have by one plan; `relus_ratio`,
+    `macs_ratio` and `ENGINE_online_ratio` are SENet / joint, so that above 1 joint has, or needs, less.
     """
     ratios = [f"{engine}_online_ratio{end}" for engine in ENGINES for end in ("", "_low", "_high")]
     differences = [f"accuracy_difference{end}" for end in ("", "_low", "_high")]
@@ -240,12 +253,15 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
         for width in widths:
             counts = [counts_of(name, width, table, rows) for name in (senet, joint)]
             at_width = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()
-            between = difference(table, width, joint, senet)
+            between = difference(table, width, joint, senet, ("seed", *SETTINGS))
+            epochs = table[table["width"] == width].groupby("variant")["epochs"].max()
             line = {
                 "senet": senet,
                 "joint": joint,
                 "width": width,
                 "seeds": between.seeds,
+                "epochs_senet": epochs.get(senet),
+                "epochs_joint": epochs.get(joint),
                 "accuracy_senet": at_width.get(senet, math.nan),
                 "accuracy_joint": at_width.get(joint, math.nan),
                 **dict(zip(differences, (between.mean, between.low, between.high), strict=True)),
@@ -256,7 +272,8 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
                 found = _online_ratio(*(rows.get((name, width, engine)) for name in (senet, joint)))
                 line |= dict(zip([each for each in ratios if each.startswith(engine)], found, strict=True))
             lines.append(line)
-    return pd.DataFrame(lines, columns=[*PAIR, *differences, "relus_ratio", "macs_ratio", *ratios])
+    made = pd.DataFrame(lines, columns=[*PAIR, *differences, "relus_ratio", "macs_ratio", *ratios])
+    return made.astype({"epochs_senet": "Int64", "epochs_joint": "Int64"})
 
 
 def latency_rows(rows: Iterable[Row]) -> dict[tuple[str, int, str], Row]:
@@ -316,19 +333,29 @@ def published_near(variant: str, relus: float) -> PublishedAccuracy | None:
     return min(known, key=lambda each: abs(each.relus - relus), default=None)
 
 
-def read_sensitivity(folder: Path) -> pd.DataFrame:
-    """One line a run and ReLU layer of FOLDER/RUN/sensitivity.json, with what SENet's authors published."""
-    lines: list[dict[str, Any]] = []
+def read_sensitivity(folder: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """One line a run and ReLU layer of FOLDER/RUN/sensitivity.json, with what SENet's authors published.
+
+    One run a width and seed: that of the plan by which its rows of `accuracy`, from `tabulate_accuracy`, got
+    their ReLUs, the first by name where none has any.
+    """
+    by_sensitivity = accuracy[accuracy["relus_by"] == "sensitivity"]
+    plans = {(row["width"], row["seed"]): row["plan"] for _, row in by_sensitivity.iterrows()}
+    found: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob("*/sensitivity.json")):
         name = _RUN.fullmatch(path.parent.name)
-        if name is None:
-            continue
+        if name is not None:
+            key = int(name["width"]), int(name["seed"])
+            if key not in found or plans.get(key) == name["plan"]:
+                found[key] = path
+    lines: list[dict[str, Any]] = []
+    for (width, seed), path in sorted(found.items()):
         try:
             measured = json.loads(path.read_text(encoding="utf-8"))["sensitivity"]
             pairs = list(zip(measured.items(), SENET_SENSITIVITY, strict=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResultsError(f"{path} cannot be read ({error}): train again or remove it.") from error
         for position, ((layer, value), published) in enumerate(pairs):
-            setting = (path.parent.name, int(name[1]), int(name[2]), position, layer, value, published)
+            setting = (path.parent.name, width, seed, position, layer, value, published)
             lines.append(dict(zip(SENSITIVITY, setting, strict=True)))
     return pd.DataFrame(lines, columns=list(SENSITIVITY))

@@ -11,10 +11,11 @@ from bench.cases import TRAINED_WIDTH
 from bench.cases import WIDTH as FULL_WIDTH
 from bench.report.accuracy import (
     EQUAL,
-    MERGED,
     PAIRS,
+    SETTINGS,
     TEST_IMAGES,
     TRAINABLE,
+    UNMASKED,
     counts_of,
     difference,
     latency_rows,
@@ -265,21 +266,24 @@ def _verdict(pairs: pd.DataFrame, width: int) -> str:
         return text + "."
     return (
         f"{text}. With as many ReLUs as `{EQUAL[0]}`, `{EQUAL[1]}` is at "
-        f"**{format_points(equal['accuracy_difference'])}** points, with {format_ratio(equal['macs_ratio'])} "
-        "fewer MACs."
+        f"**{format_points(equal['accuracy_difference'])}** points (n = {equal['seeds']}; "
+        f"{equal['epochs_joint']} epochs against {equal['epochs_senet']}), with "
+        f"{format_ratio(equal['macs_ratio'])} fewer MACs."
     )
 
 
 def _merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
     """Says what shallow blocks cost that keep all other ReLUs; "" where that is not trained."""
-    lost = difference(table, width, MERGED, "baseline")
+    lost = difference(table, width, UNMASKED, "baseline")
     if not lost.seeds:
         return ""
-    counts = [counts_of(name, width, table, measured) for name in ("baseline", MERGED)]
+    counts = [counts_of(name, width, table, measured) for name in ("baseline", UNMASKED)]
+    by_one_plan = difference(table, width, UNMASKED, "baseline", ("seed", *SETTINGS)).seeds == lost.seeds
     fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
+    other = "" if by_one_plan else "; of another plan, from a baseline of its own"
     return (
-        f"Merging alone, all other ReLUs kept (`{MERGED}`): **{format_points(lost.mean)}** points to the "
-        f"baseline at width {width} (n = {lost.seeds}), with {fewer['relus']} fewer ReLUs and "
+        f"Merging alone, all other ReLUs kept (`{UNMASKED}`): **{format_points(lost.mean)}** points to the "
+        f"baseline at width {width} (n = {lost.seeds}{other}), with {fewer['relus']} fewer ReLUs and "
         f"{fewer['macs']} fewer MACs."
     )
 
@@ -314,7 +318,9 @@ def _pairs_caption(pairs: pd.DataFrame) -> str:
     text = (
         "Each joint variant has a budget 1.73 times smaller than its SENet partner, in the last line the "
         "same. Ratios are SENet / joint. *Faster online*: measured on loopback at batch 1, each against the "
-        "baseline's interleaved repetitions, with a bootstrap 95 % interval. "
+        "baseline's interleaved repetitions, with a bootstrap 95 % interval; at width "
+        f"{FULL_WIDTH} of networks with the same numbers of ReLUs and MACs but seeded weights and masks by "
+        "SENet's published sensitivity. "
     )
     if (pairs["seeds"] > 1).any():
         text += (
@@ -355,6 +361,7 @@ def _full_width(table: pd.DataFrame, measured: dict) -> str:
         f"**Full width ({FULL_WIDTH}): {state}.** It wants a CUDA device and one command, which resumes: "
         f"`{FULL_WIDTH_COMMAND}`. Beside each variant stands what its method's authors "
         "published at a number of ReLUs within 10 %; their schedules and networks differ in detail."
+        + (f" Trained by plan {_plans(wide)}." if trained else "")
     )
     summary = f"<summary>Width {FULL_WIDTH}, ours and published</summary>"
     return f"{head}\n\n<details>{summary}\n\n{markdown_table(pd.DataFrame(lines))}\n\n</details>"

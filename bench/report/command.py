@@ -80,7 +80,7 @@ def read_report(results: Path) -> Report:
         accuracy=accuracy,
         pairs=tabulate_pairs(accuracy, rows),
         tries=tabulate_tries(results / "tries.json", accuracy),
-        sensitivity=read_sensitivity(results / "training"),
+        sensitivity=read_sensitivity(results / "training", accuracy),
     )
 
 

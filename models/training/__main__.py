@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,22 @@ import torch
 from torch import Tensor
 
 from models import checkpoint
-from models.checkpoint import read_manifest
+from models.checkpoint import WeightsError, read_manifest
 from models.data import DataError, load_cifar100
 from models.training.files import TrainingError
 from models.training.images import Images
 from models.training.loop import Setting
-from models.training.recipes import ROWS, Run, planned, recipe_of
-from models.training.rows import find_row, finish_row, put_row, read_rows, weights_path
-from models.training.schedules import PLANS, ROW_PLANS, USUAL, plan_of, unusual
+from models.training.recipes import ROWS, Run, planned, recipe_of, schedules_of
+from models.training.rows import (
+    Row,
+    find_row,
+    finish_row,
+    is_published,
+    put_row,
+    read_rows,
+    weights_path,
+)
+from models.training.schedules import PLANS, ROW_PLANS, USUAL, Plan, Schedule, plan_of, unusual
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,15 +101,15 @@ def _device(name: str) -> torch.device:
 
 def remaining(run: Run, rows: Sequence[str]) -> str:
     """Says how many epochs the rows still need, and for how long at the mean pace so far."""
-    phases: dict[str, int] = {}
+    phases: dict[str, Schedule] = {}
     for row in rows:
-        phases |= planned(row, run.plan)
-    epochs = sum(count for phase, count in phases.items() if phase not in run.done)
-    outcomes = {outcome.name: outcome for trained in run.done.values() for outcome in trained.phases}
-    done = sum(len(outcome.history) for outcome in outcomes.values())
+        phases |= schedules_of(row, run.plan)
+    histories = [run.history(phase, schedule) for phase, schedule in phases.items()]
+    done = [epoch["wall_s"] for history in histories for epoch in history]
+    epochs = sum(schedule.epochs for schedule in phases.values()) - len(done)
     if not done:
         return f"{epochs} epochs to go"
-    minutes = epochs * sum(outcome.seconds for outcome in outcomes.values()) / done / 60
+    minutes = epochs * sum(done) / len(done) / 60
     return f"{epochs} epochs to go, about {int(minutes // 60)}:{int(minutes % 60):02} h"
 
 
@@ -110,6 +118,17 @@ def _run_name(options: argparse.Namespace, plan: str) -> str:
     name = f"w{options.width}-s{options.seed}-{plan}"
     name += "" if options.epochs_scale == 1 else f"-x{options.epochs_scale:g}"
     return name + ("" if options.precision == USUAL["precision"] else f"-{options.precision}")
+
+
+def _same_training(name: str, row: Row, plan: Plan, precision: str, settings: Mapping[str, Any]) -> bool:
+    """Returns whether a row went through the phases that `plan` has for it, under whatever plan's name."""
+    try:
+        of_row = PLANS[row["plan"]].scaled(row["epochs_scale"]).changed(settings)
+        phases, precision_of_row = row["phases"], row["precision"]
+    except (KeyError, ValueError):
+        return False
+    same = schedules_of(name, of_row) == schedules_of(name, plan) and precision_of_row == precision
+    return same and phases == planned(name, plan)
 
 
 Data = tuple[Images, tuple[Tensor, Tensor] | None]
@@ -132,15 +151,16 @@ def run_rows(options: argparse.Namespace, data: Callable[[torch.device], Data]) 
             f"no try: nothing differs from what {', '.join(same)} is trained with (--set, --plan)"
         )
     name, usual = _run_name(options, options.plan), _run_name(options, USUAL["plan"])
-    shared = options.checkpoints / (name if tried else usual) if tried or name != usual else None
+    shared = [options.checkpoints / other for other in dict.fromkeys((name, usual))]
     name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
+    shared = [other for other in shared if other.name != name]
     finished = []
     for row in ROWS:
         found = find_row(read_rows(accuracy), row, options.width, options.seed, changes[row])
         listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
-        expected = facts | {"phases": planned(row, plan)}
-        if found and all(found.get(key) == value for key, value in expected.items()):
-            finished += [row] if listed or options.seed or tried else []
+        stored = listed or tried or not is_published(options.width, options.seed)
+        if found and stored and _same_training(row, found, plan, options.precision, settings):
+            finished.append(row)
     waiting = [row for row in ROWS if row in options.rows and row not in finished]
     for row in options.rows if options.list else ():
         print(f"{row:16} {'finished' if row in finished else 'to be trained'}")
@@ -186,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for plan in sorted(plans, key=lambda plan: (plan != USUAL["plan"], plan)):  # others take from it
             rows = [row for row in options.rows if plan in (given, plan_of(row))]
             run_rows(argparse.Namespace(**vars(options) | {"plan": plan, "rows": rows}), data)
-    except (TrainingError, DataError, ValueError) as error:
+    except (TrainingError, DataError, WeightsError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -20,6 +20,26 @@ class TrainingError(RuntimeError):
     """Raised when training cannot go on: a loss that is no number, a full disk, another run's checkpoint."""
 
 
+_DAMAGED = (RuntimeError, KeyError, ValueError, EOFError, TypeError, pickle.UnpicklingError)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}): make room or allow writing there, then "
+            "run the same command to go on"
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder unless it is there; TrainingError when it cannot be made."""
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` at once by `content`; TrainingError, the former file intact, when it cannot."""
     scratch = path.with_name(path.name + ".part")
@@ -65,9 +85,11 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
     """Keeps other processes out while `path` is locked: a file made for it, or a folder.
 
     Calls `waiting` once if another process has it, then waits. The lock goes with the process, however it
-    ends.
+    ends. Raises TrainingError when the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    make_folder(path.parent)
+    with _writing(path):
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +99,16 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
         yield
     finally:
         os.close(descriptor)
+
+
+def read_history(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the epochs of a checkpoint whose identity has everything `wanted`; none of any other file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        identity = json.loads(state["identity"])
+        return list(state["history"]) if wanted.items() <= identity.items() else []
+    except (OSError, *_DAMAGED):
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +138,7 @@ class Checkpoints:
         try:
             state = torch.load(self.path, map_location=device, weights_only=True)
             identity = json.loads(state.pop("identity"))
-        except (RuntimeError, KeyError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        except _DAMAGED as error:
             raise TrainingError(
                 f"{self.path} is no checkpoint of this project or is damaged ({type(error).__name__}): "
                 "remove it to train this phase again"

@@ -7,7 +7,7 @@ same bit for bit (on one kind of machine, with as many threads).
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -135,15 +135,15 @@ def train(
     log: Path,
     after: str = "",
     stream: TextIO | None = None,
-    shared: Path | None = None,
+    shared: Sequence[Path] = (),
 ) -> Outcome:
     """Trains a task to its last epoch, from its checkpoint in `folder` if there is one; returns its outcome.
 
     Every epoch is a line of `log` (JSON lines). `after` is the digest of what the phase starts from. Raises
     TrainingError when the loss is no number, a file cannot be written, or the checkpoint belongs to another
     architecture, schedule, seed, precision or start. A process that finds another one training the same
-    phase waits for its end and takes the result. The same phase finished in the folder `shared` is taken from
-    there.
+    phase waits for its end and takes the result. The same phase finished in one of the folders `shared` is
+    taken from there.
     """
     model = task.model.to(setting.device, memory_format=torch.channels_last)
     task.extra = {key: value.to(setting.device) for key, value in task.extra.items()}
@@ -159,11 +159,11 @@ def train(
     }
     checkpoints = Checkpoints(folder / f"{name}.pt", identity)
     state = checkpoints.load(setting.device)
-    if state is None and shared is not None:
-        state = _finished(Checkpoints(shared / f"{name}.pt", identity).same(setting.device), schedule)
+    for other in shared:
+        if state is None:
+            state = _finished(Checkpoints(other / f"{name}.pt", identity).same(setting.device), schedule)
     with ExitStack() as stack:
         if _finished(state, schedule) is None:
-            folder.mkdir(parents=True, exist_ok=True)
             output = sys.stderr if stream is None else stream
             stack.enter_context(
                 locked(

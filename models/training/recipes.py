@@ -8,11 +8,11 @@ for each set of shallow blocks) is a phase that is trained once and loaded after
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from models.selection import (
     least_sensitive_blocks,
 )
 from models.training import tasks
-from models.training.files import write_bytes
+from models.training.files import read_history, write_bytes
 from models.training.images import accuracy
 from models.training.loop import Outcome, Setting, train
 from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
@@ -66,8 +66,8 @@ class Trained:
 class Run:
     """One seed of all variants at one width: settings, folders, and what has been trained so far.
 
-    A run with another plan takes the phases that are the same from the checkpoints in `shared`. One that is
-    `tried` publishes no weights.
+    Phases that are the same in a run of another plan are taken from its checkpoints, the folders `shared`. A
+    run that is `tried` publishes no weights.
     """
 
     setting: Setting
@@ -76,7 +76,7 @@ class Run:
     checkpoints: Path
     logs: Path
     stream: TextIO | None = None
-    shared: Path | None = None
+    shared: Sequence[Path] = ()
     tried: bool = False
     done: dict[str, Trained] = field(default_factory=dict)
 
@@ -118,6 +118,22 @@ class Run:
             before = {earlier.name: earlier for parent in after for earlier in parent.phases}
             self.done[phase] = Trained(task.model, (*before.values(), outcome))
         return self.done[phase]
+
+    def history(self, phase: str, schedule: Schedule) -> Sequence[Mapping[str, Any]]:
+        """Returns the epochs of a phase that are behind: done here, in its checkpoint, or all of a shared."""
+        if phase in self.done:
+            return self.done[phase].phases[-1].history
+        wanted = {
+            "phase": phase,
+            "schedule": asdict(schedule),
+            "seed": self.setting.seed,
+            "precision": self.setting.precision,
+        }
+        own, *others = (
+            read_history(folder / f"{phase}.pt", wanted) for folder in (self.checkpoints, *self.shared)
+        )
+        whole = next((epochs for epochs in others if len(epochs) == schedule.epochs), None)
+        return own if whole is None else whole
 
     def frozen(self, model: nn.Module) -> nn.Module:
         """Returns a copy of a network on the run's device that learns nothing."""
@@ -400,26 +416,31 @@ def recipe_of(name: str) -> Callable[[Run, str], Trained]:
     return _FAMILIES[family]
 
 
-def planned(name: str, plan: Plan) -> dict[str, int]:
-    """Returns the phases that a variant goes through, and the epochs of each."""
-    phases = {"baseline": plan.baseline.epochs}
+def schedules_of(name: str, plan: Plan) -> dict[str, Schedule]:
+    """Returns the phases that a variant goes through, each with its schedule."""
+    phases: dict[str, Schedule] = {"baseline": plan.baseline}
     recipe = recipe_of(name)
     if recipe in (senet, joint):
         if recipe is joint:
             with torch.device("meta"):
-                phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated.epochs
+                phases[f"gated-{len(shallow_of(variant(name).structured(1)))}"] = plan.gated
         if variant(name).fraction is None:
             return phases
         if plan.masks.allocation == "lasso":
-            phases[f"{name}-lasso"] = plan.lasso.epochs
+            phases[f"{name}-lasso"] = plan.lasso
         elif plan.masks.allocation == "sensitivity" and plan.sensitivity is not None:
-            phases["sensitivity"] = plan.sensitivity.epochs
+            phases["sensitivity"] = plan.sensitivity
         if plan.masks.descending and (larger := next_larger(name)):
-            phases |= planned(larger, plan)
-        return phases | {name: plan.masks.epochs}
+            phases |= schedules_of(larger, plan)
+        return phases | {name: plan.masks}
     if recipe is snl:
-        phases[f"{name}-lasso"] = plan.lasso.epochs
-    return phases if recipe is baseline else phases | {name: plan.tune.epochs}
+        phases[f"{name}-lasso"] = plan.lasso
+    return phases if recipe is baseline else phases | {name: plan.tune}
+
+
+def planned(name: str, plan: Plan) -> dict[str, int]:
+    """Returns the phases that a variant goes through, and the epochs of each."""
+    return {phase: schedule.epochs for phase, schedule in schedules_of(name, plan).items()}
 
 
 ROWS = tuple(name for name in VARIANTS if _family(name) in _FAMILIES)

@@ -14,12 +14,15 @@ from torch import Tensor
 from models import checkpoint
 from models.checkpoint import file_name, save_weights
 from models.cost import count_cost
-from models.training.files import TrainingError, locked, write_bytes
+from models.training.files import TrainingError, locked, make_folder, write_bytes
 from models.training.images import accuracy
 from models.training.recipes import Run, Trained, deployed
 from models.variants import VARIANTS
 
 Row = dict[str, Any]
+
+PUBLISHED_WIDTH = 16
+"""Up to here weights are part of the project: 1.4 MB a network. One of width 64 has 22 MB."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -58,7 +61,7 @@ def put_row(path: Path, row: Row) -> None:
 
     Safe beside other processes that do the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with locked(path.parent):
         _write(path, [*(old for old in read_rows(path) if _key(old) != _key(row)), row])
 
@@ -92,13 +95,19 @@ def machine(device: torch.device) -> str:
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
 def weights_path(folder: Path, run: Run, name: str) -> Path:
-    """Returns where weights go: seed 0's into `folder`, other seeds' and tries' beside their checkpoints."""
-    published = run.setting.seed == 0 and not run.tried
+    """Returns where weights go: into `folder` if they are published, else beside their checkpoints."""
+    published = is_published(run.width, run.setting.seed) and not run.tried
     return (folder if published else run.checkpoints) / file_name(name, run.width)
+
+
+def is_published(width: int, seed: int) -> bool:
+    """Returns whether the weights of a row are part of the project."""
+    return seed == 0 and width <= PUBLISHED_WIDTH
 
 
 def finish_row(

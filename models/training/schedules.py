@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 
@@ -173,7 +173,7 @@ class Plan:
 
     def scaled(self, factor: float) -> "Plan":
         """Returns the plan with all epochs multiplied, one at least in every phase."""
-        if factor <= 0:
+        if not 0 < factor < inf:
             raise ValueError(f"epochs can be multiplied by a positive factor, not by {factor}")
         return Plan(**{name: part and part.scaled(factor) for name, part in self._parts().items()})
 
