@@ -216,7 +216,10 @@ def additions(
                 "command to go on"
             ) from error
         except WrongAnswer as error:
-            raise AccuracyError(f"the {engine} engine gives another answer: {error}") from error
+            raise AccuracyError(
+                f"the {engine} engine gives another answer: {error}; run the same command again, and if it "
+                "stays, report it as an error of the engine"
+            ) from error
     if waiting:
         fresh["private"] = private
     return {"weights_sha256": digest, **fresh} if fresh else {}

@@ -98,7 +98,10 @@ def read_weights(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise WeightsError(f"{path.parent / 'manifest.json'} lists {path.name}, but the file is missing")
     if _sha256(path) != entry["sha256"]:
-        raise WeightsError(f"{path.name} is damaged: its SHA-256 is not the manifest's")
+        raise WeightsError(
+            f"{path.name} is damaged: its SHA-256 is not the manifest's; restore both from git, or train it "
+            "again"
+        )
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

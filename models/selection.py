@@ -19,7 +19,8 @@ def allocate(sizes: Sequence[int], sensitivity: Sequence[float], budget: int) ->
 
     What a full layer cannot take goes to the others, by raising c. Fractions are cut and the ReLUs that
     are left go to the largest of them, so that the sum is exact. Layers of sensitivity 0 are given ReLUs, in
-    proportion to their sizes, only when all others are full. Source: arXiv 2301.09254.
+    proportion to their sizes, only when all others are full. Source: arXiv 2301.09254. Raises ValueError for
+    numbers that do not fit together, and for a budget larger than the network.
     """
     if len(sizes) != len(sensitivity):
         raise ValueError(f"{len(sizes)} layers but {len(sensitivity)} sensitivities")
@@ -49,6 +50,18 @@ def allocate(sizes: Sequence[int], sensitivity: Sequence[float], budget: int) ->
             for layer in by_fraction[: budget - sum(result)]:
                 result[layer] += 1
     return result
+
+
+def allocate_layers(
+    shapes: Mapping[str, tuple[int, ...]], sensitivity: Mapping[str, float], budget: int
+) -> dict[str, int]:
+    """Returns how many ReLUs of a budget each layer keeps, by `allocate`.
+
+    Shapes are those of one image's activations. Raises ValueError as `allocate` does.
+    """
+    sizes = [prod(shape) for shape in shapes.values()]
+    counts = allocate(sizes, [sensitivity[name] for name in shapes], budget)
+    return dict(zip(shapes, counts, strict=True))
 
 
 def stages(names: Sequence[str]) -> dict[str, tuple[str, ...]]:

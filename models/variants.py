@@ -16,7 +16,7 @@ kept. In every variant BatchNorm is folded.
   are merged exactly (5x5, 7x7 where the first strides) and the skip is absorbed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -34,7 +34,7 @@ from models.selection import (
     RESNET18_BLOCKS,
     RESNET18_RELUS,
     SENET_SENSITIVITY,
-    allocate,
+    allocate_layers,
     least_sensitive_blocks,
     random_masks,
     random_network_masks,
@@ -59,9 +59,7 @@ Masks = dict[str, Tensor]
 def senet_masks(shapes: Shapes, budget: int, seed: int) -> Masks:
     """Draws random masks whose sizes are SENet's allocation of the budget over ResNet-18's ReLU layers."""
     sensitivity = dict(zip(RESNET18_RELUS, SENET_SENSITIVITY, strict=True))
-    sizes = [prod(shape) for shape in shapes.values()]
-    counts = allocate(sizes, [sensitivity[name] for name in shapes], budget)
-    return random_masks(shapes, dict(zip(shapes, counts, strict=True)), seed)
+    return random_masks(shapes, allocate_layers(shapes, sensitivity, budget), seed)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Variant:
             torch.manual_seed(seed)
             if stored is None:
                 model = self.trainable(width, seed, classes, image_size)
-                calibrate(model, normalised(picture_crops(CALIBRATION_IMAGES, image_size)))
+                calibrate(model, [normalised(picture_crops(CALIBRATION_IMAGES, image_size))])
             else:
                 model = self.structured(width, classes)
                 model = linearize_relus(model, self._stored_masks(stored, model, width, image_size))
@@ -190,15 +188,16 @@ class Variant:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Sets every BatchNorm's running statistics, in place, to those of one batch `images` [N, 3, H, W]."""
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Sets every BatchNorm's running statistics, in place, to the mean over `batches` [N, 3, H, W]."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    training = model.training
+    momenta, training = [norm.momentum for norm in norms], model.training
     model.train()
     for norm in norms:
-        norm.momentum = 1.0
-    model(images)
+        norm.reset_running_stats()
+        norm.momentum = None
+    for images in batches:
+        model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

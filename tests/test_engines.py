@@ -32,7 +32,7 @@ def network(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(classes=CLASSES, width=width, **arguments)
-    calibrate(model, normalised(picture_crops(16, 32)))
+    calibrate(model, [normalised(picture_crops(16, 32))])
     return fold_batchnorm(model.eval())
 
 

@@ -190,14 +190,14 @@ def test_sizes_that_are_none_are_named(recipe, name, value):
 
 def test_calibration_takes_the_statistics_of_the_batch():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.1)).eval()
-    calibrate(model, IMAGES)
+    calibrate(model, [IMAGES])
     activation = model[0](IMAGES)
     torch.testing.assert_close(model[1].running_mean, activation.mean((0, 2, 3)))
     torch.testing.assert_close(model[1].running_var, activation.var((0, 2, 3)))
     assert not model.training
     assert model[1].momentum == 0.1
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3072)).eval()
-    calibrate(model, IMAGES)
+    calibrate(model, [IMAGES])
     torch.testing.assert_close(model[1].running_mean, IMAGES.flatten(1).mean(0))
 
 

@@ -18,7 +18,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Returns T^2 KL(softmax(teacher / T) || softmax(logits / T)), the mean over the batch.
+    """Returns T^2 KL(softmax(teacher / T) || softmax(logits / T)) of logits [N, C], the mean over the batch.
 
     The factor T^2 keeps the gradient's size when T changes (Hinton et al., arXiv 1503.02531).
     """
@@ -41,7 +41,8 @@ def attention(activation: Tensor) -> Tensor:
 def pram(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     """Returns SENet's PRAM: the sum over stage outputs of the mean squared difference of their attention.
 
-    The mean is over images and positions. Source: arXiv 2301.09254 (its weight there is 1000).
+    Both hold each stage's output, [N, C, H, W]; the mean is over images and positions. Source: arXiv
+    2301.09254 (its weight there is 1000).
     """
     return sum(
         F.mse_loss(attention(student), attention(teacher))
@@ -50,5 +51,5 @@ def pram(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
 
 
 def lasso(alphas: Iterable[Tensor]) -> Tensor:
-    """Returns sum |a| over all slopes of all layers (SNL; its weight there starts at 1e-5)."""
+    """Returns sum |a| over all slopes [1, C, H, W] of all layers (SNL; its weight there starts at 1e-5)."""
     return torch.stack([alpha.abs().sum() for alpha in alphas]).sum()

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from math import prod
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +22,7 @@ from models.selection import (
     RESNET18_BLOCKS,
     RESNET18_RELUS,
     SENET_SENSITIVITY,
-    allocate,
+    allocate_layers,
     largest_network_masks,
     least_sensitive_blocks,
 )
@@ -170,7 +169,10 @@ class Run:
         return result
 
     def variant(self, name: str) -> Variant:
-        """Returns a variant with the shallow blocks that the plan asks for, if it has any."""
+        """Returns a variant with the shallow blocks that the plan asks for, if it has any.
+
+        Raises ValueError for blocks that it cannot have, naming those there are.
+        """
         recipe, choice = variant(name), self.plan.gated.blocks
         with torch.device("meta"):
             own = shallow_of(recipe.structured(1))
@@ -235,15 +237,6 @@ class Run:
         return relu_shapes(copy.deepcopy(model), example)
 
 
-def shares(
-    shapes: Mapping[str, tuple[int, ...]], sensitivity: Mapping[str, float], budget: int
-) -> dict[str, int]:
-    """Returns how many ReLUs of a budget each layer keeps, by SENet's rule."""
-    sizes = [prod(shape) for shape in shapes.values()]
-    counts = allocate(sizes, [sensitivity[name] for name in shapes], budget)
-    return dict(zip(shapes, counts, strict=True))
-
-
 def all_kept(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Returns masks that keep everything."""
     return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
@@ -267,7 +260,7 @@ def _masked(run: Run, name: str, start: Trained) -> Trained:
         mask_relus(model, all_kept(shapes))
     share, parents = None, [run.baseline, before]
     if schedule.allocation == "sensitivity":
-        share = partial(shares, shapes, run.sensitivity)
+        share = partial(allocate_layers, shapes, run.sensitivity)
         parents += [run.done["sensitivity"]] if "sensitivity" in run.done else []
     task = tasks.MaskTuning(model, schedule, run.teacher(), run.frozen(before.model), budget, share)
     return run.train(name, task, schedule, parents)

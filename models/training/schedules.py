@@ -25,7 +25,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.peak <= 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"no schedule: {self}")
+            raise ValueError(
+                f"no schedule: {self} (epochs and batch are 1 or more, peak is above 0, warmup is in [0, 1))"
+            )
 
     def rate(self, done: float) -> float:
         """Returns the learning rate when the fraction `done` of all steps is behind, in [0, 1]."""

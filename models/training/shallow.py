@@ -41,6 +41,7 @@ class GatedBlock(nn.Module):
         return nn.ModuleList([self.conv1, self.bn1, self.conv2, self.bn2])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [N, C, H, W] to ReLU(gate deep(x) + (1 - gate) shallow(x) + shortcut(x)), [N, O, H', W']."""
         y = self.shallow_bn(self.shallow(x))
         if self.gate > 0:
             deep = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
@@ -81,7 +82,8 @@ class LeastSquares:
 def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches: Iterable[Tensor]) -> None:
     """Sets the shallow branch of each block, in place, to the least-squares fit of `reference`'s deep branch.
 
-    `blocks` are named as in `reference`, a network of `BasicBlock`s in eval mode.
+    `blocks` are named as in `reference`, a network of `BasicBlock`s in eval mode; `batches` are normalised
+    images [N, 3, H, W].
     """
     sums = {
         name: LeastSquares(block.shallow.in_channels, block.shallow.out_channels, block.shallow.stride)
@@ -100,23 +102,3 @@ def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches:
         norm.running_var.copy_(variance)
         norm.weight.copy_((variance + norm.eps).sqrt())
         norm.bias.copy_(mean + bias)
-
-
-@torch.no_grad()
-def refresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Sets every BatchNorm's running statistics, in place, to the mean over `batches`.
-
-    A moving gate changes the inputs of all later layers faster than running statistics follow, so they are
-    taken anew before the network is judged. Training itself uses the batch's and does not depend on them.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta, training = [norm.momentum for norm in norms], model.training
-    model.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    for x in batches:
-        model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(training)

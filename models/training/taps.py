@@ -12,7 +12,10 @@ STAGE_OUTPUTS = tuple(f"{block}.relu2" for block in RESNET18_BLOCKS[1::2])
 def run_tapped(
     model: nn.Module, x: Tensor, outputs: Collection[str] = (), inputs: Collection[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the model's answer to x, the outputs of the modules `outputs` and the inputs of `inputs`."""
+    """Returns the answer to x [N, 3, H, W], the outputs of modules `outputs` and the inputs of `inputs`.
+
+    Both by name, in whatever shape the modules have them. Raises AttributeError for a name that is not there.
+    """
     after: dict[str, Tensor] = {}
     before: dict[str, Tensor] = {}
 

@@ -22,8 +22,9 @@ from models.training.schedules import (
     SparseSchedule,
     check_known,
 )
-from models.training.shallow import GatedBlock, fit_shallow, refresh_statistics
+from models.training.shallow import GatedBlock, fit_shallow
 from models.training.taps import STAGE_OUTPUTS, run_tapped
+from models.variants import calibrate
 
 TUNING = (0.1, 0.9, 1000.0)
 """Weights of cross-entropy, distillation and PRAM in SENet's fine-tuning."""
@@ -288,11 +289,15 @@ class Gated(Distilled):
         return None if any(block.gate > 0 for block in self.blocks.values()) else super().constants()
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
-        """Takes the BatchNorm statistics anew if the gate has moved in this epoch; notes the gate."""
+        """Takes the BatchNorm statistics anew if the gate has moved in this epoch; notes the gate.
+
+        A moving gate changes the inputs of later layers faster than running statistics follow. Training uses
+        the batch's and does not depend on them.
+        """
         if self.gate(epoch / self.schedule.epochs) > 0:
             batches = setting.images.epoch(self.schedule.batch, setting.seed, epoch)
             with setting.autocast():
-                refresh_statistics(self.model, (x for x, _ in islice(batches, 16)))
+                calibrate(self.model, (x for x, _ in islice(batches, 16)))
         return {"gate": self.gate((epoch + 1) / self.schedule.epochs)}
 
 
