@@ -76,6 +76,21 @@ def test_a_tiny_network_learns(tmp_path):
     assert accuracy(task.model, *banded(80, seed=5)) > 0.9
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_convolutions_run_in_the_precision_and_in_channels_last(tmp_path, precision, dtype):
+    task, seen = Supervised(network(), SCHEDULE), set()
+
+    def look(module, args, value):
+        seen.add((value.dtype, value.is_contiguous(memory_format=torch.channels_last)))
+
+    for module in task.model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            module.register_forward_hook(look)
+    setting = Setting(tiny_images(), precision=precision)
+    train(task, SCHEDULE, setting, "phase", tmp_path, tmp_path / "log.jsonl", stream=io.StringIO())
+    assert seen == {(dtype, True)}
+
+
 def test_every_epoch_is_a_line_of_the_log_and_of_the_progress(tmp_path):
     outcome, task, text = trained(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "phase.jsonl").read_text().splitlines()]

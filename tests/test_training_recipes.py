@@ -416,7 +416,10 @@ def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, 
     folder, options = cifar
     monkeypatch.setitem(PLANS, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
     monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    read, decoded = Images.cifar100, []
+    monkeypatch.setattr(Images, "cifar100", lambda *args: decoded.append(args) or read(*args))
     assert command.main([*options, "--rows", "joint", "baseline"]) == 0
+    assert len(decoded) == 1  # for both plans
     rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
     assert {name: row["plan"] for name, row in rows.items()} == {"baseline": "long", "joint": "extended"}
     assert rows["joint"]["phases"] == {"baseline": 2, "gated-5": 3}

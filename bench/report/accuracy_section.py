@@ -32,6 +32,7 @@ FULL_WIDTH_COMMAND = f'make train TRAIN="--width {FULL_WIDTH}"'
 FIGURES = {
     "accuracy_vs_relus": "Accuracy against the number of ReLUs, with published points at full width",
     "accuracy_full_width": "The same at width 64, beside what others published",
+    "accuracy_vs_macs": "Accuracy against multiply-accumulates: five merged blocks save a third of them",
     "accuracy_vs_latency": "Accuracy against measured online latency, on both engines",
 }
 
@@ -49,6 +50,7 @@ def accuracy_section(
     timed = {name for name, width, _ in measured if width == TRAINED_WIDTH and name in trained}
     wide = table.loc[table["width"] == FULL_WIDTH, "variant"].nunique()
     figures = ["accuracy_vs_relus"] * (len(trained) > 1) + ["accuracy_full_width"] * (wide > 1)
+    figures += ["accuracy_vs_macs"] * (len(trained) > 1)
     figures += ["accuracy_vs_latency"] * (len(timed) > 1)
     parts = [
         *(_verdict(pairs, width) for width in _judged_widths(pairs)),
