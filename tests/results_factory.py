@@ -400,6 +400,7 @@ def make_narrow_rows(width: int = 16) -> list[dict]:
         for variant in VARIANTS:
             case = case_id(variant, engine).replace("w64", f"w{width}")
             row = make_row(variant, engine, role="sweep", width=width, case=case, network=None)
+            row["weights"] = "trained"
             trained = make_accuracy_row(variant, width)
             row["cost"] |= {"relus": trained["relus"], "macs": trained["macs"]}
             row["times"] = {clock: [seconds / 4 for seconds in row["times"][clock]] for clock in row["times"]}

@@ -61,10 +61,10 @@ def table(content):
     return report.tabulate_accuracy(frame)
 
 
-def section(content, rows):
+def section(content, rows, tries=Path("none")):
     made = table(content) if content else report.tabulate_accuracy(None)
-    tries = report.tabulate_tries(Path("none"), made)
-    return report.accuracy_section(made, report.tabulate_pairs(made, rows), tries, rows)
+    pairs, equal = report.tabulate_pairs(made, rows), report.tabulate_equal_latency(made, rows)
+    return report.accuracy_section(made, pairs, equal, report.tabulate_tries(tries, made), rows)
 
 
 def tables_of(text):
@@ -361,6 +361,46 @@ def test_merging_alone_is_held_against_the_baseline_seed_by_seed(rows):
     assert "Trained by plan `long` in bfloat16; `joint` by `extended` in bfloat16, seeds 0, 1" in text
 
 
+def test_at_equal_latency_stands_the_best_that_is_no_slower(rows):
+    content, narrow = make_accuracy(), make_narrow_rows()
+    found = report.tabulate_equal_latency(table(content), [*rows, *narrow])
+    assert len(found) == 8  # SENet's variants and two engines, at the width that is trained
+    line = found[(found["senet"] == "senet-0.09") & (found["engine"] == "stock")].iloc[0]
+    assert line["joint"] == "joint-0.208"
+    means = table(content).groupby("variant")["accuracy_test"].mean()
+    assert line["accuracy_joint"] == means["joint-0.208"]
+    assert line["accuracy_difference"] == pytest.approx(line["accuracy_joint"] - 0.611)
+    assert line["online_ratio_low"] >= 1
+    text = section(content, [*rows, *narrow])
+    ahead = int((found["accuracy_difference"] > 0).sum())
+    assert f"joint reduction is ahead of SENet in **{ahead} of 8** cases, by up to **+" in text
+    assert {"Best joint, stock", "Points, lean"} <= tables_of(text)[1][0].keys()
+
+
+def test_no_network_is_compared_at_equal_latency_that_is_slower_or_another(rows):
+    """Times of other weights, plans and slower networks do not count."""
+    content, narrow = make_accuracy(), make_narrow_rows()
+    seeded = [row | {"weights": "seeded"} for row in narrow]
+    assert report.tabulate_equal_latency(table(content), seeded).empty
+    slow = [
+        row | {"times": {clock: [9 * t for t in times] for clock, times in row["times"].items()}}
+        if row["variant"].startswith("joint")
+        else row
+        for row in narrow
+    ]
+    found = report.tabulate_equal_latency(table(content), slow)
+    assert len(found) == 8
+    assert found["joint"].isna().all()
+    assert "At equal measured latency" not in section(content, slow)
+    one = [row for row in slow if row["engine"] == "stock" or row["variant"].startswith("senet")]
+    one += [row for row in narrow if row["variant"] == "joint-0.052" and row["engine"] == "lean"]
+    (_, lines, *_) = tables_of(section(content, one))
+    assert {line["Best joint, stock"] for line in lines} == {"none is no slower"}
+    assert lines[0]["Best joint, lean"] == "`joint-0.052`"
+    other = [row | {"plan": "standard"} if row["variant"].startswith("joint") else row for row in content]
+    assert report.tabulate_equal_latency(table(other), narrow)["joint"].isna().all()
+
+
 def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
     path = tmp_path / "tries.json"
     content = [make_accuracy_row("senet-0.09", accuracy_heldout=0.60)]
@@ -374,15 +414,13 @@ def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
     tries = report.tabulate_tries(path, made)
     assert list(tries["changes"]) == ["masks.epochs=80"] * 2 + ["masks.search=0.3 sensitivity=null"]
     assert tries["difference"].tolist() == pytest.approx([math.nan, -0.02, 0.01], nan_ok=True)
-    text = report.accuracy_section(made, report.tabulate_pairs(made, rows), tries, rows)
+    text = section(content[:1], rows, path)
     lines = tables_of(text)[2]
     assert lines[1]["To the same without it, points"] == "-2.00"
     assert lines[0]["To the same without it, points"] == "–"
     assert text.count("What else was tried") == 1
     path.write_text(json.dumps([*content[1:], lost | {"width": 64}]))
-    text = report.accuracy_section(
-        made, report.tabulate_pairs(made, rows), report.tabulate_tries(path, made), rows
-    )
+    text = section(content[:1], rows, path)
     narrow, wide = text.split("What else was tried, width 64")
     assert "What else was tried, width 16" in narrow
     assert "`joint-0.09`" in wide

@@ -18,6 +18,7 @@ from bench.report.accuracy import (
 from bench.report.accuracy_section import accuracy_section
 from bench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
 from bench.report.engines import engines_section
+from bench.report.equal_latency import tabulate_equal_latency
 from bench.report.headline import headline_section
 from bench.report.links import links_section
 from bench.report.models import models_section, tabulate_models
@@ -44,6 +45,7 @@ __all__ = [
     "spread",
     "summarize",
     "tabulate_accuracy",
+    "tabulate_equal_latency",
     "tabulate_layers",
     "tabulate_models",
     "tabulate_pairs",

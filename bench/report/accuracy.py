@@ -269,7 +269,7 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
             for name in ("relus", "macs"):
                 line[f"{name}_ratio"] = counts[0][name] / counts[1][name]
             for engine in ENGINES:
-                found = _online_ratio(*(rows.get((name, width, engine)) for name in (senet, joint)))
+                found = online_ratio(*(rows.get((name, width, engine)) for name in (senet, joint)))
                 line |= dict(zip([each for each in ratios if each.startswith(engine)], found, strict=True))
             lines.append(line)
     made = pd.DataFrame(lines, columns=[*PAIR, *differences, "relus_ratio", "macs_ratio", *ratios])
@@ -308,7 +308,7 @@ def counts_of(
     return {"relus": float(scaled), "macs": math.nan}
 
 
-def _online_ratio(senet: Row | None, joint: Row | None) -> tuple[float, float, float]:
+def online_ratio(senet: Row | None, joint: Row | None) -> tuple[float, float, float]:
     """SENet's online seconds over joint's with their interval, each against the baseline's interleaved ones.
 
     Without a common baseline the quotient of the medians.

@@ -22,6 +22,7 @@ from bench.report.accuracy import (
     published_near,
 )
 from bench.report.cells import format_count, format_number, format_ratio, markdown_table
+from bench.report.equal_latency import RATIOS
 from bench.report.order import ENGINES
 from bench.results import Row, family_of, plans_of
 from models.published import ALL_RELU_ACCURACY, JOINT_REDUCTION
@@ -38,11 +39,16 @@ FIGURES = {
 
 
 def accuracy_section(
-    table: pd.DataFrame, pairs: pd.DataFrame, tries: pd.DataFrame, rows: Iterable[Row]
+    table: pd.DataFrame,
+    pairs: pd.DataFrame,
+    equal_latency: pd.DataFrame,
+    tries: pd.DataFrame,
+    rows: Iterable[Row],
 ) -> str:
     """What each variant gets right, what joint reduction loses and gains against SENet, and the full width.
 
-    `table`, `pairs` and `tries` are what `tabulate_accuracy`, `tabulate_pairs` and `tabulate_tries` return.
+    `table`, `pairs`, `equal_latency` and `tries` are what `tabulate_accuracy`, `tabulate_pairs`,
+    `tabulate_equal_latency` and `tabulate_tries` return.
     """
     measured = latency_rows(rows)
     narrow = table[table["width"] == TRAINED_WIDTH]
@@ -57,6 +63,7 @@ def accuracy_section(
         *(_merging_alone(table, measured, width) for width in _judged_widths(pairs)),
         markdown_table(_pairs_table(pairs)),
         _pairs_caption(pairs),
+        *_equal_latency(equal_latency),
         *(f"![{FIGURES[name]}](plots/{name}.svg)" for name in figures),
         f"**CIFAR-100, width {TRAINED_WIDTH}** (the headline's latency is that of width {FULL_WIDTH})",
         markdown_table(_variants_table(narrow, measured)),
@@ -313,6 +320,39 @@ def _tries(tries: pd.DataFrame, width: int) -> list[str]:
         "make such changes. A try of several has a line for each without which it was tried too, *beside* "
         "the others.",
         "</details>",
+    ]
+
+
+def _equal_latency(lines: pd.DataFrame) -> list[str]:
+    """The most accurate joint network that is no slower than each SENet network; nothing if there is none."""
+    found = lines.dropna(subset=["joint"])
+    if found.empty:
+        return []
+    ahead = found[found["accuracy_difference"] > 0]
+    best = f", by up to **{format_points(ahead['accuracy_difference'].max())}** points" if len(ahead) else ""
+    made = []
+    for (senet, width), group in lines.groupby(["senet", "width"], sort=False):
+        line = {
+            "SENet": f"`{senet}`",
+            "Width": str(width),
+            "Accuracy, %": format_accuracy(group["accuracy_senet"].iloc[0]),
+        }
+        by_engine = group.set_index("engine")
+        for engine in ENGINES:
+            match = by_engine.loc[engine] if engine in by_engine.index else None
+            there = match is not None and not pd.isna(match["joint"])
+            ratio = [match[name] for name in RATIOS] if there else ()
+            line |= {
+                f"Best joint, {engine}": f"`{match['joint']}`" if there else "none is no slower",
+                f"Points, {engine}": format_points(match["accuracy_difference"]) if there else "–",
+                f"Faster online, {engine}": format_ratio(*ratio) if there else "–",
+            }
+        made.append(line)
+    return [
+        "**At equal measured latency** joint reduction is ahead of SENet in "
+        f"**{len(ahead)} of {len(lines)}** cases{best}. Of the joint networks that are no slower than a "
+        "SENet network (interval of SENet / joint from 1 on) this is the most accurate:",
+        markdown_table(pd.DataFrame(made)),
     ]
 
 

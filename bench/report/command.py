@@ -19,6 +19,7 @@ from bench.report.accuracy import (
 )
 from bench.report.accuracy_section import accuracy_section
 from bench.report.engines import engines_section
+from bench.report.equal_latency import tabulate_equal_latency
 from bench.report.headline import headline_section
 from bench.report.links import links_section
 from bench.report.models import models_section, tabulate_models
@@ -37,6 +38,7 @@ class Report:
     break_even: pd.DataFrame
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
+    equal_latency: pd.DataFrame
     tries: pd.DataFrame
     sensitivity: pd.DataFrame
 
@@ -52,7 +54,9 @@ class Report:
             raise ResultsError(f"{path} cannot be read ({error}): name the file with --readme.") from error
         sections = {
             "headline": headline_section(self.rows, self.summary),
-            "accuracy": accuracy_section(self.accuracy, self.pairs, self.tries, self.rows),
+            "accuracy": accuracy_section(
+                self.accuracy, self.pairs, self.equal_latency, self.tries, self.rows
+            ),
             "engines": engines_section(self.summary),
             "links": links_section(self.summary),
             "models": models_section(self.modelled, self.break_even),
@@ -79,6 +83,7 @@ def read_report(results: Path) -> Report:
         **tabulate_models(rows),
         accuracy=accuracy,
         pairs=tabulate_pairs(accuracy, rows),
+        equal_latency=tabulate_equal_latency(accuracy, rows),
         tries=tabulate_tries(results / "tries.json", accuracy),
         sensitivity=read_sensitivity(results / "training", accuracy),
     )

@@ -1,0 +1,61 @@
+"""What joint reduction is worth at equal measured latency: of the networks that are no slower, the best.
+
+Budgets divided by 1.73 ask what joint reduction loses beside SENet; this asks what it gains when both may
+take the same time. Only networks that were trained and timed with their own weights are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from bench.report.accuracy import PAIRS, SETTINGS, difference, latency_rows, online_ratio
+from bench.report.order import ENGINES
+from bench.results import Row, family_of
+
+RATIOS = ("online_ratio", "online_ratio_low", "online_ratio_high")
+EQUAL_LATENCY = (
+    "senet",
+    "width",
+    "engine",
+    "joint",
+    "seeds",
+    "accuracy_senet",
+    "accuracy_joint",
+    "accuracy_difference",
+    *RATIOS,
+)
+
+
+def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
+    """One line a SENet variant, width and engine: the most accurate joint network that is no slower.
+
+    No slower: `online_ratio`, SENet's online seconds over joint's, has an interval that begins at 1 or above.
+    Where there is none, `joint` is empty. `table` is what `tabulate_accuracy` returns, `accuracy_difference`
+    is joint - SENet, over the seeds that both have by one plan.
+    """
+    measured = {key: row for key, row in latency_rows(rows).items() if row["weights"] == "trained"}
+    joints = [name for name in dict.fromkeys(table["variant"]) if family_of(name).startswith("joint")]
+    lines = []
+    for width in sorted(set(table["width"])):
+        mean = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()
+        for senet, _ in PAIRS:
+            for engine in ENGINES:
+                slower = measured.get((senet, width, engine))
+                if slower is None or senet not in mean:
+                    continue
+                line = dict.fromkeys(EQUAL_LATENCY) | {"senet": senet, "width": width, "engine": engine}
+                line["accuracy_senet"] = mean[senet]
+                best = None
+                for joint in joints:
+                    found = difference(table, width, joint, senet, ("seed", *SETTINGS))
+                    ratio = online_ratio(slower, measured.get((joint, width, engine)))
+                    if found.seeds and ratio[1] >= 1 and (best is None or found.mean > best[1].mean):
+                        best = joint, found, ratio
+                if best is not None:
+                    joint, found, ratio = best
+                    line |= {"joint": joint, "seeds": found.seeds, "accuracy_joint": mean[joint]}
+                    line |= {"accuracy_difference": found.mean, **dict(zip(RATIOS, ratio, strict=True))}
+                lines.append(line)
+    return pd.DataFrame(lines, columns=list(EQUAL_LATENCY)).astype({"seeds": "Int64"})
