@@ -28,7 +28,7 @@ from models.selection import (
     largest_network_masks,
 )
 from models.training import __main__ as command
-from models.training import recipes, rows
+from models.training import recipes, rows, tasks
 from models.training.files import TrainingError
 from models.training.images import Images, accuracy
 from models.training.recipes import ROWS, Run, deployed, hoist_in_training, planned, recipe_of
@@ -264,6 +264,14 @@ def test_a_budget_may_descend_from_the_larger_ones(run, tmp_path):
     assert not any((mask & ~before[name]).any() for name, mask in kept.items())
     alone = recipe_of("joint-0.104")(run, "joint-0.104")
     assert trained.epochs == alone.epochs + other.plan.masks.epochs
+    changes = {"masks__descending": True, "masks__search": 0.0, "masks__shrinking": 0.5}
+    shrunk = tried(run, tmp_path / "shrunk", **changes)
+    gradual = recipe_of("joint-0.104")(shrunk, "joint-0.104")
+    larger, budget = (variant(name).budget(2) for name in ("joint-0.208", "joint-0.104"))
+    assert [line.get("relus") for line in gradual.phases[-1].history] == [budget, None]
+    start = shrunk.done["joint-0.208"].model
+    task = tasks.MaskTuning(copy.deepcopy(start), shrunk.plan.masks, shrunk.teacher(), start, budget)
+    assert task.budgets == [round((larger * budget) ** 0.5), budget]  # from the larger one, not from all
 
 
 def test_other_blocks_may_be_shallow(run, tmp_path):

@@ -91,12 +91,13 @@ class MaskSchedule(Schedule):
     They are scored on `images` images. The search ends early when under `epsilon` of a network's kept
     positions change. `score` is one of `SCORES`, `allocation` one of `ALLOCATIONS`.
 
-    In the first `shrinking` of the epochs the budget falls from all ReLUs to the variant's by the same factor
-    after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of ReLUs, ours.
+    In the first `shrinking` of the epochs the budget falls from the ReLUs of the start to the variant's by the
+    same factor after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of ReLUs,
+    ours.
 
     With `descending` a variant starts from the trained one of its family with about twice its ReLUs, if there
     is one, and keeps some of those: every budget goes through the larger ones, at no cost where these are
-    rows too. Ours.
+    rows too. Ours. With `shrinking` beside it ReLUs may also come back while the budget falls.
 
     With `rewind` a lasso leaves its choice alone: the weights go back to those that it started from.
     """
@@ -119,8 +120,8 @@ class MaskSchedule(Schedule):
         later = self.search or self.shrinking
         if self.allocation == "lasso" and (later or self.score != "own"):
             raise ValueError("masks that a lasso has chosen are neither scored nor searched nor shrunk")
-        if self.descending and (later or self.allocation == "lasso"):
-            raise ValueError("descending masks are neither chosen by a lasso nor searched nor shrunk")
+        if self.descending and (self.search or self.allocation == "lasso"):
+            raise ValueError("descending masks are neither chosen by a lasso nor searched")
         if self.rewind and self.allocation != "lasso":
             raise ValueError("rewind is for masks that a lasso chooses")
         if self.score in ("reference", "published") and not later:

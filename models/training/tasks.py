@@ -188,7 +188,7 @@ class MaskTuning(Distilled):
     ) -> None:
         super().__init__(model, schedule, teacher, stages)
         self.reference, self.share = reference, share
-        total = sum(mask.numel() for mask in masks_of(model).values())
+        total = sum(int(mask.sum()) for mask in masks_of(model).values())
         self.budgets = [*schedule.budgets(total, budget), budget]
         self.search_epochs = round(schedule.search * schedule.epochs)
         self.extra = {"frozen": torch.tensor(self.search_epochs == 0)}
