@@ -91,9 +91,9 @@ class MaskSchedule(Schedule):
     They are scored on `images` images. The search ends early when under `epsilon` of a network's kept
     positions change. `score` is one of `SCORES`, `allocation` one of `ALLOCATIONS`.
 
-    In the first `shrinking` of the epochs the budget falls from the ReLUs of the start to the variant's by the
-    same factor after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of ReLUs,
-    ours.
+    In the first `shrinking` of the epochs the budget falls from all ReLUs of the start to the variant's, by
+    the same factor after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of
+    ReLUs, ours.
 
     With `descending` a variant starts from the trained one of its family with about twice its ReLUs, if there
     is one, and keeps some of those: every budget goes through the larger ones, at no cost where these are
