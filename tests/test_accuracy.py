@@ -274,7 +274,9 @@ def test_one_command_judges_every_row_once(trained, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         forbid_parties(patch)
         assert command.main([*options, "--engines", "lean"]) == 0
-    assert capsys.readouterr().err.count("(judged before)") == 2
+        fewer = ["--images", "4", "--test-images", "20"]  # which do not replace what is known of more
+        assert command.main([*options, *fewer, "--engines", "lean"]) == 0
+    assert capsys.readouterr().err.count("(judged before)") == 4
     assert {name: row_of(folder, name) for name in SEEDED} == first
 
     # Other weights: judged anew, what was known of the former ones gone. An engine more: added.
