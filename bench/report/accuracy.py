@@ -238,11 +238,23 @@ def difference(
     return Difference(found.mean(), found.min(), found.max(), len(found))
 
 
+def _compared_epochs(
+    table: pd.DataFrame, width: int, senet: str, joint: str
+) -> tuple[int, int] | tuple[None, None]:
+    """Epochs of the rows of a pair that have seed and plan in common, the most of each; None without any."""
+    key = ["seed", *SETTINGS]
+    rows = table[table["width"] == width].set_index("variant")[[*key, "epochs"]]
+    both = [rows[rows.index == name] for name in (senet, joint)]
+    common = both[0].merge(both[1], on=key)
+    return (None, None) if common.empty else (common["epochs_x"].max(), common["epochs_y"].max())
+
+
 def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
     """One line a pair of SENet and joint variants and width, all of it at that width.
 
-    `accuracy_difference` is joint - SENet, over the seeds that both have by one plan; `relus_ratio`,
-    `macs_ratio` and `ENGINE_online_ratio` are SENet / joint, so that above 1 joint has, or needs, less.
+    `accuracy_difference` is joint - SENet, over the seeds that both have by one plan, and `epochs_*` are of
+    those; `relus_ratio`, `macs_ratio` and `ENGINE_online_ratio` are SENet / joint, so that above 1 joint has,
+    or needs, less.
     """
     ratios = [f"{engine}_online_ratio{end}" for engine in ENGINES for end in ("", "_low", "_high")]
     differences = [f"accuracy_difference{end}" for end in ("", "_low", "_high")]
@@ -254,14 +266,14 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
             counts = [counts_of(name, width, table, rows) for name in (senet, joint)]
             at_width = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()
             between = difference(table, width, joint, senet, ("seed", *SETTINGS))
-            epochs = table[table["width"] == width].groupby("variant")["epochs"].max()
+            epochs = _compared_epochs(table, width, senet, joint)
             line = {
                 "senet": senet,
                 "joint": joint,
                 "width": width,
                 "seeds": between.seeds,
-                "epochs_senet": epochs.get(senet),
-                "epochs_joint": epochs.get(joint),
+                "epochs_senet": epochs[0],
+                "epochs_joint": epochs[1],
                 "accuracy_senet": at_width.get(senet, math.nan),
                 "accuracy_joint": at_width.get(joint, math.nan),
                 **dict(zip(differences, (between.mean, between.low, between.high), strict=True)),

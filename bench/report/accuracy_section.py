@@ -289,7 +289,7 @@ def _merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
     counts = [counts_of(name, width, table, measured) for name in ("baseline", UNMASKED)]
     by_one_plan = difference(table, width, UNMASKED, "baseline", ("seed", *SETTINGS)).seeds == lost.seeds
     fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
-    other = "" if by_one_plan else "; of another plan, from a baseline of its own"
+    other = "" if by_one_plan else "; of another plan"
     return (
         f"Merging alone, all other ReLUs kept (`{UNMASKED}`): **{format_points(lost.mean)}** points to the "
         f"baseline at width {width} (n = {lost.seeds}{other}), with {fewer['relus']} fewer ReLUs and "
@@ -323,6 +323,10 @@ def _tries(tries: pd.DataFrame, width: int) -> list[str]:
     ]
 
 
+def _with_seeds(match: pd.Series) -> str:
+    return f"{format_points(match['accuracy_difference'])} (n = {match['seeds']})"
+
+
 def _equal_latency(lines: pd.DataFrame) -> list[str]:
     """The most accurate joint network that is no slower than each SENet network; nothing if there is none."""
     found = lines.dropna(subset=["joint"])
@@ -344,14 +348,15 @@ def _equal_latency(lines: pd.DataFrame) -> list[str]:
             ratio = [match[name] for name in RATIOS] if there else ()
             line |= {
                 f"Best joint, {engine}": f"`{match['joint']}`" if there else "none is no slower",
-                f"Points, {engine}": format_points(match["accuracy_difference"]) if there else "–",
+                f"Points, {engine}": _with_seeds(match) if there else "–",
                 f"Faster online, {engine}": format_ratio(*ratio) if there else "–",
             }
         made.append(line)
     return [
         "**At equal measured latency** joint reduction is ahead of SENet in "
-        f"**{len(ahead)} of {len(lines)}** cases{best}. Of the joint networks that are no slower than a "
-        "SENet network (interval of SENet / joint from 1 on) this is the most accurate on held-out images:",
+        f"**{len(ahead)} of {len(lines)}** cases{best}. Of the joint networks of the same plan that are no "
+        "slower than a SENet network (interval of SENet / joint from 1 on) this is the most accurate on "
+        "held-out images; accuracy is the mean over all seeds, points are over the n seeds that both have:",
         markdown_table(pd.DataFrame(made)),
     ]
 

@@ -32,9 +32,10 @@ def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataF
     """One line a SENet variant, width and engine: the most accurate joint network that is no slower.
 
     Most accurate: on the held-out images, since no choice uses the test set. No slower: `online_ratio`,
-    SENet's online seconds over joint's, has an interval that begins at 1 or above. Where there is none,
-    `joint` is empty. `table` is what `tabulate_accuracy` returns, `accuracy_difference` is joint - SENet on
-    the test set, over the seeds that both have by one plan.
+    SENet's online seconds over joint's, has an interval that begins at 1 or above. Networks of another plan
+    than SENet's are left out. Where there is none, `joint` is empty. `table` is what `tabulate_accuracy`
+    returns, `accuracy_difference` is joint - SENet on the test set, over the seeds that both have by one
+    plan.
     """
     measured = {key: row for key, row in latency_rows(rows).items() if row["weights"] == "trained"}
     joints = [name for name in dict.fromkeys(table["variant"]) if family_of(name).startswith("joint")]
