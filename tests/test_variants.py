@@ -201,6 +201,18 @@ def test_calibration_takes_the_statistics_of_the_batch():
     torch.testing.assert_close(model[1].running_mean, IMAGES.flatten(1).mean(0))
 
 
+def test_calibration_takes_the_mean_over_several_batches():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    batches = IMAGES.split(2)
+    calibrate(model, batches)
+    torch.testing.assert_close(model[1].running_mean, model[0](IMAGES).mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    variances = torch.stack([model[0](batch).var((0, 2, 3)) for batch in batches])
+    torch.testing.assert_close(model[1].running_var, variances.mean(0))
+    assert model[1].momentum == 0.1
+    assert not model.training
+
+
 @pytest.mark.parametrize("name", ["baseline", "senet-0.09", "snl-0.09", "joint-0.052", "merged-exact"])
 def test_stored_weights_and_masks_come_back(name):
     recipe = VARIANTS[name]

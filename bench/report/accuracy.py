@@ -54,6 +54,8 @@ UNMASKED = "joint"
 TEST_IMAGES = 10_000
 NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
 SETTINGS = ("plan", "epochs_scale", "precision")
+SEED_AND_PLAN = ("seed", *SETTINGS)
+"""What rows have in common whose networks share a baseline."""
 ROW = ("variant", "width", "seed", *SETTINGS, "epochs", "relus", "macs")
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
@@ -69,9 +71,8 @@ PAIR = (
 )
 TRY = ("variant", "width", "seed", "changes", "beside", "epochs", "accuracy_heldout", "difference")
 SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
-_RUN = re.compile(
-    r"w(?P<width>\d+)-s(?P<seed>\d+)-(?P<plan>[a-z]+)"
-)  # not scaled, not in another precision, not a try
+# not scaled, not in another precision, not a try
+_RUN = re.compile(r"w(?P<width>\d+)-s(?P<seed>\d+)-(?P<plan>[a-z]+)")
 
 
 @dataclass(frozen=True)
@@ -226,27 +227,22 @@ def _accuracy_place(line: pd.Series) -> tuple:
     return line["width"], place, line["variant"], line["seed"]
 
 
+def compared_rows(
+    table: pd.DataFrame, width: int, variant: str, other: str, by: Sequence[str] = ("seed",)
+) -> pd.DataFrame:
+    """The rows of `variant` at a width beside those of `other` (columns `*_other`) that are equal in `by`."""
+    at_width = table[table["width"] == width]
+    own, others = (at_width[at_width["variant"] == name] for name in (variant, other))
+    return own.merge(others, on=list(by), suffixes=("", "_other"))
+
+
 def difference(
     table: pd.DataFrame, width: int, variant: str, other: str, by: Sequence[str] = ("seed",)
 ) -> Difference:
     """How much more accurate `variant` is than `other`, over the rows at this width equal in `by`."""
-    by_seed = [
-        table[(table["variant"] == name) & (table["width"] == width)].set_index(list(by))["accuracy_test"]
-        for name in (variant, other)
-    ]
-    found = (by_seed[0] - by_seed[1]).dropna()
+    rows = compared_rows(table, width, variant, other, by)
+    found = (rows["accuracy_test"] - rows["accuracy_test_other"]).dropna()
     return Difference(found.mean(), found.min(), found.max(), len(found))
-
-
-def _compared_epochs(
-    table: pd.DataFrame, width: int, senet: str, joint: str
-) -> tuple[int, int] | tuple[None, None]:
-    """Epochs of the rows of a pair that have seed and plan in common, the most of each; None without any."""
-    key = ["seed", *SETTINGS]
-    rows = table[table["width"] == width].set_index("variant")[[*key, "epochs"]]
-    both = [rows[rows.index == name] for name in (senet, joint)]
-    common = both[0].merge(both[1], on=key)
-    return (None, None) if common.empty else (common["epochs_x"].max(), common["epochs_y"].max())
 
 
 def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
@@ -265,15 +261,15 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
         for width in widths:
             counts = [counts_of(name, width, table, rows) for name in (senet, joint)]
             at_width = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()
-            between = difference(table, width, joint, senet, ("seed", *SETTINGS))
-            epochs = _compared_epochs(table, width, senet, joint)
+            between = difference(table, width, joint, senet, SEED_AND_PLAN)
+            compared = compared_rows(table, width, joint, senet, SEED_AND_PLAN)
             line = {
                 "senet": senet,
                 "joint": joint,
                 "width": width,
                 "seeds": between.seeds,
-                "epochs_senet": epochs[0],
-                "epochs_joint": epochs[1],
+                "epochs_senet": compared["epochs_other"].max(),
+                "epochs_joint": compared["epochs"].max(),
                 "accuracy_senet": at_width.get(senet, math.nan),
                 "accuracy_joint": at_width.get(joint, math.nan),
                 **dict(zip(differences, (between.mean, between.low, between.high), strict=True)),

@@ -12,7 +12,7 @@ from bench.cases import WIDTH as FULL_WIDTH
 from bench.report.accuracy import (
     EQUAL,
     PAIRS,
-    SETTINGS,
+    SEED_AND_PLAN,
     TEST_IMAGES,
     TRAINABLE,
     UNMASKED,
@@ -170,19 +170,19 @@ def _variants_caption(narrow: pd.DataFrame) -> list[str]:
         text += (
             " *Agreement*: test images on which real parties and the plaintext network name the same class."
         )
-    said = _plans(narrow)
     machines = ", ".join(str(each) for each in narrow["machine"].dropna().unique())
     seeds = ", ".join(str(seed) for seed in sorted(narrow["seed"].unique()))
     seed_text = f"seed{'s' * (narrow['seed'].nunique() > 1)} {seeds}"
-    return [text, f"Trained by plan {said or 'unknown'}, {seed_text}, on {machines or 'unknown'}."]
+    return [text, f"Trained by plan {_plans(narrow)}, {seed_text}, on {machines or 'unknown'}."]
 
 
 def _plans(narrow: pd.DataFrame) -> str:
-    """Names the plan of most rows, then those of other rows with these rows."""
-    return "; ".join(
+    """Names the plan of most rows, then those of other rows with these rows; "unknown" if none has one."""
+    named = "; ".join(
         (f"{', '.join(f'`{name}`' for name in names)} by " if index else "") + f"`{plan}` in {precision}"
         for index, (plan, precision, names) in enumerate(plans_of(narrow.to_dict("records")))
     )
+    return named or "unknown"
 
 
 def _of_pair(pairs: pd.DataFrame, pair: tuple[str, str], width: int) -> pd.Series | None:
@@ -287,7 +287,7 @@ def _merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
     if not lost.seeds:
         return ""
     counts = [counts_of(name, width, table, measured) for name in ("baseline", UNMASKED)]
-    by_one_plan = difference(table, width, UNMASKED, "baseline", ("seed", *SETTINGS)).seeds == lost.seeds
+    by_one_plan = difference(table, width, UNMASKED, "baseline", SEED_AND_PLAN).seeds == lost.seeds
     fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
     other = "" if by_one_plan else "; of another plan"
     return (

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bench.report.accuracy import PAIRS, SETTINGS, difference, latency_rows, online_ratio
+from bench.report.accuracy import PAIRS, SEED_AND_PLAN, difference, latency_rows, online_ratio
 from bench.report.order import ENGINES
 from bench.results import Row, family_of
 
@@ -38,13 +38,14 @@ def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataF
     plan.
     """
     measured = {key: row for key, row in latency_rows(rows).items() if row["weights"] == "trained"}
-    joints = [name for name in dict.fromkeys(table["variant"]) if family_of(name).startswith("joint")]
     lines = []
     for width in sorted(set(table["width"])):
         means = (
             table[table["width"] == width].groupby("variant")[["accuracy_heldout", "accuracy_test"]].mean()
         )
-        heldout, mean = means["accuracy_heldout"], means["accuracy_test"]
+        best_first = means.sort_values("accuracy_heldout", ascending=False, kind="stable").index
+        ranked = [name for name in best_first if family_of(name).startswith("joint")]
+        mean = means["accuracy_test"]
         for senet, _ in PAIRS:
             for engine in ENGINES:
                 slower = measured.get((senet, width, engine))
@@ -52,15 +53,13 @@ def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataF
                     continue
                 line = dict.fromkeys(EQUAL_LATENCY) | {"senet": senet, "width": width, "engine": engine}
                 line["accuracy_senet"] = mean[senet]
-                best = None
-                for joint in joints:
-                    found = difference(table, width, joint, senet, ("seed", *SETTINGS))
-                    ratio = online_ratio(slower, measured.get((joint, width, engine)))
-                    if found.seeds and ratio[1] >= 1 and (best is None or heldout[joint] > heldout[best[0]]):
-                        best = joint, found, ratio
-                if best is not None:
-                    joint, found, ratio = best
-                    line |= {"joint": joint, "seeds": found.seeds, "accuracy_joint": mean[joint]}
-                    line |= {"accuracy_difference": found.mean, **dict(zip(RATIOS, ratio, strict=True))}
+                for joint in ranked:
+                    found = difference(table, width, joint, senet, SEED_AND_PLAN)
+                    faster = measured.get((joint, width, engine)) if found.seeds else None
+                    ratio = online_ratio(slower, faster)
+                    if ratio[1] >= 1:
+                        line |= {"joint": joint, "seeds": found.seeds, "accuracy_joint": mean[joint]}
+                        line |= {"accuracy_difference": found.mean, **dict(zip(RATIOS, ratio, strict=True))}
+                        break
                 lines.append(line)
     return pd.DataFrame(lines, columns=list(EQUAL_LATENCY)).astype({"seeds": "Int64"})

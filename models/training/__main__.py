@@ -151,14 +151,14 @@ def run_rows(options: argparse.Namespace, data: Callable[[torch.device], Data]) 
             f"no try: nothing differs from what {', '.join(same)} is trained with (--set, --plan)"
         )
     name, usual = _run_name(options, options.plan), _run_name(options, USUAL["plan"])
-    shared = [options.checkpoints / other for other in dict.fromkeys((name, usual))]
+    others = dict.fromkeys((name, usual))
     name += "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
-    shared = [other for other in shared if other.name != name]
-    finished = []
+    shared = [options.checkpoints / other for other in others if other != name]
+    rows, manifest, finished = read_rows(accuracy), read_manifest(options.weights), []
+    published = is_published(options.width, options.seed, tried)
     for row in ROWS:
-        found = find_row(read_rows(accuracy), row, options.width, options.seed, changes[row])
-        listed = checkpoint.file_name(row, options.width) in read_manifest(options.weights)
-        stored = listed or tried or not is_published(options.width, options.seed)
+        found = find_row(rows, row, options.width, options.seed, changes[row])
+        stored = not published or checkpoint.file_name(row, options.width) in manifest
         if found and stored and _same_training(row, found, plan, options.precision, settings):
             finished.append(row)
     waiting = [row for row in ROWS if row in options.rows and row not in finished]

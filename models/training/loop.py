@@ -126,6 +126,17 @@ class Progress:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02} left"
 
 
+def phase_identity(name: str, schedule: Schedule, setting: Setting) -> dict[str, Any]:
+    """Returns what of a checkpoint's identity is known before the phase that it starts from is there."""
+    return {
+        "phase": name,
+        "schedule": asdict(schedule),
+        "seed": setting.seed,
+        "precision": setting.precision,
+        "images": len(setting.images.labels),
+    }
+
+
 def train(
     task: Task,
     schedule: Schedule,
@@ -147,14 +158,9 @@ def train(
     """
     model = task.model.to(setting.device, memory_format=torch.channels_last)
     task.extra = {key: value.to(setting.device) for key, value in task.extra.items()}
-    identity = {
-        "phase": name,
+    identity = phase_identity(name, schedule, setting) | {
         "task": type(task).__name__,
         "architecture": architecture(model.state_dict()),
-        "schedule": asdict(schedule),
-        "seed": setting.seed,
-        "precision": setting.precision,
-        "images": len(setting.images.labels),
         "after": after,
     }
     checkpoints = Checkpoints(folder / f"{name}.pt", identity)

@@ -8,7 +8,7 @@ for each set of shallow blocks) is a phase that is trained once and loaded after
 import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +29,7 @@ from models.selection import (
 from models.training import tasks
 from models.training.files import read_history, write_bytes
 from models.training.images import accuracy
-from models.training.loop import Outcome, Setting, train
+from models.training.loop import Outcome, Setting, phase_identity, train
 from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
 from models.training.schedules import Plan, Schedule
 from models.training.shallow import GatedBlock, fit_shallow
@@ -122,12 +122,7 @@ class Run:
         """Returns the epochs of a phase that are behind: done here, in its checkpoint, or all of a shared."""
         if phase in self.done:
             return self.done[phase].phases[-1].history
-        wanted = {
-            "phase": phase,
-            "schedule": asdict(schedule),
-            "seed": self.setting.seed,
-            "precision": self.setting.precision,
-        }
+        wanted = phase_identity(phase, schedule, self.setting)
         own, *others = (
             read_history(folder / f"{phase}.pt", wanted) for folder in (self.checkpoints, *self.shared)
         )

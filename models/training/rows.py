@@ -101,13 +101,13 @@ def machine(device: torch.device) -> str:
 
 def weights_path(folder: Path, run: Run, name: str) -> Path:
     """Returns where weights go: into `folder` if they are published, else beside their checkpoints."""
-    published = is_published(run.width, run.setting.seed) and not run.tried
+    published = is_published(run.width, run.setting.seed, run.tried)
     return (folder if published else run.checkpoints) / file_name(name, run.width)
 
 
-def is_published(width: int, seed: int) -> bool:
-    """Returns whether the weights of a row are part of the project."""
-    return seed == 0 and width <= PUBLISHED_WIDTH
+def is_published(width: int, seed: int, tried: bool) -> bool:
+    """Returns whether the weights of a row, or of a try, are part of the project."""
+    return seed == 0 and width <= PUBLISHED_WIDTH and not tried
 
 
 def finish_row(
