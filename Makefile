@@ -28,8 +28,8 @@ test: .venv lint
 # Every default case at full width, then the tables and the figures, also when a case failed.
 bench: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc; status=$$?; \
-	$(BIN)/python -m bench.report || status=1; \
-	$(BIN)/python -m bench.figures || status=1; exit $$status
+	$(BIN)/python -m pibench.report || status=1; \
+	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
 operators: .venv
@@ -39,29 +39,29 @@ operators: .venv
 # All variants on every link, and at the width of the trained networks (half an hour), then tables and figures.
 sweep: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc; status=$$?; \
-	$(BIN)/python -m bench.report || status=1; \
-	$(BIN)/python -m bench.figures || status=1; exit $$status
+	$(BIN)/python -m pibench.report || status=1; \
+	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
 # Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
 smoke: .venv
 	$(BIN)/python -m pytest bench --smoke --benchmark-disable
 
 report: .venv
-	$(BIN)/python -m bench.report
+	$(BIN)/python -m pibench.report
 
 plots: .venv
-	$(BIN)/python -m bench.figures
+	$(BIN)/python -m pibench.figures
 
 # All networks of the accuracy figure, resumable; TRAIN="--rows baseline --plan quick" chooses.
 train: .venv
-	$(BIN)/python -m models.training $(TRAIN)
+	$(BIN)/python -m pibench.models.training $(TRAIN)
 
 # Trained networks in fixed point and under the real protocol, added to results/accuracy.json.
 accuracy: .venv
-	$(BIN)/python -m bench.accuracy $(ACCURACY)
+	$(BIN)/python -m pibench.measure.accuracy $(ACCURACY)
 
 data: .venv
-	$(BIN)/python -m models.data
+	$(BIN)/python -m pibench.models.data
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .benchmarks build *.egg-info

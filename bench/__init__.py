@@ -1,0 +1,1 @@
+"""pibench: the latency of private inference, measured."""

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench.cases import Case
-from bench.conftest import progress
-from bench.laboratory import Laboratory
-from bench.measure import Measurement
+from pibench.measure.cases import Case
+from pibench.measure.laboratory import Laboratory
+from pibench.measure.measurement import Measurement
 
 
 def bench_latency(
@@ -33,4 +32,4 @@ def bench_latency(
 
     row = laboratory.measure(case, timed)
     benchmark.extra_info.update({key: row[key] for key in ("case", "cost", "traffic", "answer", "rounds")})
-    announce(progress(row, laboratory, total))
+    announce(laboratory.progress(row, total))

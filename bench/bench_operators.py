@@ -18,13 +18,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from bench.cases import WIDTH
-from bench.engines.lean.local import check_relu
-from bench.laboratory import TIMEOUT_S, images
-from bench.measure import Subject, context
-from bench.parties import Parties, Traffic
-from bench.results import replace_file
-from models.variants import variant
+from pibench.engines.lean.local import check_relu
+from pibench.measure.cases import WIDTH
+from pibench.measure.laboratory import TIMEOUT_S, images
+from pibench.measure.measurement import Subject, context
+from pibench.models.variants import variant
+from pibench.parties.driver import Parties, Traffic
+from pibench.store.results import replace_file
 
 ROUNDS = 15
 PAIRS = 30
@@ -40,7 +40,7 @@ def _conv(channels: int) -> nn.Module:
 
 
 # name -> (module from channels, channels of stage 1 as a multiple of the width, size, stock and lean traffic)
-# Traffic of x elements in, y out and w weights is exact: facts (stock) and bench.engines.lean (lean).
+# Traffic of x elements in, y out and w weights is exact: facts (stock) and pibench.engines.lean (lean).
 Expected = Callable[[int, int, int], tuple[int, int]]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench.cases import (
+from pibench.engines.base import ENGINES
+from pibench.hosts.remote import Remote, RemoteFailed, parse_ports
+from pibench.links.check import TWO_HOSTS
+from pibench.measure.cases import (
     Case,
     default_cases,
     extra_cases,
@@ -21,11 +22,8 @@ from bench.cases import (
     sweep_cases,
     two_host_cases,
 )
-from bench.engines.base import ENGINES
-from bench.laboratory import Laboratory
-from bench.network.check import TWO_HOSTS
-from bench.remote import Remote, RemoteFailed, parse_ports
-from bench.results import ResultsError
+from pibench.measure.laboratory import Laboratory
+from pibench.store.results import ResultsError
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}  # the first one asked for
@@ -138,17 +136,3 @@ def _writer(config: pytest.Config) -> Callable[[str], None]:
             terminal.write_line(line)
 
     return write
-
-
-def progress(row: dict[str, Any], laboratory: Laboratory, total: int) -> str:
-    """One line: the case, its medians, the cases done and the time left."""
-    times = row["times"]
-    medians = [
-        f"{name} {statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else f"{name} -"
-        for name in ("offline", "online")
-    ]
-    done = total - len(laboratory.waiting)
-    return (
-        f"{row['case']}: {', '.join(medians)}, {row['traffic']['bytes_sent'] / 1e6:.1f} MB, "
-        f"{row['traffic']['rounds']} rounds  [{done}/{total}, about {laboratory.minutes_left():.0f} min left]"
-    )

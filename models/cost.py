@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.graph import module_of, relu_nodes, trace
-from models.relu import MaskedReLU
+from pibench.models.graph.moves import module_of, relu_nodes, trace
+from pibench.models.graph.relu import MaskedReLU
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _kind(graph: fx.GraphModule, node: fx.Node) -> str:
     if kind is None:
         raise NotImplementedError(
             f"the cost of {node.name} ({called}) is unknown: replace it by a known operator or add it to the "
-            "tables of models.cost"
+            "tables of pibench.models.cost"
         )
     if kind == "multiply":
         factors = [operand for operand in operands if isinstance(operand, fx.Node)]

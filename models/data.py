@@ -1,10 +1,10 @@
 """Images: CIFAR-100 from its original files, or crops of one small embedded picture.
 
-`python -m models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from
-Tiny Images", 2009) to ROOT, by default data/ beside models/. The files are the original python pickles; they
-are checked against their md5 and read by an unpickler that makes nothing but arrays. Without them the default
-images are crops of `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis,
-public domain, by way of matplotlib's sample data).
+`python -m pibench.models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features
+from Tiny Images", 2009) to ROOT, by default data/ of the checkout, of an installed package data/ here. The
+files are the original python pickles; they are checked against their md5 and read by an unpickler that makes
+nothing but arrays. Without them the default images are crops of `default_picture.png`, a reduced "Grace
+Hopper" (U.S. Navy photograph by James S. Davis, public domain, by way of matplotlib's sample data).
 """
 
 import hashlib
@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
-ROOT = Path(__file__).parent.parent / "data"
+_CHECKOUT = Path(__file__).resolve().parent.parent
+ROOT = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()) / "data"
 FOLDER = "cifar-100-python"
 MD5 = {
     "train": "16019d7e3df5f24257cddd939b257f8d",

@@ -25,12 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from models import checkpoint
-from models.checkpoint import Checkpoint, WeightsError, put_weights, read_manifest, read_weights
-from models.cost import relu_shapes
-from models.data import normalised, picture_crops
-from models.relu import MaskedReLU
-from models.selection import (
+from pibench.models import weights as checkpoint
+from pibench.models.allocation import (
     RESNET18_BLOCKS,
     RESNET18_RELUS,
     SENET_SENSITIVITY,
@@ -39,7 +35,10 @@ from models.selection import (
     random_masks,
     random_network_masks,
 )
-from models.transforms import (
+from pibench.models.cost import relu_shapes
+from pibench.models.data import normalised, picture_crops
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.transforms import (
     Transform,
     absorb_skips,
     fold_batchnorm,
@@ -48,8 +47,9 @@ from models.transforms import (
     merge_convs,
     shallow_blocks,
 )
-from models.zoo import resnet18
-from models.zoo.initialise import check_sizes
+from pibench.models.weights import Checkpoint, WeightsError, put_weights, read_manifest, read_weights
+from pibench.models.zoo import resnet18
+from pibench.models.zoo.initialise import check_sizes
 
 CALIBRATION_IMAGES = 32
 Shapes = Mapping[str, tuple[int, ...]]

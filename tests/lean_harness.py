@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.engines.base import Setting
-from bench.engines.lean.dealer import Dealer
-from bench.engines.lean.node import LeanNode
-from bench.program import Operator, Program, Step
+from pibench.engines.base import Setting
+from pibench.engines.lean.dealer import Dealer
+from pibench.engines.lean.node import LeanNode
+from pibench.program.ir import Operator, Program, Step
 
 
 def settings(folder: str, timeout_s: float = 20.0) -> list[Setting]:

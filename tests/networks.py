@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from models.zoo import resnet18, resnet20, vgg16, wrn_22_8
+from pibench.models.zoo import resnet18, resnet20, vgg16, wrn_22_8
 
 SMALL = {
     "resnet18": lambda: resnet18(classes=5, width=4),
@@ -68,3 +68,19 @@ def signature(graph: fx.GraphModule) -> list[tuple[str, str, str]]:
 def state(model: nn.Module) -> dict[str, Tensor]:
     """Returns a copy of the state of a model."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class Block(nn.Module):
+    """A small network with a convolution, a ReLU, pooling and a linear layer; 8 x 8 images."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.relu = nn.ReLU()
+            self.pool = nn.AvgPool2d(2)
+            self.fc = nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.flatten(self.pool(self.relu(self.conv(x))), 1))

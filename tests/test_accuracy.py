@@ -13,15 +13,15 @@ import pytest
 import torch
 from training_setup import CLASSES, banded
 
-from bench import accuracy as command
-from bench.accuracy import AccuracyError, InFixedPoint, fixed_point, judge, sample
-from bench.fixed_point import FixedPoint
-from bench.measure import TOLERANCE, WrongAnswer
-from bench.parties import Parties, PartyFailed
-from models.checkpoint import file_name, save_weights
-from models.data import FOLDER, load_cifar100, normalised
-from models.training.rows import find_row, put_row, read_rows
-from models.variants import variant
+from pibench.engines.lean.plaintext import FixedPoint
+from pibench.measure import accuracy as command
+from pibench.measure.accuracy import AccuracyError, InFixedPoint, fixed_point, judge, sample
+from pibench.measure.measurement import TOLERANCE, WrongAnswer
+from pibench.models.data import FOLDER, load_cifar100, normalised
+from pibench.models.training.rows import find_row, put_row, read_rows
+from pibench.models.variants import variant
+from pibench.models.weights import file_name, save_weights
+from pibench.parties.driver import Parties, PartyFailed
 
 WIDTH = 2
 TEST_IMAGES = 24

@@ -4,13 +4,13 @@ from networks import images, randomised, small
 from torch import nn
 from torch.nn import functional as F
 
-from bench.export import _RULES
-from models.cost import _FUNCTIONS, _METHODS, _MODULES, count_cost, relu_shapes
-from models.graph import trace
-from models.inplace import out_of_place
-from models.relu import MaskedReLU
-from models.transforms import average_pools, fold_batchnorm, linearize_relus
-from models.zoo import resnet18
+from pibench.models.cost import _FUNCTIONS, _METHODS, _MODULES, count_cost, relu_shapes
+from pibench.models.graph.inplace import out_of_place
+from pibench.models.graph.moves import trace
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.transforms import average_pools, fold_batchnorm, linearize_relus
+from pibench.models.zoo import resnet18
+from pibench.program.lower import _RULES
 
 
 def test_the_folded_resnet18_costs_what_the_project_says():
@@ -199,7 +199,8 @@ def test_counting_changes_neither_the_model_nor_its_mode():
     [(nn.Sigmoid(), "Sigmoid"), (nn.ReLU6(), "ReLU6"), (nn.LPPool2d(2, 2), "LPPool2d")],
 )
 def test_operators_of_unknown_cost_are_named(layer, name):
-    with pytest.raises(NotImplementedError, match=rf"the cost of _0 \({name}\) is unknown: .* models\.cost"):
+    unknown = rf"the cost of _0 \({name}\) is unknown: .* pibench\.models\.cost"
+    with pytest.raises(NotImplementedError, match=unknown):
         count_cost(nn.Sequential(layer), images(1))
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import data
-from models.data import DataError, default_images, download, load_cifar100, normalised, picture_crops
+from pibench.models import data
+from pibench.models.data import DataError, default_images, download, load_cifar100, normalised, picture_crops
 
 
 def md5(content):

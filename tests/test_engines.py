@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench.measure import Subject
-from bench.parties import Parties
-from models.data import normalised, picture_crops
-from models.transforms import fold_batchnorm
-from models.variants import VARIANTS, calibrate
-from models.zoo import ZOO, resnet18, vgg16
+from pibench.measure.measurement import Subject
+from pibench.models.data import normalised, picture_crops
+from pibench.models.transforms import fold_batchnorm
+from pibench.models.variants import VARIANTS, calibrate
+from pibench.models.zoo import ZOO, resnet18, vgg16
+from pibench.parties.driver import Parties
 
 CLASSES = 10
 NETWORKS = {

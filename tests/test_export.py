@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench import program as ir
-from bench.export import ExportError, lower
-from models.relu import MaskedReLU
+from pibench.models.graph.relu import MaskedReLU
+from pibench.program import ir
+from pibench.program.lower import ExportError, lower
 
 IMAGES = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 

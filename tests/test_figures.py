@@ -9,10 +9,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from results_factory import LINKED, case_id, make_row, make_rows, remember
 
-from bench import figures, report
-from bench.figures.data import whole_percents
-from bench.figures.profiles import merged_names
-from bench.report import statistics
+from pibench import figures, report
+from pibench.figures.data import whole_percents
+from pibench.figures.profiles import merged_names
+from pibench.report import statistics
 
 
 def tables(rows):

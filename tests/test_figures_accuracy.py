@@ -19,14 +19,14 @@ from results_factory import (
 from safetensors.numpy import save_file
 from test_figures import TRAINED, bars, check_texts, texts, through_csv
 
-from bench import figures, report
-from bench.figures.accuracy import PUBLISHED_MARKERS
-from bench.figures.data import read_masks
-from bench.figures.masks import MASKED, SHALLOW, shown_layer
-from bench.report import statistics
-from bench.results import ResultsError
-from models.published import PUBLISHED
-from models.selection import least_sensitive_blocks
+from pibench import figures, report
+from pibench.figures.accuracy import PUBLISHED_MARKERS
+from pibench.figures.data import read_masks
+from pibench.figures.masks import MASKED, SHALLOW, shown_layer
+from pibench.models.allocation import least_sensitive_blocks
+from pibench.models.published import PUBLISHED
+from pibench.report import statistics
+from pibench.store.results import ResultsError
 
 
 def tables(content, rows=(), runs=(), masks=None):

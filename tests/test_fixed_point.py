@@ -9,12 +9,12 @@ import torch
 from lean_harness import Trio, plaintext, program, random_weights
 from test_lean_node import PROGRAMS
 
-from bench import fixed_point
-from bench.export import Lowered, lower
-from bench.fixed_point import BASE, FixedPoint, PrecisionError, rounded, truncated
-from bench.program import AveragePool, Linear, Mean, Scale
-from models.data import normalised, picture_crops
-from models.variants import variant
+from pibench.engines.lean import plaintext as fixed_point
+from pibench.engines.lean.plaintext import BASE, FixedPoint, PrecisionError, rounded, truncated
+from pibench.models.data import normalised, picture_crops
+from pibench.models.variants import variant
+from pibench.program.ir import AveragePool, Linear, Mean, Scale
+from pibench.program.lower import Lowered, lower
 
 UNIT = 2.0**-BASE
 COPIES = 256

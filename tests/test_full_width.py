@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure import Subject, cost_of
-from models.data import normalised, picture_crops
-from models.variants import VARIANTS
+from pibench.measure.measurement import Subject, cost_of
+from pibench.models.data import normalised, picture_crops
+from pibench.models.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")

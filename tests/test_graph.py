@@ -3,7 +3,7 @@ import torch
 from networks import images, small, state
 from torch import fx, nn
 
-from models.graph import (
+from pibench.models.graph.moves import (
     addends,
     bypass,
     callers,
@@ -18,7 +18,7 @@ from models.graph import (
     source,
     trace,
 )
-from models.relu import MaskedReLU
+from pibench.models.graph.relu import MaskedReLU
 
 
 class Shared(nn.Module):

@@ -8,11 +8,11 @@ from networks import difference, randomised
 from torch import fx, nn
 from torch.nn import functional as F
 
-from models.cost import count_cost
-from models.graph import trace
-from models.inplace import out_of_place
-from models.relu import MaskedReLU
-from models.transforms import EXACT, absorb_skips, linearize_relus
+from pibench.models.cost import count_cost
+from pibench.models.graph.inplace import out_of_place
+from pibench.models.graph.moves import trace
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.transforms import EXACT, absorb_skips, linearize_relus
 
 
 class Net(nn.Module):

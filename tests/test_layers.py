@@ -87,7 +87,14 @@ def test_the_reader_sees_imports(tmp_path, monkeypatch):
         "if TYPE_CHECKING:\n    import torch\n"
     )
     assert imports(path) == {
-        *("crypten.mpc", "models.b", "models.b.d", "models.zoo", "models.zoo.e", "bench"),
+        *(
+            "crypten.mpc",
+            "pibench.models.b",
+            "pibench.models.b.d",
+            "pibench.models.zoo",
+            "pibench.models.zoo.e",
+            "bench",
+        ),
     }
     assert reaches(path, "crypten", "bench") == ["bench", "crypten.mpc"]
     assert reaches(path, "cryp") == []
@@ -106,8 +113,8 @@ TRANSFORMS = [path for path in SOURCES if path.parent.name == "transforms" and p
 
 @pytest.mark.parametrize("path", TRANSFORMS, ids=named)
 def test_transforms_do_not_import_each_other(path):
-    assert reaches(path, "models.transforms") == []
-    allowed = ("models.graph", "models.relu", "models.convolution")
+    assert reaches(path, "pibench.models.transforms") == []
+    allowed = ("pibench.models.graph.moves", "pibench.models.graph.relu", "pibench.models.graph.convolution")
     assert [name for name in reaches(path, "models") if not name.startswith(allowed)] == []
 
 
@@ -130,22 +137,27 @@ def test_crypten_is_imported_through_compat_alone(path):
     if named(path) == "bench/compat.py" or not found:
         return
     assert (ROOT / "bench" / "engines") in path.parents, f"{named(path)} imports {found}"
-    assert reaches(path, "bench.compat"), f"{named(path)} imports {found} without bench.compat before it"
+    assert reaches(path, "pibench.engines.crypten.compat"), (
+        f"{named(path)} imports {found} without pibench.engines.crypten.compat before it"
+    )
 
 
-ROWS = ("models.training.rows", "models.training.files.TrainingError")
+ROWS = ("pibench.models.training.rows", "pibench.models.training.files.TrainingError")
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if named(p).startswith("bench")], ids=named)
 def test_nothing_in_bench_reaches_past_the_variants_into_training(path):
     """Only the command that adds to the rows of accuracy.json knows them, and how they fail."""
-    found = reaches(path, "models.training", "torchvision")
+    found = reaches(path, "pibench.models.training", "torchvision")
     if named(path) == "bench/accuracy.py":
-        assert [name for name in found if not name.startswith(ROWS)] == ["models.training.files"]
+        assert [name for name in found if not name.startswith(ROWS)] == ["pibench.models.training.files"]
     else:
         assert found == []
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if "engines" in p.parts], ids=named)
 def test_engines_know_programs_and_not_networks(path):
-    assert reaches(path, "models", "bench.export", "bench.parties", "bench.cases") == []
+    assert (
+        reaches(path, "models", "pibench.program.lower", "pibench.parties.driver", "pibench.measure.cases")
+        == []
+    )

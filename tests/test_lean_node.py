@@ -15,12 +15,12 @@ import pytest
 import torch
 from lean_harness import Trio, plaintext, program, random_weights, settings
 
-from bench.engines import NotPrepared, Setting
-from bench.engines.lean import cost, gemm, helper_roles, make_node, winograd
-from bench.engines.lean.channel import Channel, Wire
-from bench.engines.lean.keystream import KEY_BYTES, Keystream
-from bench.engines.lean.plan import OPENING, make_plan, value_limits
-from bench.program import (
+from pibench.engines import NotPrepared, Setting
+from pibench.engines.lean import cost, gemm, helper_roles, make_node, winograd
+from pibench.engines.lean.channel import Channel, Wire
+from pibench.engines.lean.keystream import KEY_BYTES, Keystream
+from pibench.engines.lean.plan import OPENING, make_plan, value_limits
+from pibench.program.ir import (
     Add,
     AveragePool,
     Concatenate,

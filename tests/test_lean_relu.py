@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bench.engines.lean import kernels, relu
-from bench.engines.lean.local import LocalDealer, LocalRelu, check_relu, run_both
-from bench.engines.lean.memory import Workspace
-from bench.engines.lean.plan import Rectification, Truncation
+from pibench.engines.lean import kernels, relu
+from pibench.engines.lean.local import LocalDealer, LocalRelu, check_relu, run_both
+from pibench.engines.lean.memory import Workspace
+from pibench.engines.lean.plan import Rectification, Truncation
 
 EXTREMES = np.array([-(2**63), -(2**63) + 1, -1, 0, 1, 2**63 - 1], dtype=np.int64)
 SIZES = (1, 2, 63, 64, 65, 511, 512, 513, 1000, 5000)

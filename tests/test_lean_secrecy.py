@@ -6,8 +6,8 @@ import torch
 from lean_harness import Trio, program, random_weights
 from scipy.stats import chi2, norm
 
-from bench.engines.lean.keystream import Keystream
-from bench.program import AveragePool, Convolution, Flatten, Linear, MaxPool, Multiply, Relu, Square
+from pibench.engines.lean.keystream import Keystream
+from pibench.program.ir import AveragePool, Convolution, Flatten, Linear, MaxPool, Multiply, Relu, Square
 
 RUNS = 320
 SMALL = program(

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.export import lower
-from bench.literature import (
+from pibench.costs.literature import (
     CHANNELS,
     CIRCUIT_BYTES,
     EVALUATOR_STORAGE_BYTES,
@@ -44,7 +43,8 @@ from bench.literature import (
     upload_ciphertexts,
     where_layers_beat_relus,
 )
-from models.variants import VARIANTS
+from pibench.models.variants import VARIANTS
+from pibench.program.lower import lower
 
 LAN = CHANNELS["lan"]
 
@@ -402,5 +402,5 @@ def test_rows_from_plain_dicts(networks):
 
 
 def test_neither_torch_nor_crypten_is_needed():
-    code = "import sys, bench.literature\nassert not {'torch', 'crypten'} & set(sys.modules)\n"
+    code = "import sys, pibench.costs.literature\nassert not {'torch', 'crypten'} & set(sys.modules)\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.cases import TRAINED_WIDTH, Case, default_cases, select, smoke_cases, sweep_cases
-from bench.measure import Measurement, Rounds, Subject, WrongAnswer, cost_of
-from bench.network import LINKS
-from bench.parties import PartyFailed
-from bench.results import validate
-from models.variants import VARIANTS
+from pibench.links import LINKS
+from pibench.measure.cases import TRAINED_WIDTH, Case, default_cases, select, smoke_cases, sweep_cases
+from pibench.measure.measurement import Measurement, Rounds, Subject, WrongAnswer, cost_of
+from pibench.models.variants import VARIANTS
+from pibench.parties.driver import PartyFailed
+from pibench.store.results import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 CASE = Case("baseline", width=8, rounds=2)

@@ -11,8 +11,8 @@ SCRIPT = """
 import os, socket, stat, struct, sys, time
 import torch, torch.distributed as dist
 from types import SimpleNamespace
-from bench.engines.base import Meter
-from bench.engines.stock import _attach
+from pibench.engines.base import Meter
+from pibench.engines.crypten.node import _attach
 
 rank, parties, rendezvous = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=parties)

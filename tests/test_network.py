@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from bench.network import (
+from pibench.links import (
     LINKS,
     Calibration,
     Link,
@@ -21,10 +21,10 @@ from bench.network import (
     predict_row,
     ring_hops,
 )
-from bench.network.relay import Direction
-from bench.network.route import address_at
-from bench.network.shapers import netem_arguments
-from bench.parties import Parties
+from pibench.links.relay import Direction
+from pibench.links.route import address_at
+from pibench.links.shapers import netem_arguments
+from pibench.parties.driver import Parties
 
 WAN = LINKS["wan"]
 
@@ -118,7 +118,7 @@ def test_netem_is_refused_with_its_reason():
 
 
 def test_a_missing_tool_is_the_reason(monkeypatch):
-    monkeypatch.setattr("bench.network.shapers.shutil.which", lambda tool: None if tool == "tc" else tool)
+    monkeypatch.setattr("pibench.links.shapers.shutil.which", lambda tool: None if tool == "tc" else tool)
     assert obstacle.__wrapped__() == "the command tc is missing (package iproute2)"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.network import Link, obstacle, predict_from_loopback
-from bench.parties import Parties, PartyFailed
+from pibench.links import Link, obstacle, predict_from_loopback
+from pibench.parties.driver import Parties, PartyFailed
 
 LINK = Link("test", 0.02, 1e8)
 ROUNDS = 2

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.network.link import Link
-from bench.network.route import port_through
-from bench.network.shapers import UserSpace
+from pibench.links.link import Link
+from pibench.links.route import port_through
+from pibench.links.shapers import UserSpace
 
 RTT_S, RATE = 0.05, 80e6  # 10 bytes a microsecond
 
@@ -183,5 +183,5 @@ def test_the_relay_ends_with_the_driver(tmp_path):
 
 
 def test_the_relay_needs_neither_torch_nor_crypten():
-    script = "import bench.network.relay, sys; assert not {'torch', 'crypten', 'numpy'} & set(sys.modules)"
+    script = "import pibench.links.relay, sys; assert not {'torch', 'crypten', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=20)

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.engines import NotPrepared
-from bench.export import ExportError
-from bench.parties import Parties, PartyFailed
-from models.relu import MaskedReLU
+from pibench.engines import NotPrepared
+from pibench.models.graph.relu import MaskedReLU
+from pibench.parties.driver import Parties, PartyFailed
+from pibench.program.lower import ExportError
 
 OPENING = 8  # bytes a logit
 
@@ -324,7 +324,7 @@ def test_hanging_party_is_ended_after_the_timeout(block, images):
 
 SCRIPT = """
 import sys, time, torch
-from bench.parties import Parties
+from pibench.parties.driver import Parties
 with Parties(timeout_s=60) as parties:
     print(*parties.pids, flush=True)
     time.sleep(60)

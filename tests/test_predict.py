@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench import predict as prediction
-from bench.engines import stock_cost
-from bench.engines.stock_cost import AllReduce, Gather, maximum, rectified
-from bench.export import lower
-from bench.literature import MODELS
-from bench.parties import Parties
-from bench.predict import predict
-from bench.program import Flatten, Program, Relu, Step
-from models.relu import MaskedReLU
-from models.transforms import fold_batchnorm
-from models.variants import VARIANTS
-from models.zoo import resnet18, resnet20, resnet32, resnet34, vgg16, wrn_22_8
+from pibench.costs import predict as prediction
+from pibench.costs.literature import MODELS
+from pibench.costs.predict import predict
+from pibench.engines.crypten import cost as stock_cost
+from pibench.engines.crypten.cost import AllReduce, Gather, maximum, rectified
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.transforms import fold_batchnorm
+from pibench.models.variants import VARIANTS
+from pibench.models.zoo import resnet18, resnet20, resnet32, resnet34, vgg16, wrn_22_8
+from pibench.parties.driver import Parties
+from pibench.program.ir import Flatten, Program, Relu, Step
+from pibench.program.lower import lower
 
 CLASSES = 5
 
@@ -240,9 +240,9 @@ def test_relu_of_nothing_costs_rounds_alone():
 
 def test_predicting_neither_imports_crypten_nor_starts_a_process():
     code = (
-        "import sys, subprocess, bench.predict, bench.engines.stock_cost\n"
+        "import sys, subprocess, pibench.costs.predict, pibench.engines.crypten.cost\n"
         "assert not [m for m in sys.modules if m.split('.')[0] == 'crypten']\n"
-        "assert 'bench.parties' not in sys.modules and 'bench.engines.stock' not in sys.modules\n"
+        "assert not {'pibench.parties.driver', 'pibench.engines.crypten.node'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from pibench import report
 
 ROOT = Path(__file__).parent.parent
 

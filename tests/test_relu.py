@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.relu import MaskedReLU
+from pibench.models.graph.relu import MaskedReLU
 
 SHAPE = (3, 4, 5)
 

@@ -18,11 +18,12 @@ from results_factory import (
     remember,
 )
 
-from bench import literature, report
-from bench.literature import network_from_dict
-from bench.report import interval_of_median, speedup, spread, statistics
-from bench.report.cells import format_number
-from bench.results import ResultsError, Store, validate
+from pibench import report
+from pibench.costs import literature
+from pibench.costs.literature import network_from_dict
+from pibench.report import interval_of_median, speedup, spread, statistics
+from pibench.report.cells import format_number
+from pibench.store.results import ResultsError, Store, validate
 
 README = """# Title
 before

@@ -16,14 +16,14 @@ from results_factory import (
     remember,
 )
 
-from bench import report
-from bench.report import accuracy, statistics
-from bench.report.accuracy import EQUAL, PAIRS, TRAINABLE, Difference, difference, published_near
-from bench.report.statistics import quotient_of_medians
-from bench.results import ResultsError
-from models.published import SENET_SENSITIVITY
-from models.selection import RESNET18_RELUS
-from models.training.recipes import ROWS
+from pibench import report
+from pibench.models.allocation import RESNET18_RELUS
+from pibench.models.published import SENET_SENSITIVITY
+from pibench.models.training.recipes import ROWS
+from pibench.report import accuracy, statistics
+from pibench.report.accuracy import EQUAL, PAIRS, TRAINABLE, Difference, difference, published_near
+from pibench.report.statistics import quotient_of_medians
+from pibench.store.results import ResultsError
 
 
 @pytest.fixture(autouse=True, scope="module")

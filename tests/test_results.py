@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from results_factory import make_check, make_row, make_rows
 
-from bench import results
-from bench.literature import LinearLayer, Network, network_from_dict
-from bench.network import LinkCheck
-from bench.results import ResultsError, Store, family_of, replace_file, validate
+from pibench.costs.literature import LinearLayer, Network, network_from_dict
+from pibench.links import LinkCheck
+from pibench.store import results
+from pibench.store.results import ResultsError, Store, family_of, replace_file, validate
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_family_of(variant, family):
 
 def test_results_report_and_figures_import_neither_torch_nor_crypten():
     code = (
-        "import sys, bench.results, bench.report, bench.figures\n"
+        "import sys, pibench.store.results, pibench.report, pibench.figures\n"
         "assert not {'torch', 'crypten', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -3,8 +3,7 @@ from math import prod
 import pytest
 import torch
 
-from models.cost import relu_shapes
-from models.selection import (
+from pibench.models.allocation import (
     RESNET18_BLOCKS,
     RESNET18_RELUS,
     SENET_SENSITIVITY,
@@ -14,7 +13,8 @@ from models.selection import (
     random_network_masks,
     stages,
 )
-from models.zoo import resnet18
+from pibench.models.cost import relu_shapes
+from pibench.models.zoo import resnet18
 
 SIZES = [65_536] * 5 + [32_768] * 4 + [16_384] * 4 + [8_192] * 4
 

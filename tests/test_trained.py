@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import file_name, read_manifest, read_weights
-from models.cost import count_cost
-from models.data import DataError, load_cifar100, normalised
-from models.relu import MaskedReLU
-from models.training import __main__ as command
-from models.training.recipes import ROWS
-from models.training.rows import find_row, read_rows
-from models.training.schedules import plan_of
-from models.variants import VARIANTS
+from pibench.models.cost import count_cost
+from pibench.models.data import DataError, load_cifar100, normalised
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.training import __main__ as command
+from pibench.models.training.recipes import ROWS
+from pibench.models.training.rows import find_row, read_rows
+from pibench.models.training.schedules import plan_of
+from pibench.models.variants import VARIANTS
+from pibench.models.weights import file_name, read_manifest, read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCURACY = read_rows(ROOT / "results" / "accuracy.json")
@@ -54,7 +54,7 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     cost = count_cost(model, torch.zeros(1, 3, 32, 32))
     assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
-    masks = read_weights(ROOT / "models" / "weights" / file_name(name, 16)).relus
+    masks = read_weights(ROOT / "models" / "trained" / file_name(name, 16)).relus
     kept = [module.mask for module in model.modules() if isinstance(module, MaskedReLU)]
     assert len(kept) == sum(mask is not True and mask is not False for mask in masks.values())
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from training_setup import BATCH, CLASSES, tiny_images, tiny_run
 
-from models.cost import relu_shapes
-from models.training.files import TrainingError
-from models.training.gradients import WARM_UP, Gradients, RecordedGradients
-from models.training.images import Images
-from models.training.loop import Losses, Setting, train
-from models.training.recipes import all_kept, put_gate, recipe_of
-from models.training.relus import SoftReLU, TrainingReLU, exchange_relus, mask_relus
-from models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule
-from models.training.tasks import SEARCH, TUNING, Gated, Lasso, MaskTuning, Supervised
-from models.transforms import shallow_blocks
-from models.zoo import resnet18
+from pibench.models.cost import relu_shapes
+from pibench.models.training.files import TrainingError
+from pibench.models.training.gradients import WARM_UP, Gradients, RecordedGradients
+from pibench.models.training.images import Images
+from pibench.models.training.loop import Losses, Setting, train
+from pibench.models.training.recipes import all_kept, put_gate, recipe_of
+from pibench.models.training.relus import SoftReLU, TrainingReLU, exchange_relus, mask_relus
+from pibench.models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule
+from pibench.models.training.tasks import SEARCH, TUNING, Gated, Lasso, MaskTuning, Supervised
+from pibench.models.transforms import shallow_blocks
+from pibench.models.zoo import resnet18
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="replays CUDA graphs: no CUDA device here"

@@ -2,8 +2,8 @@ import pytest
 import torch
 from training_setup import banded, tiny_images
 
-from models.data import DataError, normalised
-from models.training.images import PAD, Images, accuracy, crop_and_flip, standardised, stratified
+from pibench.models.data import DataError, normalised
+from pibench.models.training.images import PAD, Images, accuracy, crop_and_flip, standardised, stratified
 
 
 def test_the_held_out_part_is_stratified_seeded_and_disjoint():

@@ -16,14 +16,14 @@ import pytest
 import torch
 from training_setup import BATCH, CLASSES, TINY, banded, tiny_images, tiny_run
 
-from models.training import files, loop
-from models.training.files import TrainingError, digest, locked, write_bytes
-from models.training.images import Images, accuracy
-from models.training.loop import Progress, Setting, train
-from models.training.recipes import ROWS, recipe_of
-from models.training.schedules import PLANS, MaskSchedule, Schedule
-from models.training.tasks import SparseProxy, Supervised
-from models.zoo import resnet18
+from pibench.models.training import files, loop
+from pibench.models.training.files import TrainingError, digest, locked, write_bytes
+from pibench.models.training.images import Images, accuracy
+from pibench.models.training.loop import Progress, Setting, train
+from pibench.models.training.recipes import ROWS, recipe_of
+from pibench.models.training.schedules import PLANS, MaskSchedule, Schedule
+from pibench.models.training.tasks import SparseProxy, Supervised
+from pibench.models.zoo import resnet18
 
 SCHEDULE = Schedule(3, 0.1, batch=BATCH)
 
@@ -169,7 +169,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from training_setup import tiny_run
-from models.training.recipes import recipe_of
+from pibench.models.training.recipes import recipe_of
 run = tiny_run(Path(sys.argv[1]))
 run.stream = sys.stdout
 for name in ("senet-0.09", "joint-0.09"):
@@ -298,7 +298,7 @@ def test_a_second_process_waits_for_the_phase_and_takes_it(tmp_path, monkeypatch
 
 def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from models.training.files import locked\n"
+        "import sys, time; from pathlib import Path; from pibench.models.training.files import locked\n"
         "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]

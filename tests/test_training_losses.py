@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.training.losses import attention, cross_entropy, distillation, lasso, pram
+from pibench.models.training.losses import attention, cross_entropy, distillation, lasso, pram
 
 LOGITS = torch.tensor([[1.0, -0.5, 2.0], [0.3, 0.2, -1.0]])
 TEACHER = torch.tensor([[0.5, 0.5, 3.0], [-1.0, 2.0, 0.0]])

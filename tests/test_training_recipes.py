@@ -15,29 +15,29 @@ from networks import randomised
 from torch import nn
 from training_setup import CLASSES, TINY, banded, tiny_images, tiny_run
 
-from models import checkpoint
-from models.checkpoint import WeightsError, file_name
-from models.cost import count_cost, relu_shapes
-from models.data import FOLDER, load_cifar100
-from models.relu import MaskedReLU
-from models.selection import (
+from pibench.models import weights as checkpoint
+from pibench.models.allocation import (
     RESNET18_RELUS,
     SENET_SENSITIVITY,
     allocate,
     largest_masks,
     largest_network_masks,
 )
-from models.training import __main__ as command
-from models.training import recipes, rows, tasks
-from models.training.files import TrainingError
-from models.training.images import Images, accuracy
-from models.training.recipes import ROWS, Run, deployed, hoist_in_training, planned, recipe_of
-from models.training.relus import mask_relus, masks_of, named_relus
-from models.training.rows import finish_row, put_row, read_rows, update_row
-from models.training.schedules import PLANS
-from models.training.tasks import linearisation_error
-from models.variants import VARIANTS, variant
-from models.zoo import resnet18
+from pibench.models.cost import count_cost, relu_shapes
+from pibench.models.data import FOLDER, load_cifar100
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.training import __main__ as command
+from pibench.models.training import recipes, rows, tasks
+from pibench.models.training.files import TrainingError
+from pibench.models.training.images import Images, accuracy
+from pibench.models.training.recipes import ROWS, Run, deployed, hoist_in_training, planned, recipe_of
+from pibench.models.training.relus import mask_relus, masks_of, named_relus
+from pibench.models.training.rows import finish_row, put_row, read_rows, update_row
+from pibench.models.training.schedules import PLANS
+from pibench.models.training.tasks import linearisation_error
+from pibench.models.variants import VARIANTS, variant
+from pibench.models.weights import WeightsError, file_name
+from pibench.models.zoo import resnet18
 
 ONE_OF_A_FAMILY = [
     name for name in ROWS if name.count("-0.") == 0 or name.endswith(("-0.09", "-0.045", "3-0.052"))

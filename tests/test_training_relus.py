@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.graph import relu_nodes, trace
-from models.relu import MaskedReLU
-from models.training.relus import (
+from pibench.models.graph.moves import relu_nodes, trace
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.training.relus import (
     CutReLU,
     SoftReLU,
     TrainingReLU,
@@ -14,7 +14,7 @@ from models.training.relus import (
     masks_of,
     named_relus,
 )
-from models.zoo import resnet18
+from pibench.models.zoo import resnet18
 
 SHAPE = (4, 6, 5)
 

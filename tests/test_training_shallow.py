@@ -6,13 +6,13 @@ from networks import randomised
 from torch.nn import functional as F
 from training_setup import tiny_images
 
-from models.training.loop import Setting
-from models.training.schedules import GateSchedule
-from models.training.shallow import GatedBlock, LeastSquares, fit_shallow
-from models.training.tasks import Gated
-from models.variants import VARIANTS
-from models.zoo import resnet18
-from models.zoo.resnet import BasicBlock
+from pibench.models.training.loop import Setting
+from pibench.models.training.schedules import GateSchedule
+from pibench.models.training.shallow import GatedBlock, LeastSquares, fit_shallow
+from pibench.models.training.tasks import Gated
+from pibench.models.variants import VARIANTS
+from pibench.models.zoo import resnet18
+from pibench.models.zoo.resnet import BasicBlock
 
 BLOCKS = ("layer1.0", "layer2.0", "layer2.1")
 

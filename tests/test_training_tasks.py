@@ -7,16 +7,16 @@ import torch
 from networks import randomised
 from training_setup import CLASSES, TINY, tiny_images, tiny_run
 
-from models.selection import allocate
-from models.training import loop
-from models.training.files import digest
-from models.training.loop import Setting
-from models.training.losses import cross_entropy, distillation, pram
-from models.training.recipes import recipe_of
-from models.training.relus import SoftReLU, exchange_relus, mask_relus, masks_of, named_relus
-from models.training.schedules import LassoSchedule
-from models.training.taps import STAGE_OUTPUTS, run_tapped
-from models.training.tasks import (
+from pibench.models.allocation import allocate
+from pibench.models.training import loop
+from pibench.models.training.files import digest
+from pibench.models.training.loop import Setting
+from pibench.models.training.losses import cross_entropy, distillation, pram
+from pibench.models.training.recipes import recipe_of
+from pibench.models.training.relus import SoftReLU, exchange_relus, mask_relus, masks_of, named_relus
+from pibench.models.training.schedules import LassoSchedule
+from pibench.models.training.taps import STAGE_OUTPUTS, run_tapped
+from pibench.models.training.tasks import (
     SEARCH,
     TUNING,
     Distilled,
@@ -26,7 +26,7 @@ from models.training.tasks import (
     linearisation_error,
     taylor_error,
 )
-from models.zoo import resnet18
+from pibench.models.zoo import resnet18
 
 SETTING = Setting(tiny_images(), precision="float32")
 X, LABELS = next(SETTING.images.epoch(8, 0, 0))

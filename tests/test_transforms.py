@@ -6,10 +6,10 @@ from networks import SMALL, difference, images, randomised, signature, small, st
 from torch import nn
 from torch.nn import functional as F
 
-from models.cost import count_cost
-from models.graph import module_of, trace
-from models.relu import MaskedReLU
-from models.transforms import (
+from pibench.models.cost import count_cost
+from pibench.models.graph.moves import module_of, trace
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.transforms import (
     APPROXIMATE,
     EXACT,
     absorb_skips,

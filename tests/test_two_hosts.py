@@ -17,19 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from two_hosts import ATTACK, TOKEN, Hosts, free_port, gone, why_no_namespaces
 
-from bench import agreement, stream
-from bench.engines.base import Setting, StepCost
-from bench.join import JoinFailed, altered, join, unreachable
-from bench.join import main as join_main
-from bench.network import LINKS
-from bench.network.greeting import MAGIC, Door, Refused, answer, call, open_port
-from bench.network.local import interface_of, is_loopback, network_of
-from bench.parties import Parties, PartyFailed
-from bench.program import Program, Relu, Step
-from bench.remote import Remote, RemoteFailed, parse_ports
-from bench.stream import Altered, Stream
-from tests.two_hosts import ATTACK, TOKEN, Hosts, free_port, gone, why_no_namespaces
+from pibench.engines.base import Setting, StepCost
+from pibench.hosts import agreement, stream
+from pibench.hosts.join import JoinFailed, altered, join, unreachable
+from pibench.hosts.join import main as join_main
+from pibench.hosts.remote import Remote, RemoteFailed, parse_ports
+from pibench.hosts.stream import Altered, Stream
+from pibench.links import LINKS
+from pibench.links.greeting import MAGIC, Door, Refused, answer, call, open_port
+from pibench.links.local import interface_of, is_loopback, network_of
+from pibench.parties.driver import Parties, PartyFailed
+from pibench.program.ir import Program, Relu, Step
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_the_parties_bring_the_other_host_and_take_it_along(quiet, block, images
 
 def test_a_stranger_at_gloos_port_is_told_from_the_guest(quiet, monkeypatch):
     """Gloo asks nobody for a token, so the parties do, before anything is shared."""
-    monkeypatch.setattr("bench.join.group_key", lambda stream, number: b"another key")
+    monkeypatch.setattr("pibench.hosts.join.group_key", lambda stream, number: b"another key")
     remote = Remote(**{**quiet, "port": free_port()})
     with ThreadPoolExecutor(1) as pool:
         pool.submit(join, "127.0.0.1", remote.port, TOKEN, timeout_s=10, say=lambda line: None)
@@ -146,7 +146,7 @@ def test_gloo_that_cannot_reach_both_hosts_is_refused():
         assert bool(problem(engine, "10.0.0.1", "127.0.0.1")) == refused
         assert bool(problem(engine, "127.0.0.1", "10.0.0.2", own)) == refused
         assert bool(problem(engine, "127.0.0.1", "127.0.0.1", "another machine's")) == refused
-    assert "driver listens at 10.0.0.1 and bench.join at 127.0.0.1: give both" in problem(
+    assert "driver listens at 10.0.0.1 and pibench.hosts.join at 127.0.0.1: give both" in problem(
         "stock", "10.0.0.1", "127.0.0.1"
     )
 
@@ -156,7 +156,7 @@ def test_torchrun_starts_both_sides(tmp_path):
     port = str(free_port())
     script = tmp_path / "drive.py"
     script.write_text(
-        "from bench.remote import Remote\n"
+        "from pibench.hosts.remote import Remote\n"
         "with Remote(timeout_s=30) as remote:\n    print('the other host has', remote.machine['cores'])\n"
     )
     with Hosts(namespaces=False) as hosts:
@@ -166,7 +166,7 @@ def test_torchrun_starts_both_sides(tmp_path):
             arguments = ("-m", "torch.distributed.run", *agents, "--master-port", port, *what)
             return hosts.python(rank, *arguments, PIBENCH_TOKEN=TOKEN)
 
-        with torchrun(0, str(script)) as driver, torchrun(1, "-m", "bench.join") as joined:
+        with torchrun(0, str(script)) as driver, torchrun(1, "-m", "pibench.hosts.join") as joined:
             out, said = driver.popen.communicate(timeout=40)
             code, words = joined.finish()
     assert "the other host has" in out, said
@@ -259,7 +259,7 @@ def _meet(remote: Remote, **changes) -> tuple[str, str]:
 
 def test_hosts_of_different_versions_part_at_once(quiet, monkeypatch):
     facts = agreement.facts()
-    monkeypatch.setattr("bench.join.facts", lambda: facts | {"torch": "2.0.1", "byte order": "big"})
+    monkeypatch.setattr("pibench.hosts.join.facts", lambda: facts | {"torch": "2.0.1", "byte order": "big"})
     here, there = _meet(Remote(**{**quiet, "port": free_port()}))
     assert here == there
     assert f"differ in torch ({facts['torch']} at the driver, 2.0.1 at the other host), byte order" in here
@@ -270,8 +270,8 @@ def test_agreement_covers_versions_and_sources():
     facts = agreement.facts()
     assert {"pibench", "torch", "crypten", "numba", "python", "schema of results", "byte order"} <= set(facts)
     assert agreement.difference(facts, facts) is None
-    other = facts | {"sources of bench and models": "0" * 16}
-    assert "differ in sources of bench and models (" in agreement.difference(facts, other)
+    other = facts | {"sources of pibench": "0" * 16}
+    assert "differ in sources of pibench (" in agreement.difference(facts, other)
     assert "numba (None at the driver" in agreement.difference({}, {"numba": "1"})
 
 
@@ -316,7 +316,7 @@ def test_a_host_that_never_comes(quiet):
         ) as e:
             opened.result(5)
     assert "127.0.0.1 gave a wrong token" in str(e.value)
-    assert "python -m bench.join" in str(e.value)
+    assert "python -m pibench.hosts.join" in str(e.value)
 
 
 def test_a_driver_that_never_starts():

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from models import checkpoint, variants
-from models.checkpoint import WeightsError, read_weights, save_weights
-from models.cost import count_cost
-from models.data import normalised, picture_crops
-from models.relu import MaskedReLU
-from models.selection import RESNET18_RELUS, SENET_SENSITIVITY, allocate
-from models.variants import VARIANTS, UnknownVariantError, calibrate, is_trained, variant
+from pibench.models import variants
+from pibench.models import weights as checkpoint
+from pibench.models.allocation import RESNET18_RELUS, SENET_SENSITIVITY, allocate
+from pibench.models.cost import count_cost
+from pibench.models.data import normalised, picture_crops
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.variants import VARIANTS, UnknownVariantError, calibrate, is_trained, variant
+from pibench.models.weights import WeightsError, read_weights, save_weights
 
 WIDTH = 4
 IMAGES = normalised(picture_crops(4))

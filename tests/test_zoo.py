@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.cost import count_cost
-from models.zoo import ZOO, resnet18, resnet20, resnet32, resnet34, vgg16, wrn_22_8
-from models.zoo.wide_resnet import WideResNet
+from pibench.models.cost import count_cost
+from pibench.models.zoo import ZOO, resnet18, resnet20, resnet32, resnet34, vgg16, wrn_22_8
+from pibench.models.zoo.wide_resnet import WideResNet
 
 COUNTS = [
     (resnet18, {}, 557_056, 17),

@@ -4,10 +4,10 @@ import io
 
 import torch
 
-from models.training.images import Images
-from models.training.loop import Setting
-from models.training.recipes import Run
-from models.training.schedules import (
+from pibench.models.training.images import Images
+from pibench.models.training.loop import Setting
+from pibench.models.training.recipes import Run
+from pibench.models.training.schedules import (
     GateSchedule,
     LassoSchedule,
     MaskSchedule,

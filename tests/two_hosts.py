@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.network.shapers import Namespaces, _await_namespace, _inside, obstacle
+from pibench.links.shapers import Namespaces, _await_namespace, _inside, obstacle
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a token that only the tests know"
@@ -23,9 +23,9 @@ WAIT_S = 40.0
 # Reports one JSON object a line.
 DRIVER = """
 import json, sys, time, torch
-from bench.parties import Parties
-from bench.remote import Remote
-from tests.conftest import Block
+from pibench.parties.driver import Parties
+from pibench.hosts.remote import Remote
+from networks import Block
 
 def report(**facts):
     print(json.dumps(facts), flush=True)
@@ -132,11 +132,19 @@ class Hosts:
         return self.python(0, "-c", DRIVER, *arguments)
 
     def join(self, port: int, listen: bool = True, token: str = TOKEN) -> Process:
-        """Starts `bench.join` on host 1 by plain rendezvous variables."""
+        """Starts `pibench.hosts.join` on host 1 by plain rendezvous variables."""
         where = ["--listen", self.addresses[1]] if listen else []
         variables = {"MASTER_ADDR": self.addresses[0], "MASTER_PORT": str(port), "RANK": "1"}
         return self.python(
-            1, "-m", "bench.join", "--timeout", "30", *where, WORLD_SIZE="2", PIBENCH_TOKEN=token, **variables
+            1,
+            "-m",
+            "pibench.hosts.join",
+            "--timeout",
+            "30",
+            *where,
+            WORLD_SIZE="2",
+            PIBENCH_TOKEN=token,
+            **variables,
         )
 
 
@@ -147,7 +155,7 @@ class Process:
         self.popen = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

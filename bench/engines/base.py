@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bench.network.link import LOOPBACK, Link
-from bench.program import Program, Step
+from pibench.links.link import LOOPBACK, Link
+from pibench.program.ir import Program, Step
 
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
@@ -20,24 +20,58 @@ class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Where an engine lives, the numbers of parties it runs with and its usual provider of randomness.
+    """What an engine says of itself; nothing of it is imported to read this.
 
+    `module` is where it lives, `label` its name in figures, `trust` what must be believed, in one line;
+    `parties` the numbers of parties it runs with, `provider` its usual source of correlated randomness.
     `exact_truncation` tells that no truncation is ever wrong by more than one unit in the last place.
+    `line` is its line style in figures; its markers are filled if `filled`.
     Its module gives `helper_roles(provider) -> tuple[str, ...]` (processes beside the parties),
     `make_node(setting) -> Node | Helper`, `value_limits(program)` (bounds of values beyond the common one)
     and `compile_all()` (what must be compiled, once, into a cache on disk).
     """
 
     module: str
+    label: str
+    trust: str
     parties: tuple[int, ...]
     provider: str
     exact_truncation: bool
+    line: str
+    filled: bool
 
 
 ENGINES = {
-    "stock": EngineInfo("bench.engines.stock", parties=(2, 3), provider="TFP", exact_truncation=False),
-    "byhand": EngineInfo("bench.engines.byhand", parties=(2,), provider="TFP", exact_truncation=False),
-    "lean": EngineInfo("bench.engines.lean", parties=(2,), provider="dealer", exact_truncation=True),
+    "stock": EngineInfo(
+        "pibench.engines.crypten.node",
+        label="stock (CrypTen)",
+        trust="semi-honest parties; party 0 deals the correlated randomness",
+        parties=(2, 3),
+        provider="TFP",
+        exact_truncation=False,
+        line="--",
+        filled=False,
+    ),
+    "byhand": EngineInfo(
+        "pibench.engines.crypten.byhand",
+        label="CrypTen by hand",
+        trust="as stock",
+        parties=(2,),
+        provider="TFP",
+        exact_truncation=False,
+        line=":",
+        filled=False,
+    ),
+    "lean": EngineInfo(
+        "pibench.engines.lean",
+        label="lean (ours)",
+        trust="two semi-honest parties; a dealer in a process of its own, idle online",
+        parties=(2,),
+        provider="dealer",
+        exact_truncation=True,
+        line="-",
+        filled=True,
+    ),
 }
 
 
@@ -49,9 +83,9 @@ class Setting:
     of parties; `rendezvous` a torch.distributed URL of the whole group (parties and helpers); `provider` the
     source of correlated randomness; `timeout_s` bounds every wait for a peer. `host` is the address at which
     it listens for peers, `link` what lies between them, `relay` the path of the process that shapes it, if
-    one does (`bench.network`), `ports` those at which it may listen (0: any). With two hosts (`bench.remote`)
-    `guest` is the rank on the other one, which calls and is not called where the engine has the choice, and
-    `key` the group's secret.
+    one does (`pibench.links`), `ports` those at which it may listen (0: any). With two hosts
+    (`pibench.hosts.remote`) `guest` is the rank on the other one, which calls and is not called where the
+    engine has the choice, and `key` the group's secret.
     """
 
     engine: str

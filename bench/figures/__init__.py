@@ -4,20 +4,26 @@ Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, 
 the same, so that the figures can be read in grey.
 """
 
-from bench.figures.accuracy import (
+from pibench.figures.accuracy import (
     accuracy_full_width,
     accuracy_vs_latency,
     accuracy_vs_macs,
     accuracy_vs_relus,
 )
-from bench.figures.command import FIGURES, main, write
-from bench.figures.cost_models import MODELS, SHOWN, break_even, literature
-from bench.figures.data import Missing, Tables
-from bench.figures.masks import masks, sensitivity
-from bench.figures.profiles import layer_profile, stock_vs_lean
-from bench.figures.shaped_links import link_model_error, links, links_all
-from bench.figures.style import FAMILIES, LINKS, STYLE
-from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
+from pibench.figures.command import FIGURES, main, write
+from pibench.figures.cost_models import MODELS, SHOWN, break_even, literature
+from pibench.figures.data import Missing, Tables
+from pibench.figures.masks import masks, sensitivity
+from pibench.figures.profiles import layer_profile, stock_vs_lean
+from pibench.figures.shaped_links import link_model_error, links, links_all
+from pibench.figures.style import FAMILIES, LINKS, STYLE
+from pibench.figures.variants import (
+    batch,
+    latency_vs_relus,
+    linear_vs_relu,
+    offline_online,
+    relus_macs_latency,
+)
 
 __all__ = [
     "FAMILIES",

@@ -1,8 +1,8 @@
-"""`python -m bench.figures`."""
+"""`python -m pibench.figures`."""
 
 import sys
 
-from bench.figures.command import main
+from pibench.figures.command import main
 
 if __name__ == "__main__":  # not in the processes that draw
     sys.exit(main())

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bench.cases import TRAINED_WIDTH
-from bench.cases import WIDTH as FULL_WIDTH
-from bench.figures.data import Missing, Tables, engines_of, measured_cases
-from bench.figures.style import (
+from pibench.figures.data import Missing, Tables, engines_of, measured_cases
+from pibench.figures.style import (
     FAMILIES,
     WIDTH,
     add_caption,
@@ -25,8 +23,10 @@ from bench.figures.style import (
     family_style,
     plain_log,
 )
-from bench.results import family_of, plans_of
-from models.published import ALL_RELU_ACCURACY, FULL_WIDTH_RELUS, PUBLISHED
+from pibench.measure.cases import TRAINED_WIDTH
+from pibench.measure.cases import WIDTH as FULL_WIDTH
+from pibench.models.published import ALL_RELU_ACCURACY, FULL_WIDTH_RELUS, PUBLISHED
+from pibench.store.results import family_of, plans_of
 
 PUBLISHED_MARKERS = {"AutoReP": "P", "ReLUPruner": "X"}  # of methods without a family here
 GREY = "0.45"

@@ -16,20 +16,26 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.figures.accuracy import (
+from pibench.figures.accuracy import (
     accuracy_full_width,
     accuracy_vs_latency,
     accuracy_vs_macs,
     accuracy_vs_relus,
 )
-from bench.figures.cost_models import break_even, literature
-from bench.figures.data import CSVS, Missing, Tables, read_masks
-from bench.figures.masks import masks, sensitivity
-from bench.figures.profiles import layer_profile, stock_vs_lean
-from bench.figures.shaped_links import link_model_error, links, links_all
-from bench.figures.style import STYLE
-from bench.figures.variants import batch, latency_vs_relus, linear_vs_relu, offline_online, relus_macs_latency
-from bench.results import ResultsError, replace_file
+from pibench.figures.cost_models import break_even, literature
+from pibench.figures.data import CSVS, Missing, Tables, read_masks
+from pibench.figures.masks import masks, sensitivity
+from pibench.figures.profiles import layer_profile, stock_vs_lean
+from pibench.figures.shaped_links import link_model_error, links, links_all
+from pibench.figures.style import STYLE
+from pibench.figures.variants import (
+    batch,
+    latency_vs_relus,
+    linear_vs_relu,
+    offline_online,
+    relus_macs_latency,
+)
+from pibench.store.results import ResultsError, replace_file
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "latency_vs_relus": latency_vs_relus,
@@ -79,11 +85,11 @@ def draw(name: str, tables: Tables, plots: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draws every figure whose data are there and names the others."""
-    parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
     parser.add_argument(
-        "--weights", type=Path, default=Path("models/weights"), help="folder of the trained networks"
+        "--weights", type=Path, default=Path("models/trained"), help="folder of the trained networks"
     )
     options = parser.parse_args(arguments)
     read = {}

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from bench.figures.data import Missing, Tables
-from bench.figures.style import (
+from pibench.figures.data import Missing, Tables
+from pibench.figures.style import (
     BLUE,
     LINKS,
     SKY,
@@ -24,7 +24,7 @@ from bench.figures.style import (
     link_style,
     short_number,
 )
-from bench.results import family_of
+from pibench.store.results import family_of
 
 MODELS = {  # model: its name in figures
     "delphi-server-garbler": "DELPHI,\nserver garbles",

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from bench.figures.style import CLASSES, ENGINES
-from bench.results import ResultsError
+from pibench.figures.style import CLASSES, ENGINES
+from pibench.store.results import ResultsError
 
 Masks = Mapping[str, np.ndarray]
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.cases import TRAINED_WIDTH
-from bench.figures.data import Missing, Tables
-from bench.figures.style import BAND, BLACK, BLUE, WIDTH, add_small_print, family_style
-from bench.results import family_of
+from pibench.figures.data import Missing, Tables
+from pibench.figures.style import BAND, BLACK, BLUE, WIDTH, add_small_print, family_style
+from pibench.measure.cases import TRAINED_WIDTH
+from pibench.store.results import family_of
 
 MASKED = ("senet-0.09", "joint-0.09", "snl-0.09")  # of one budget
 CHANNELS = 8

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.figures.data import Missing, Tables, class_seconds, headline_cases, whole_percents
-from bench.figures.style import (
+from pibench.figures.data import Missing, Tables, class_seconds, headline_cases, whole_percents
+from pibench.figures.style import (
     CLASSES,
     ENGINES,
     VERMILLION,

@@ -8,9 +8,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bench.cases import LINKED
-from bench.figures.data import Missing, Tables, engines_of
-from bench.figures.style import (
+from pibench.figures.data import Missing, Tables, engines_of
+from pibench.figures.style import (
     BAND,
     BLACK,
     GREEN,
@@ -27,6 +26,7 @@ from bench.figures.style import (
     short_number,
     stack_bars,
 )
+from pibench.measure.cases import LINKED
 
 PARTS = {  # of an online phase: (its name in figures, colour, hatch)
     "compute": ("compute", GREEN, ""),

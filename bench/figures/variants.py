@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from bench.figures.data import (
+from pibench.figures.data import (
     Missing,
     Tables,
     cases_like,
@@ -18,7 +18,7 @@ from bench.figures.data import (
     measured_cases,
     whole_percents,
 )
-from bench.figures.style import (
+from pibench.figures.style import (
     CLASSES,
     ORANGE,
     SKY,
@@ -35,7 +35,7 @@ from bench.figures.style import (
     short_number,
     stack_bars,
 )
-from bench.results import family_of
+from pibench.store.results import family_of
 
 PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLION, "")}
 

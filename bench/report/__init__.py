@@ -5,25 +5,26 @@ rounds of a pair having run one after the other, so that a machine which drifts 
 are percentile bootstrap intervals of the median, 95 %, from a fixed seed. What is missing stays empty.
 
 Measured, emulated and modelled seconds never share a column: times over a shaped link are `emulated_*`; what
-`bench.network` predicts for it from loopback alone, and all that `bench.literature` says, is `modelled_*`.
+`pibench.links` predicts for it from loopback alone, and all that `pibench.costs.literature` says, is
+`modelled_*`.
 """
 
-from bench.report.accuracy import (
+from pibench.report.accuracy import (
     read_accuracy,
     read_sensitivity,
     tabulate_accuracy,
     tabulate_pairs,
     tabulate_tries,
 )
-from bench.report.accuracy_section import accuracy_section
-from bench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
-from bench.report.engines import engines_section
-from bench.report.equal_latency import tabulate_equal_latency
-from bench.report.headline import headline_section
-from bench.report.links import links_section
-from bench.report.models import models_section, tabulate_models
-from bench.report.statistics import interval_of_median, speedup, spread
-from bench.report.tables import CLOCKS, summarize, tabulate_layers
+from pibench.report.accuracy_section import accuracy_section
+from pibench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
+from pibench.report.engines import engines_section
+from pibench.report.equal_latency import tabulate_equal_latency
+from pibench.report.headline import headline_section
+from pibench.report.links import links_section
+from pibench.report.models import models_section, tabulate_models
+from pibench.report.statistics import interval_of_median, speedup, spread
+from pibench.report.tables import CLOCKS, summarize, tabulate_layers
 
 __all__ = [
     "CLOCKS",

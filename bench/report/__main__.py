@@ -1,7 +1,7 @@
-"""`python -m bench.report`."""
+"""`python -m pibench.report`."""
 
 import sys
 
-from bench.report.command import main
+from pibench.report.command import main
 
 sys.exit(main())

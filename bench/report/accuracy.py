@@ -1,8 +1,8 @@
 """Accuracy of trained networks: results/accuracy.json -> accuracy.csv, pairs.csv, tries.csv, sensitivity.csv.
 
 An accuracy is a share of CIFAR-100's test images (0 to 1). It belongs to a width: the accuracy figures are of
-`bench.cases.TRAINED_WIDTH`, the latency headline of `bench.cases.WIDTH`, and no column holds both. Seeds are
-compared seed by seed, since the networks of one seed and plan share their baseline.
+`pibench.measure.cases.TRAINED_WIDTH`, the latency headline of `pibench.measure.cases.WIDTH`, and no column
+holds both. Seeds are compared seed by seed, since the networks of one seed and plan share their baseline.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.order import ENGINES, place_of
-from bench.report.statistics import quotient_of_medians
-from bench.results import ResultsError, Row, family_of
-from models.published import PUBLISHED, SENET_SENSITIVITY, PublishedAccuracy
+from pibench.models.published import PUBLISHED, SENET_SENSITIVITY, PublishedAccuracy
+from pibench.report.order import ENGINES, place_of
+from pibench.report.statistics import quotient_of_medians
+from pibench.store.results import ResultsError, Row, family_of
 
 TRAINABLE = (
     "baseline",
@@ -39,7 +39,7 @@ TRAINABLE = (
     "deepreduce",
     "merged-exact",
 )
-"""The variants that `models.training` has a recipe for; a test holds them against its `ROWS`."""
+"""The variants that `pibench.models.training` has a recipe for; a test holds them against its `ROWS`."""
 PAIRS = (
     ("senet-0.36", "joint-0.208"),
     ("senet-0.18", "joint-0.104"),

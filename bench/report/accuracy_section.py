@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bench.cases import TRAINED_WIDTH
-from bench.cases import WIDTH as FULL_WIDTH
-from bench.report.accuracy import (
+from pibench.measure.cases import TRAINED_WIDTH
+from pibench.measure.cases import WIDTH as FULL_WIDTH
+from pibench.models.published import ALL_RELU_ACCURACY, JOINT_REDUCTION
+from pibench.report.accuracy import (
     EQUAL,
     PAIRS,
     SEED_AND_PLAN,
@@ -21,11 +22,10 @@ from bench.report.accuracy import (
     latency_rows,
     published_near,
 )
-from bench.report.cells import format_count, format_number, format_ratio, markdown_table
-from bench.report.equal_latency import RATIOS
-from bench.report.order import ENGINES
-from bench.results import Row, family_of, plans_of
-from models.published import ALL_RELU_ACCURACY, JOINT_REDUCTION
+from pibench.report.cells import format_count, format_number, format_ratio, markdown_table
+from pibench.report.equal_latency import RATIOS
+from pibench.report.order import ENGINES
+from pibench.store.results import Row, family_of, plans_of
 
 UNTRAINED = "not trained yet"
 MARGIN = 0.01  # of accuracy: how far joint may be below SENet to count as equal
@@ -316,9 +316,9 @@ def _tries(tries: pd.DataFrame, width: int) -> list[str]:
     return [
         f"<details><summary>What else was tried, width {width}</summary>",
         markdown_table(pd.DataFrame(lines)),
-        "Held-out images only: no try saw the test set. `--set` and `--plan` of `python -m models.training` "
-        "make such changes. A try of several has a line for each without which it was tried too, *beside* "
-        "the others.",
+        "Held-out images only: no try saw the test set. `--set` and `--plan` of the training "
+        "command make such changes. A try of several has a line for each without which it was tried too, "
+        "*beside* the others.",
         "</details>",
     ]
 

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.report.accuracy import (
+from pibench.report.accuracy import (
     read_accuracy,
     read_sensitivity,
     tabulate_accuracy,
     tabulate_pairs,
     tabulate_tries,
 )
-from bench.report.accuracy_section import accuracy_section
-from bench.report.engines import engines_section
-from bench.report.equal_latency import tabulate_equal_latency
-from bench.report.headline import headline_section
-from bench.report.links import links_section
-from bench.report.models import models_section, tabulate_models
-from bench.report.tables import summarize, tabulate_layers
-from bench.results import ResultsError, Row, Store, replace_file
+from pibench.report.accuracy_section import accuracy_section
+from pibench.report.engines import engines_section
+from pibench.report.equal_latency import tabulate_equal_latency
+from pibench.report.headline import headline_section
+from pibench.report.links import links_section
+from pibench.report.models import models_section, tabulate_models
+from pibench.report.tables import summarize, tabulate_layers
+from pibench.store.results import ResultsError, Row, Store, replace_file
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the tables, or with --check says which of them are stale."""
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pibench.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of bench.json")
     parser.add_argument(
         "--readme", type=Path, default=Path("README.md"), help="file with the tables' markers"

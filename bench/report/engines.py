@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bench.report.cells import (
+from pibench.report.cells import (
     conditions_line,
     format_count,
     format_number,
@@ -12,9 +12,9 @@ from bench.report.cells import (
     is_true,
     markdown_table,
 )
-from bench.report.order import ENGINES
-from bench.report.provenance import provenance_lines
-from bench.results import ResultsError
+from pibench.report.order import ENGINES
+from pibench.report.provenance import provenance_lines
+from pibench.store.results import ResultsError
 
 
 def engines_section(summary: pd.DataFrame) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bench.report.accuracy import PAIRS, SEED_AND_PLAN, difference, latency_rows, online_ratio
-from bench.report.order import ENGINES
-from bench.results import Row, family_of
+from pibench.report.accuracy import PAIRS, SEED_AND_PLAN, difference, latency_rows, online_ratio
+from pibench.report.order import ENGINES
+from pibench.store.results import Row, family_of
 
 RATIOS = ("online_ratio", "online_ratio_low", "online_ratio_high")
 EQUAL_LATENCY = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench.report.cells import (
+from pibench.report.cells import (
     conditions_line,
     format_count,
     format_interval,
@@ -17,12 +17,12 @@ from bench.report.cells import (
     join_cells,
     markdown_table,
 )
-from bench.report.engines import by_engine
-from bench.report.order import ENGINES, rank, variant_place
-from bench.report.provenance import conventions_list, provenance_lines
-from bench.report.statistics import NOISY
-from bench.report.tables import CLOCKS
-from bench.results import Row
+from pibench.report.engines import by_engine
+from pibench.report.order import ENGINES, rank, variant_place
+from pibench.report.provenance import conventions_list, provenance_lines
+from pibench.report.statistics import NOISY
+from pibench.report.tables import CLOCKS
+from pibench.store.results import Row
 
 
 def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.network import Calibration, Link, predict_from_loopback, predict_row
-from bench.report.order import place_of
-from bench.results import Row
+from pibench.links import Calibration, Link, predict_from_loopback, predict_row
+from pibench.report.order import place_of
+from pibench.store.results import Row
 
 
 def model_link(row: Row, rows: Sequence[Row]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 
-from bench.cases import LINKED
-from bench.report.cells import (
+from pibench.measure.cases import LINKED
+from pibench.report.cells import (
     conditions_line,
     format_count,
     format_number,
@@ -18,9 +18,9 @@ from bench.report.cells import (
     is_true,
     markdown_table,
 )
-from bench.report.order import ENGINES, rank, variant_place
-from bench.report.provenance import provenance_lines
-from bench.results import ResultsError
+from pibench.report.order import ENGINES, rank, variant_place
+from pibench.report.provenance import provenance_lines
+from pibench.store.results import ResultsError
 
 GOAL = 0.10  # of an emulated time: how far the model of a link may be off
 MOST = 5  # variants that a table shows at once, of more those that every run measures

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bench.literature import CHANNELS, break_even_rows, modelled_rows, network_from_dict
-from bench.report.cells import format_number, format_rounded, markdown_table
-from bench.report.order import variant_place
-from bench.results import Row
+from pibench.costs.literature import CHANNELS, break_even_rows, modelled_rows, network_from_dict
+from pibench.report.cells import format_number, format_rounded, markdown_table
+from pibench.report.order import variant_place
+from pibench.store.results import Row
 
 SHOWN = ("baseline", "senet-0.09", "joint-0.052", "merged-exact")  # of the modelled networks, in the README
 SHOWN_CHANNELS = ("lan", "wan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.results import ROLES, family_of
+from pibench.store.results import ROLES, family_of
 
 FAMILIES = ("baseline", "senet", "snl", "joint", "joint3", "deepreduce", "merged-exact")
 ENGINES = ("stock", "lean")

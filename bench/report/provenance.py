@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench.report.cells import format_count, format_number, format_repetitions, is_true
-from bench.results import Row
+from pibench.report.cells import format_count, format_number, format_repetitions, is_true
+from pibench.store.results import Row
 
 
 def provenance_lines(cases: pd.DataFrame, verb: str = "Measured") -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.link_model import model_link
-from bench.report.order import place_of
-from bench.report.statistics import speedup, spread
-from bench.results import Row
+from pibench.report.link_model import model_link
+from pibench.report.order import place_of
+from pibench.report.statistics import speedup, spread
+from pibench.store.results import Row
 
 CLOCKS = ("offline", "online", "total")
 CLASSES = {"convolution": "linear", "linear": "linear", "relu": "relu"}

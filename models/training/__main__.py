@@ -1,4 +1,4 @@
-"""`python -m models.training`: trains every variant, goes on where it was stopped, skips what is finished."""
+"""`python -m pibench.models.training`: trains every variant that is not finished, from where it stopped."""
 
 import argparse
 import json
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import checkpoint
-from models.checkpoint import WeightsError, read_manifest
-from models.data import DataError, load_cifar100
-from models.training.files import TrainingError
-from models.training.images import Images
-from models.training.loop import Setting
-from models.training.recipes import ROWS, Run, planned, recipe_of, schedules_of
-from models.training.rows import (
+from pibench.models import weights as checkpoint
+from pibench.models.data import DataError, load_cifar100
+from pibench.models.training.files import TrainingError
+from pibench.models.training.images import Images
+from pibench.models.training.loop import Setting
+from pibench.models.training.recipes import ROWS, Run, planned, recipe_of, schedules_of
+from pibench.models.training.rows import (
     Row,
     find_row,
     finish_row,
@@ -27,12 +26,13 @@ from models.training.rows import (
     read_rows,
     weights_path,
 )
-from models.training.schedules import PLANS, ROW_PLANS, USUAL, Plan, Schedule, plan_of, unusual
+from pibench.models.training.schedules import PLANS, ROW_PLANS, USUAL, Plan, Schedule, plan_of, unusual
+from pibench.models.weights import WeightsError, read_manifest
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pibench.models.training", description=__doc__)
     parser.add_argument(
         "--rows", nargs="+", default=ROWS, choices=ROWS, metavar="VARIANT", help=", ".join(ROWS)
     )

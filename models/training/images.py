@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.data import MD5, MEAN, STD, DataError, load_cifar100
+from pibench.models.data import MD5, MEAN, STD, DataError, load_cifar100
 
 PAD = 4
 
@@ -129,7 +129,7 @@ def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def standardised(images: Tensor) -> Tensor:
-    """Maps uint8 [N, H, W, 3] to what models.data.normalised gives: float32 [N, 3, H, W], channels_last."""
+    """Maps uint8 [N, H, W, 3] to what `data.normalised` gives: float32 [N, 3, H, W], channels_last."""
     mean, std = _scale(images.device)
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 

@@ -17,10 +17,17 @@ from typing import Any, Protocol, TextIO
 import torch
 from torch import Tensor, nn
 
-from models.training.files import Checkpoints, TrainingError, architecture, digest, locked, write_lines
-from models.training.gradients import Differentiable, Gradients, RecordedGradients
-from models.training.images import Images, accuracy
-from models.training.schedules import Schedule
+from pibench.models.training.files import (
+    Checkpoints,
+    TrainingError,
+    architecture,
+    digest,
+    locked,
+    write_lines,
+)
+from pibench.models.training.gradients import Differentiable, Gradients, RecordedGradients
+from pibench.models.training.images import Images, accuracy
+from pibench.models.training.schedules import Schedule
 
 
 @dataclass(frozen=True)

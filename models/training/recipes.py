@@ -16,9 +16,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
-from models.cost import count_cost, relu_shapes
-from models.graph import relu_nodes, trace
-from models.selection import (
+from pibench.models.allocation import (
     RESNET18_BLOCKS,
     RESNET18_RELUS,
     SENET_SENSITIVITY,
@@ -26,16 +24,25 @@ from models.selection import (
     largest_network_masks,
     least_sensitive_blocks,
 )
-from models.training import tasks
-from models.training.files import read_history, write_bytes
-from models.training.images import accuracy
-from models.training.loop import Outcome, Setting, phase_identity, train
-from models.training.relus import CutReLU, SoftReLU, deployed_relus, exchange_relus, mask_relus, named_relus
-from models.training.schedules import Plan, Schedule
-from models.training.shallow import GatedBlock, fit_shallow
-from models.transforms import absorb_skips, fold_batchnorm, shallow_blocks
-from models.variants import VARIANTS, Variant, variant
-from models.zoo import resnet18
+from pibench.models.cost import count_cost, relu_shapes
+from pibench.models.graph.moves import relu_nodes, trace
+from pibench.models.training import tasks
+from pibench.models.training.files import read_history, write_bytes
+from pibench.models.training.images import accuracy
+from pibench.models.training.loop import Outcome, Setting, phase_identity, train
+from pibench.models.training.relus import (
+    CutReLU,
+    SoftReLU,
+    deployed_relus,
+    exchange_relus,
+    mask_relus,
+    named_relus,
+)
+from pibench.models.training.schedules import Plan, Schedule
+from pibench.models.training.shallow import GatedBlock, fit_shallow
+from pibench.models.transforms import absorb_skips, fold_batchnorm, shallow_blocks
+from pibench.models.variants import VARIANTS, Variant, variant
+from pibench.models.zoo import resnet18
 
 
 @dataclass(frozen=True)
@@ -362,7 +369,8 @@ def hoist_in_training(model: nn.Module, blocks: Sequence[str]) -> None:
     """Moves the padding of each block's second convolution to its first, in place, BatchNorm between them.
 
     What is trained is then what merging computes, borders included: conv1 pads by p1 + s1 p2, conv2 by
-    nothing (the same formula as in `models.transforms.hoist_padding`, which finds nothing left to do).
+    nothing (the same formula as in `pibench.models.transforms.hoist_padding`, which finds nothing left to
+    do).
     """
     for block in blocks:
         conv1, conv2 = (model.get_submodule(f"{block}.{conv}") for conv in ("conv1", "conv2"))

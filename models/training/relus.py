@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from models.transforms import linearize_relus
+from pibench.models.transforms import linearize_relus
 
 
 class _Maximum(torch.autograd.Function):

@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models import checkpoint
-from models.checkpoint import file_name, save_weights
-from models.cost import count_cost
-from models.training.files import TrainingError, locked, make_folder, write_bytes
-from models.training.images import accuracy
-from models.training.recipes import Run, Trained, deployed
-from models.variants import VARIANTS
+from pibench.models import weights as checkpoint
+from pibench.models.cost import count_cost
+from pibench.models.training.files import TrainingError, locked, make_folder, write_bytes
+from pibench.models.training.images import accuracy
+from pibench.models.training.recipes import Run, Trained, deployed
+from pibench.models.variants import VARIANTS
+from pibench.models.weights import file_name, save_weights
 
 Row = dict[str, Any]
 

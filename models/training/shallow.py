@@ -4,8 +4,8 @@
 
 deep is the block's Conv BN ReLU Conv BN, shallow one 3x3 convolution of the block's stride with BN. The gate
 g falls from 1 to 0 while the network is trained; at 0 the deep branch is not computed any more, so what is
-left is exactly the block that `models.transforms.shallow_blocks` makes. After arXiv 2304.13274, which does
-not publish the gate's form, its schedule, the kernel or the start: those are ours.
+left is exactly the block that `pibench.models.transforms.shallow_blocks` makes. After arXiv 2304.13274, which
+does not publish the gate's form, its schedule, the kernel or the start: those are ours.
 
 The start is the least-squares fit of deep's output: with the patches a(x) [9 C + 1] of the input (the last
 entry 1) and the outputs d(x) [O] at all positions of all images,
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.training.taps import run_tapped
-from models.zoo.resnet import BasicBlock
+from pibench.models.training.taps import run_tapped
+from pibench.models.zoo.resnet import BasicBlock
 
 
 class GatedBlock(nn.Module):

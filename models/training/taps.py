@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from models.selection import RESNET18_BLOCKS
+from pibench.models.allocation import RESNET18_BLOCKS
 
 STAGE_OUTPUTS = tuple(f"{block}.relu2" for block in RESNET18_BLOCKS[1::2])
 

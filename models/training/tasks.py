@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.selection import allocate, largest_masks, largest_network_masks
-from models.training.loop import Setting
-from models.training.losses import cross_entropy, distillation, lasso, pram
-from models.training.relus import SoftReLU, TrainingReLU, masks_of, named_relus
-from models.training.schedules import (
+from pibench.models.allocation import allocate, largest_masks, largest_network_masks
+from pibench.models.training.loop import Setting
+from pibench.models.training.losses import cross_entropy, distillation, lasso, pram
+from pibench.models.training.relus import SoftReLU, TrainingReLU, masks_of, named_relus
+from pibench.models.training.schedules import (
     ERRORS,
     GateSchedule,
     LassoSchedule,
@@ -22,9 +22,9 @@ from models.training.schedules import (
     SparseSchedule,
     check_known,
 )
-from models.training.shallow import GatedBlock, fit_shallow
-from models.training.taps import STAGE_OUTPUTS, run_tapped
-from models.variants import calibrate
+from pibench.models.training.shallow import GatedBlock, fit_shallow
+from pibench.models.training.taps import STAGE_OUTPUTS, run_tapped
+from pibench.models.variants import calibrate
 
 TUNING = (0.1, 0.9, 1000.0)
 """Weights of cross-entropy, distillation and PRAM in SENet's fine-tuning."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from models.transforms.absorb_skips import absorb_skips
-from models.transforms.average_pools import average_pools
-from models.transforms.fold_batchnorm import fold_batchnorm
-from models.transforms.hoist_padding import hoist_padding
-from models.transforms.linearize_relus import linearize_relus
-from models.transforms.merge_convs import merge_convs
-from models.transforms.shallow_blocks import shallow_blocks
+from pibench.models.transforms.absorb_skips import absorb_skips
+from pibench.models.transforms.average_pools import average_pools
+from pibench.models.transforms.fold_batchnorm import fold_batchnorm
+from pibench.models.transforms.hoist_padding import hoist_padding
+from pibench.models.transforms.linearize_relus import linearize_relus
+from pibench.models.transforms.merge_convs import merge_convs
+from pibench.models.transforms.shallow_blocks import shallow_blocks
 
 Transform = Callable[[nn.Module], fx.GraphModule]
 

@@ -17,8 +17,17 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, fx, nn
 
-from models.convolution import bias_of, convolution, padding_obstacle, padding_of
-from models.graph import addends, finish, module_of, replace_module, sharing, sole_user, source, trace
+from pibench.models.graph.convolution import bias_of, convolution, padding_obstacle, padding_of
+from pibench.models.graph.moves import (
+    addends,
+    finish,
+    module_of,
+    replace_module,
+    sharing,
+    sole_user,
+    source,
+    trace,
+)
 
 
 def dirac(kernel: Tensor, groups: int = 1) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from models.graph import finish, insert_module, module_of, replace_module, trace
+from pibench.models.graph.moves import finish, insert_module, module_of, replace_module, trace
 
 _FUNCTIONS = {F.max_pool2d, torch.max_pool2d}
 _ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from models.convolution import bias_of, convolution, linear, padding_obstacle, padding_of
-from models.graph import bypass, finish, module_of, replace_module, sharing, source, trace
-from models.relu import MaskedReLU
+from pibench.models.graph.convolution import bias_of, convolution, linear, padding_obstacle, padding_of
+from pibench.models.graph.moves import bypass, finish, module_of, replace_module, sharing, source, trace
+from pibench.models.graph.relu import MaskedReLU
 
 _POINTWISE_MODULES = (nn.Linear, nn.BatchNorm1d, nn.ReLU, MaskedReLU, nn.Dropout, nn.Identity)
 _POINTWISE = {F.relu, torch.relu, "relu", F.dropout}

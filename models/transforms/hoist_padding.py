@@ -15,8 +15,8 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
-from models.convolution import Pair, convolution, followers, padding_obstacle, padding_of
-from models.graph import finish, module_of, replace_module, source, trace
+from pibench.models.graph.convolution import Pair, convolution, followers, padding_obstacle, padding_of
+from pibench.models.graph.moves import finish, module_of, replace_module, source, trace
 
 
 def hoisted(padding1: Pair, stride1: Pair, padding2: Pair) -> Pair:

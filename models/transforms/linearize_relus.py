@@ -7,7 +7,7 @@ communication rounds back), anything between becomes a `MaskedReLU`. A layer tha
 both masks keep.
 
 Approximate: it computes another function, whose weights are usually trained again. What to keep is decided
-elsewhere (`models.selection`). Refuses names that are no ReLU of the network.
+elsewhere (`pibench.models.allocation`). Refuses names that are no ReLU of the network.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from models.graph import bypass, finish, insert_module, module_of, relu_nodes, replace_module, source, trace
-from models.relu import MaskedReLU
+from pibench.models.graph.moves import (
+    bypass,
+    finish,
+    insert_module,
+    module_of,
+    relu_nodes,
+    replace_module,
+    source,
+    trace,
+)
+from pibench.models.graph.relu import MaskedReLU
 
 
 def both(mask: Tensor, other: Tensor) -> Tensor:

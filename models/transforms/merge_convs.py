@@ -20,8 +20,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from models.convolution import Pair, bias_of, convolution, followers, padding_obstacle, padding_of
-from models.graph import finish, module_of, replace_module, source, trace
+from pibench.models.graph.convolution import (
+    Pair,
+    bias_of,
+    convolution,
+    followers,
+    padding_obstacle,
+    padding_of,
+)
+from pibench.models.graph.moves import finish, module_of, replace_module, source, trace
 
 
 def dense(kernel: Tensor, groups: int) -> Tensor:

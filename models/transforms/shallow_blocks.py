@@ -19,8 +19,8 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from models.convolution import padding_obstacle, padding_of
-from models.graph import addends, finish, insert_module, module_of, source, trace
+from pibench.models.graph.convolution import padding_obstacle, padding_of
+from pibench.models.graph.moves import addends, finish, insert_module, module_of, source, trace
 
 
 def _chain(graph: fx.GraphModule, node: fx.Node, block: str) -> tuple[list[fx.Node], fx.Node]:

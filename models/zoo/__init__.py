@@ -1,8 +1,8 @@
 """The networks of the private-inference literature; every ReLU is a module of its own."""
 
-from models.zoo.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
-from models.zoo.vgg import VGG, vgg16
-from models.zoo.wide_resnet import WideResNet, wrn_22_8
+from pibench.models.zoo.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
+from pibench.models.zoo.vgg import VGG, vgg16
+from pibench.models.zoo.wide_resnet import WideResNet, wrn_22_8
 
 ZOO = {
     "resnet18": resnet18,

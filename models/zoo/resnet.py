@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.zoo.initialise import check_sizes, initialise
+from pibench.models.zoo.initialise import check_sizes, initialise
 
 
 class BasicBlock(nn.Module):

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from models.zoo.initialise import check_sizes, initialise
+from pibench.models.zoo.initialise import check_sizes, initialise
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
 _FACTORS = (1, 2, 4, 8, 8)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.zoo.initialise import check_sizes, initialise
+from pibench.models.zoo.initialise import check_sizes, initialise
 
 
 class PreActivationBlock(nn.Module):

@@ -8,8 +8,8 @@ processes.
 Values must stay below 2^28 in absolute value; `plan.value_limits` gives the exact bound of each.
 """
 
-from bench.engines.base import Helper, Node, Setting
-from bench.program import Program
+from pibench.engines.base import Helper, Node, Setting
+from pibench.program.ir import Program
 
 PARTIES = 2
 
@@ -27,9 +27,9 @@ def make_node(setting: Setting) -> Node | Helper:
         raise ValueError(f"the lean engine runs with 2 parties, not {setting.parties}; use engine='stock'")
     import torch
 
-    from bench.engines.lean.dealer import Dealer
-    from bench.engines.lean.memory import keep_blocks
-    from bench.engines.lean.node import LeanNode
+    from pibench.engines.lean.dealer import Dealer
+    from pibench.engines.lean.memory import keep_blocks
+    from pibench.engines.lean.node import LeanNode
 
     torch.set_num_threads(1)
     keep_blocks()
@@ -38,11 +38,11 @@ def make_node(setting: Setting) -> Node | Helper:
 
 def value_limits(program: Program) -> dict[str, float]:
     """Maps each value to the bound that it must stay below in absolute value (`plan.value_limits`)."""
-    from bench.engines.lean import plan
+    from pibench.engines.lean import plan
 
     return plan.value_limits(program)
 
 
 def compile_all() -> None:
     """Compiles the kernels into the cache on disk, so that no process pays for it in a measurement."""
-    from bench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
+    from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)

@@ -18,9 +18,9 @@ import numpy as np
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from bench.engines.base import Setting
-from bench.network.greeting import Door, Refused, call, open_port
-from bench.network.route import port_through
+from pibench.engines.base import Setting
+from pibench.links.greeting import Door, Refused, call, open_port
+from pibench.links.route import port_through
 
 _SPINS = 40
 _SLICE = 1 << 20

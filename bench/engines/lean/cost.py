@@ -8,7 +8,7 @@ product 16, a square 8, 1 round. The opening: 8 bytes a logit from party 0 to pa
 
 from typing import NamedTuple
 
-from bench.engines.lean.plan import (
+from pibench.engines.lean.plan import (
     OPENING,
     Beaver,
     Bilinear,
@@ -18,7 +18,7 @@ from bench.engines.lean.plan import (
     Truncation,
     make_plan,
 )
-from bench.program import Program
+from pibench.program.ir import Program
 
 
 class Traffic(NamedTuple):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from bench.engines.base import Helper, Setting
-from bench.engines.lean import material
-from bench.engines.lean.channel import connect
-from bench.engines.lean.keystream import Keystream, fresh_key
-from bench.engines.lean.linear import lowering
-from bench.engines.lean.memory import Workspace
-from bench.engines.lean.plan import Bilinear, Plan, make_plan
-from bench.program import Program
+from pibench.engines.base import Helper, Setting
+from pibench.engines.lean import material
+from pibench.engines.lean.channel import connect
+from pibench.engines.lean.keystream import Keystream, fresh_key
+from pibench.engines.lean.linear import lowering
+from pibench.engines.lean.memory import Workspace
+from pibench.engines.lean.plan import Bilinear, Plan, make_plan
+from pibench.program.ir import Program
 
 DEALER_RANK = 2
 WORLD = 3

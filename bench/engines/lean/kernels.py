@@ -361,7 +361,7 @@ def subtract(x, a, message):
 
 @njit(inline="always")
 def _truncated(first, c, u, mu, f):
-    """A share of t = T - U - 2^(64-f) m mu (see bench.engines.lean.relu)."""
+    """A share of t = T - U - 2^(64-f) m mu (see pibench.engines.lean.relu)."""
     lead = (c >> f) - (_U1 << (np.uint64(62) - f))
     wrap = (_U0 - (c >> _U63)) & (np.uint64(mu) << (np.uint64(64) - f))
     return (first & lead) - u - wrap

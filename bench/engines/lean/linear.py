@@ -18,8 +18,8 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from bench.engines.lean import gemm, winograd
-from bench.program import Convolution, Linear, Step
+from pibench.engines.lean import gemm, winograd
+from pibench.program.ir import Convolution, Linear, Step
 
 _FEW_PIXELS = 16
 _FEW_CHANNELS = 16

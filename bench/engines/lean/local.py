@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from bench.engines.lean import material, relu
-from bench.engines.lean.keystream import Keystream, fresh_key
-from bench.engines.lean.material import Material
-from bench.engines.lean.memory import Arena, Workspace
-from bench.engines.lean.plan import Gadget, Rectification
+from pibench.engines.lean import material, relu
+from pibench.engines.lean.keystream import Keystream, fresh_key
+from pibench.engines.lean.material import Material
+from pibench.engines.lean.memory import Arena, Workspace
+from pibench.engines.lean.plan import Gadget, Rectification
 
 T = TypeVar("T")
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.engines.lean import kernels
-from bench.engines.lean.keystream import Keystream
-from bench.engines.lean.memory import Arena
-from bench.engines.lean.plan import Beaver, Bilinear, Gadget, Opening, Rectification, Truncation
+from pibench.engines.lean import kernels
+from pibench.engines.lean.keystream import Keystream
+from pibench.engines.lean.memory import Arena
+from pibench.engines.lean.plan import Beaver, Bilinear, Gadget, Opening, Rectification, Truncation
 
 Fields = tuple[tuple[str, type, int], ...]
 Range = tuple[str, int, int]

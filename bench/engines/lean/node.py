@@ -11,16 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.engines.base import Node, NotPrepared, Setting
-from bench.engines.lean import material, relu
-from bench.engines.lean.channel import connect
-from bench.engines.lean.dealer import DEALER_RANK, WORLD
-from bench.engines.lean.keystream import KEY_BYTES, Keystream, fresh_key
-from bench.engines.lean.linear import Lowering, bias_shape, lowering
-from bench.engines.lean.material import Material
-from bench.engines.lean.memory import Arena, Workspace, release_blocks
-from bench.engines.lean.plan import BASE, OPENING, Bilinear, Plan, StepPlan, make_plan
-from bench.program import (
+from pibench.engines.base import Node, NotPrepared, Setting
+from pibench.engines.lean import material, relu
+from pibench.engines.lean.channel import connect
+from pibench.engines.lean.dealer import DEALER_RANK, WORLD
+from pibench.engines.lean.keystream import KEY_BYTES, Keystream, fresh_key
+from pibench.engines.lean.linear import Lowering, bias_shape, lowering
+from pibench.engines.lean.material import Material
+from pibench.engines.lean.memory import Arena, Workspace, release_blocks
+from pibench.engines.lean.plan import BASE, OPENING, Bilinear, Plan, StepPlan, make_plan
+from pibench.program.ir import (
     Add,
     AveragePool,
     Concatenate,

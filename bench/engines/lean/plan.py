@@ -19,8 +19,8 @@ from math import ceil, log2, prod
 
 import torch
 
-from bench.engines.lean.linear import lowering
-from bench.program import (
+from pibench.engines.lean.linear import lowering
+from pibench.program.ir import (
     Add,
     AveragePool,
     Concatenate,

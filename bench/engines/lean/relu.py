@@ -31,9 +31,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bench.engines.lean import kernels
-from bench.engines.lean.kernels import TILE
-from bench.engines.lean.memory import Workspace
+from pibench.engines.lean import kernels
+from pibench.engines.lean.kernels import TILE
+from pibench.engines.lean.memory import Workspace
 
 Exchange = Callable[[np.ndarray, np.ndarray], None]
 Fields = Mapping[str, np.ndarray]

@@ -20,7 +20,7 @@ import torch
 from numba import int64 as signed
 from numba import njit, uint64, void
 
-from bench.engines.lean import gemm
+from pibench.engines.lean import gemm
 
 GAIN = 2
 """Fractional bits that the result has more than the product: 4 = 2^2."""

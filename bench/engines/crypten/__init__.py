@@ -1,0 +1,1 @@
+"""The stock engine: CrypTen's own operators."""

@@ -1,0 +1,195 @@
+"""What a program costs on the stock engine's wire, without running it: every collective of an inference.
+
+Each operator is a list of CrypTen 0.4.1's collectives, read off its source (`crypten/mpc/primitives`,
+`crypten/common/functions`) with the default configuration: Beaver protocol, maximum by log reduction. One
+collective is one round. n counts elements of the whole batch, a word is 8 bytes, P the number of parties.
+
+    AND of n words             one all-reduce of 2n
+    sum of two binary words    1 AND of n, then log2(64) = 6 levels that update S and P at once: ANDs of 2n
+    sign (x < 0)               P binary shares summed in a tree, then one bit to arithmetic: all-reduce of n
+    ReLU                       sign, then a product: (2 + 6 * 4 + 1 + 2) n = 29 n words and 9 rounds for P = 2
+    product / square           all-reduce of 2n / n
+    linear map                 all-reduce of |x| + |W|: the weights are masked and opened again
+    division by a constant     nothing for P = 2; a gather of n at party 0 (the wrap count) for P = 3
+
+The truncation after a fixed-point product is such a division; a product with a bit needs none. Nothing here
+imports CrypTen or starts a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+from math import log, prod
+
+from pibench.program import ir
+
+WORD = 8
+BITS = 64
+LEVELS = 6
+"""Levels of the carry tree: log2(BITS)."""
+FRACTION_BITS = 16
+PAIRWISE_LIMIT = 2 * BITS
+"""CrypTen multiplies fewer pairwise comparisons than this and counts as many or more."""
+
+
+@dataclass(frozen=True)
+class AllReduce:
+    """Opens `words` shared words to every party, by a ring."""
+
+    words: int
+
+    def sent(self, rank: int, parties: int) -> int:
+        """Bytes that a party sends: 2 (P - 1) / P of the payload."""
+        return 2 * (parties - 1) * WORD * self.words // parties
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Sends `words` words of each party to party 0."""
+
+    words: int
+
+    def sent(self, rank: int, parties: int) -> int:
+        """Bytes that a party sends: the payload, party 0 nothing."""
+        return 0 if rank == 0 else WORD * self.words
+
+
+Collective = AllReduce | Gather
+Collectives = list[Collective]
+
+
+def conjunction(n: int) -> Collectives:
+    """AND of n pairs of binary words."""
+    return [AllReduce(2 * n)]
+
+
+def binary_sum(n: int) -> Collectives:
+    """Sum of n pairs of binary shared words."""
+    return conjunction(n) + LEVELS * conjunction(2 * n)
+
+
+def to_binary(n: int, parties: int) -> Collectives:
+    """Turns n arithmetic words into binary ones: a tree of sums over the parties' shares."""
+    made: Collectives = []
+    left = parties
+    while left > 1:
+        made += binary_sum(left // 2 * n)
+        left -= left // 2
+    return made
+
+
+def sign(n: int, parties: int) -> Collectives:
+    """One bit x < 0 for each of n words, as arithmetic shares."""
+    return [*to_binary(n, parties), AllReduce(n)]
+
+
+def equality(n: int, parties: int) -> Collectives:
+    """One bit x = 0 for each of n words: an AND tree of two parties' words, else x < 0 and -x < 0 at once."""
+    if parties == 2:
+        return [*(LEVELS * conjunction(n)), AllReduce(n)]
+    return sign(2 * n, parties)
+
+
+def product(n: int) -> Collectives:
+    """Products of n pairs of secrets, not truncated."""
+    return [AllReduce(2 * n)]
+
+
+def division(n: int, parties: int) -> Collectives:
+    """Divisions of n words by a public integer, truncations among them."""
+    return [] if parties == 2 else [Gather(n)]
+
+
+def rectified(n: int, parties: int) -> Collectives:
+    """ReLUs of n words: the bit x >= 0 has no fractional bits, so its product needs no truncation."""
+    return sign(n, parties) + product(n)
+
+
+def one_of_ties(rows: int, window: int, parties: int) -> Collectives:
+    """Keeps one at random of each row's marked entries: 16 random bits a row, scaled, compared with sums."""
+    return [AllReduce(FRACTION_BITS * rows), *product(rows), *sign(window * rows, parties)]
+
+
+def maximum(rows: int, window: int, parties: int) -> Collectives:
+    """Maximum of each of `rows` rows of `window` entries, by log reduction, with the one-hot argmax.
+
+    floor(ln window) halvings; all pairs of the entries that are left; their one-hot maximum times them; then
+    the argmax over the entire window, which pooling throws away and CrypTen computes all the same.
+    """
+    made: Collectives = []
+    left = window
+    for _ in range(int(log(window))):
+        pairs = left // 2
+        made += sign(pairs * rows, parties) + 2 * product(pairs * rows)
+        left -= pairs
+    others = max(left - 1, 1)
+    made += sign(others * left * rows, parties)
+    if others < PAIRWISE_LIMIT:
+        while others > 1:
+            made += product(others // 2 * left * rows)
+            others -= others // 2
+    else:
+        made += sign(left * rows, parties)
+    made += one_of_ties(rows, left, parties) + product(left * rows)
+    return made + equality(window * rows, parties) + one_of_ties(rows, window, parties)
+
+
+@singledispatch
+def _collectives(operator: object, step: ir.Step, batch: int, parties: int) -> Collectives:
+    raise NotImplementedError(
+        f"the cost of {step.kind!r} (step {step.name!r}) on the stock engine is unknown; "
+        "add it to bench/engines/crypten/cost.py"
+    )
+
+
+@_collectives.register(ir.Convolution)
+@_collectives.register(ir.Linear)
+def _(operator: ir.Convolution | ir.Linear, step: ir.Step, batch: int, parties: int) -> Collectives:
+    opened = AllReduce(batch * step.input_size + prod(operator.weight_shape))
+    return [opened, *division(batch * step.size, parties)]
+
+
+@_collectives.register
+def _(operator: ir.Relu, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return rectified(batch * (step.size if operator.kept is None else operator.kept.numel()), parties)
+
+
+@_collectives.register(ir.AveragePool)
+@_collectives.register(ir.Mean)
+@_collectives.register(ir.Scale)
+def _(operator: object, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return division(batch * step.size, parties)
+
+
+@_collectives.register
+def _(operator: ir.MaxPool, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return maximum(batch * step.size, prod(operator.kernel), parties)
+
+
+@_collectives.register
+def _(operator: ir.Multiply, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return product(batch * step.size) + division(batch * step.size, parties)
+
+
+@_collectives.register
+def _(operator: ir.Square, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return [AllReduce(batch * step.size), *division(batch * step.size, parties)]
+
+
+@_collectives.register(ir.Add)
+@_collectives.register(ir.Concatenate)
+@_collectives.register(ir.Flatten)
+def _(operator: object, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return []
+
+
+def step_collectives(step: ir.Step, batch: int = 1, parties: int = 2) -> Collectives:
+    """The collectives of one step, in order."""
+    return _collectives(step.operator, step, batch, parties)
+
+
+def opening_collectives(program: ir.Program, batch: int = 1) -> Collectives:
+    """The collective that opens the output to every party."""
+    sizes = {program.input: prod(program.input_shape)} | {step.name: step.size for step in program.steps}
+    return [AllReduce(batch * sizes[program.output])]

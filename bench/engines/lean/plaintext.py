@@ -1,0 +1,226 @@
+"""A program in plaintext, in the fixed point of the lean engine: what the parties compute, without parties.
+
+The plan of `pibench.engines.lean.plan` says which value carries how many fractional bits and what is
+truncated when; the same plan is followed here. Inputs and weights are rounded to 16 fractional bits, sums and
+products are exact, and a truncation by f bits gives
+
+    t = floor((z + r) / 2^f),   r uniform in [0, 2^f),
+
+that is floor(z / 2^f), or one more with the probability that the bits cut off stand for: in the protocol r
+are the low bits of the dealer's mask (`lean.relu`: t = floor((z' + r) / 2^f) - floor(r / 2^f)),
+here they come from a seeded generator. So a logit of the parties and one from here have the same
+distribution, and are the same number wherever nothing is cut off.
+
+A value z / 2^s is held as a float64. That is exact, in any order of summation, while every partial sum stays
+under 2^53 units of 2^-s, far under the 2^62 of the ring; each step bounds its partial sums from the inputs at
+hand and `PrecisionError` refuses a network that could exceed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pibench.engines.lean.plan import BASE, Plan, StepPlan, make_plan
+from pibench.program.ir import (
+    Add,
+    AveragePool,
+    Concatenate,
+    Convolution,
+    Flatten,
+    Linear,
+    MaxPool,
+    Mean,
+    Multiply,
+    Relu,
+    Scale,
+    Square,
+)
+from pibench.program.lower import Lowered
+
+EXACT_BITS = 53
+"""float64 holds every whole number up to 2^53."""
+
+
+class PrecisionError(ValueError):
+    """Raised when sums of a network might need more than the 53 bits of a float64."""
+
+
+def rounded(values: Tensor, scale: int = BASE) -> Tensor:
+    """Returns the nearest multiples of 2^-scale as float64, as the parties encode what they share."""
+    return torch.round(values.detach().to(torch.float64) * 2.0**scale) * 2.0**-scale
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint:
+    """A lowered network that is evaluated in fixed point: its plan, and its weights rounded as planned."""
+
+    plan: Plan
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, lowered: Lowered) -> FixedPoint:
+        """Rounds the weights: kernels to 16 fractional bits, each bias to those of its layer's output."""
+        plan = make_plan(lowered.program)
+        weights = {}
+        for entry in plan.steps.values():
+            operator = entry.step.operator
+            if isinstance(operator, Convolution | Linear):
+                weights[operator.weight] = rounded(lowered.weights[operator.weight])
+                if operator.bias is not None:
+                    weights[_bias(entry)] = rounded(lowered.weights[operator.bias], entry.scale)
+        return cls(plan, weights)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns float64 logits [N, classes] of `images` [N, *input_shape].
+
+        Truncations draw from `generator`. Raises PrecisionError where float64 might not be exact.
+        """
+        program = self.plan.program
+        values = {program.input: rounded(images)}
+        last = program.last_uses()
+        for step in program.steps:
+            entry = self.plan.steps[step.name]
+            for name in entry.truncate:
+                values[name] = truncated(values[name], generator)
+            inputs = [values[name] for name in step.inputs]
+            values[step.name] = _apply(step.operator, entry, self.weights, generator, *inputs)
+            for name in {name for name in step.inputs if last.get(name) == step.name}:
+                del values[name]
+        output = values[program.output]
+        return truncated(output, generator) if self.plan.truncate_output else output
+
+
+def truncated(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns `values`, multiples of 2^-s for s <= 40, with 16 fractional bits: down, or up as the draw says.
+
+    torch draws 24 bits for a float32; no more are cut off, so the odds are exact.
+    """
+    up = torch.rand(values.shape, generator=generator, dtype=torch.float32)
+    return values.mul(2.0**BASE).add_(up).floor_().mul_(2.0**-BASE)
+
+
+def _bias(entry: StepPlan) -> str:
+    """Names a layer's bias, which two layers may share at different scales."""
+    return f"{entry.step.operator.bias} of {entry.step.name}"
+
+
+def _largest(x: Tensor) -> float:
+    low, high = x.aminmax()
+    return max(-low.item(), high.item())
+
+
+def _demand(bound: float, scale: int, entry: StepPlan) -> None:
+    """Raises PrecisionError unless sums up to `bound`, in units of 2^-scale, are exact."""
+    if not bound < 2.0 ** (EXACT_BITS - scale):
+        raise PrecisionError(
+            f"sums of {entry.step.name!r} may reach {bound:.3g}, beyond the 2^{EXACT_BITS - scale} up to "
+            f"which float64 is exact with {scale} fractional bits; normalise the network or its input"
+        )
+
+
+def _demand_bilinear(x: Tensor, weight: Tensor, bias: Tensor | None, entry: StepPlan) -> None:
+    """Bounds every partial sum of a layer by max |x| times the largest sum of |w| of an output."""
+    norms = weight.flatten(1).abs().sum(1)
+    most = norms.max().item() * _largest(x) + (0.0 if bias is None else _largest(bias))
+    _demand(most, entry.scale, entry)
+
+
+@singledispatch
+def _apply(operator: object, entry: StepPlan, weights: Mapping, generator: torch.Generator, *inputs: Tensor):
+    raise NotImplementedError(
+        f"there is no fixed-point evaluation of {entry.step.kind!r} (step {entry.step.name!r}); "
+        "add one to bench/engines/lean/plaintext.py"
+    )
+
+
+@_apply.register
+def _(o: Convolution, entry, weights, generator, x):
+    weight, bias = weights[o.weight], None if o.bias is None else weights[_bias(entry)]
+    _demand_bilinear(x, weight, bias, entry)
+    return F.conv2d(x, weight, bias, o.stride, o.padding, o.dilation, o.groups)
+
+
+@_apply.register
+def _(o: Linear, entry, weights, generator, x):
+    weight, bias = weights[o.weight], None if o.bias is None else weights[_bias(entry)]
+    _demand_bilinear(x, weight, bias, entry)
+    return F.linear(x, weight, bias)
+
+
+@_apply.register
+def _(o: Relu, entry, weights, generator, x):
+    if o.kept is not None and o.kept.numel() == 0:
+        return x
+    if o.kept is None:
+        y = x.relu()
+    else:
+        flat = x.flatten(1).clone()
+        flat[:, o.kept] = flat[:, o.kept].relu()
+        y = flat.view_as(x)
+    return truncated(y, generator) if entry.scales[0] > BASE else y
+
+
+def _mean(total: Tensor, x: Tensor, window: int, entry: StepPlan) -> Tensor:
+    """The sum times what 1 / window is at the plan's scale."""
+    _demand(window * _largest(x), entry.scales[0], entry)
+    mean = total * (entry.factor * 2.0 ** (entry.scales[0] - entry.scale))
+    _demand(_largest(mean), entry.scale, entry)
+    return mean
+
+
+@_apply.register
+def _(o: AveragePool, entry, weights, generator, x):
+    total = F.avg_pool2d(x, o.kernel, o.stride, o.padding, divisor_override=1)
+    return _mean(total, x, o.kernel[0] * o.kernel[1], entry)
+
+
+@_apply.register
+def _(o: Mean, entry, weights, generator, x):
+    return _mean(x.sum(o.dims, keepdim=o.keepdim), x, entry.step.input_size // entry.step.size, entry)
+
+
+@_apply.register
+def _(o: MaxPool, entry, weights, generator, x):
+    return F.max_pool2d(x, o.kernel, o.stride, o.padding, o.dilation)
+
+
+@_apply.register
+def _(o: Add, entry, weights, generator, x, y):
+    _demand(_largest(x) + _largest(y), entry.scale, entry)
+    return x + y
+
+
+@_apply.register
+def _(o: Multiply, entry, weights, generator, x, y):
+    _demand(_largest(x) * _largest(y), entry.scale, entry)
+    return x * y
+
+
+@_apply.register
+def _(o: Square, entry, weights, generator, x):
+    _demand(_largest(x) ** 2, entry.scale, entry)
+    return x * x
+
+
+@_apply.register
+def _(o: Scale, entry, weights, generator, x):
+    factor = entry.factor * 2.0**-BASE
+    _demand(_largest(x) * abs(factor), entry.scale, entry)
+    return x * factor
+
+
+@_apply.register
+def _(o: Concatenate, entry, weights, generator, *inputs):
+    return torch.cat(inputs, o.dim)
+
+
+@_apply.register
+def _(o: Flatten, entry, weights, generator, x):
+    return x.flatten(o.start, o.end)

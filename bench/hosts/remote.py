@@ -1,0 +1,436 @@
+"""The driver's side of a group whose party 1 runs on another host.
+
+    with Remote(host="10.0.0.1", port=29500) as remote:  # waits for `python -m pibench.hosts.join` there
+        with Parties(engine="lean", remote=remote) as parties:
+            ...
+
+One TCP connection, called by the other host, authenticated by a token and checked message by message
+(`pibench.links.greeting`, `pibench.hosts.stream`), carries the commands of any number of groups, one after
+the other or at once, and the store in which the parties of both hosts find each other. The parties' own bytes
+take connections of their own. Party 1 is sent the program and the image, never the weights.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pibench.engines.base import Setting
+from pibench.hosts.agreement import checksum, difference, facts
+from pibench.hosts.stream import Stream
+from pibench.links.check import TWO_HOSTS
+from pibench.links.greeting import Door, open_port
+from pibench.links.link import LOOPBACK, Link
+from pibench.links.local import interface_of, network_of
+from pibench.links.shapers import Place, Shaper
+from pibench.parties.worker import receive, send
+from pibench.store import provenance
+
+GUEST = 1  # the rank that runs on the other host
+PORT = 29500
+SHORTEST_TOKEN = 16
+GRACE_S = 10.0  # what the other host is given to end a process
+ADDRESS_KEY = "pibench/driver"
+
+
+class RemoteFailed(RuntimeError):  # noqa: N818 (a state, named in the interface)
+    """Raised when the other host does not come, does not agree or is lost."""
+
+
+class Remote:
+    """The other host, as the driver sees it; use it by `with`, or leave that to the first `Parties`.
+
+    `host` is the address of this host at which the other one reaches it, `port` the one that it calls (0: any
+    free one), `token` what both must know (by default PIBENCH_TOKEN, or one that is made here and shown),
+    `timeout_s` how long to wait for it; a host that is silent for `silence_s` is given up. Rows call the link
+    `name`. `ports` are those at which the processes of this host may listen for party 1's (0: any). Anything
+    to tell the user goes to `say`.
+
+    Raises RemoteFailed, in `__enter__` and later; `failure` then says why.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        token: str | None = None,
+        timeout_s: float = 300.0,
+        name: str = TWO_HOSTS,
+        ports: Sequence[int] = (0,),
+        silence_s: float = 30.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if host in ("", "0.0.0.0", "::"):
+            raise ValueError("name the one address of this host that the other host reaches, not all of them")
+        self.torchrun = under_torchrun()
+        self.host = host
+        self.port = (0 if self.torchrun else PORT) if port is None else port
+        for number in (self.port, *ports):
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 16:
+                raise ValueError(f"a port is a number from 0 to 65535, not {number!r}")
+        if not timeout_s > 0 or not silence_s > 0:
+            raise ValueError(f"times must be positive, not timeout_s={timeout_s}, silence_s={silence_s}")
+        token = token or os.environ.get("PIBENCH_TOKEN")
+        self.token = check_token(token or secrets.token_hex(SHORTEST_TOKEN))
+        self._told = bool(token)
+        self.timeout_s = timeout_s
+        self.silence_s = min(silence_s, timeout_s)
+        self.name = name
+        self.ports = tuple(ports) or (0,)
+        self.failure: str | None = None
+        self.machine: dict[str, Any] | None = None
+        self.address: str | None = None
+        self._say = say or _to_stderr
+        self._stream: Stream | None = None
+        self._reader: threading.Thread | None = None
+        self._numbers = count(1)
+        self._guests: dict[int, Guest] = {}
+
+    # Life.
+
+    def __enter__(self) -> Remote:
+        if self._stream is not None:
+            raise RuntimeError("the other host is connected already")
+        self.failure = None
+        try:
+            listener = open_port(self.host, [self.port])
+        except OSError as error:
+            remedy = "is another benchmark running? Choose another port, or an address of this host"
+            raise RemoteFailed(f"the driver {error}; {remedy}") from None
+        self.port = listener.getsockname()[1]
+        with Door(listener, self.token.encode(), [GUEST]) as door:
+            if self.torchrun:
+                _agent_store(self.timeout_s).set(ADDRESS_KEY, f"{self.host} {self.port}")
+            self._say(self.invitation)
+            try:
+                _, connection, session = door.next(time.monotonic() + self.timeout_s)
+            except TimeoutError:
+                turned = "; ".join(sorted(set(door.refusals))[:5])
+                raise RemoteFailed(
+                    f"the other host did not come to {self.host}:{self.port} within {self.timeout_s:g} s"
+                    + (f" ({len(door.refusals)} callers were turned away: {turned})" if turned else "")
+                    + f"; {self.invitation}"
+                ) from None
+        stream = Stream(connection, session, caller=False)
+        stream.watch(self.silence_s)
+        self.address = connection.getpeername()[0]
+        try:
+            self._meet(stream)
+        except BaseException:
+            stream.close()
+            raise
+        self._stream = stream
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._say(f"the other host is here, from {self.address}")
+        return self
+
+    def _meet(self, stream: Stream) -> None:
+        """Tells the other host who this one is, hears the same, and demands that they agree."""
+        ours = {
+            "facts": facts(),
+            "machine": provenance.machine(),
+            "network": network_of(self.host),
+            "host": self.host,
+            "silence_s": self.silence_s,
+        }
+        try:
+            stream.send(ours)
+            theirs = stream.receive()
+        except (OSError, EOFError) as error:
+            raise RemoteFailed(f"the other host at {self.address} left at once: {error}") from None
+        if (problem := difference(ours["facts"], theirs["facts"])) is not None:
+            raise RemoteFailed(problem)
+        self.machine = theirs["machine"]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        try:
+            stream.send(("bye", None if kind is None else kind.__name__))
+            self._reader.join(2.0)  # until the other host has read that and closed
+        except OSError:
+            pass
+        stream.close()
+        self._lose("the driver ended the run")
+
+    @property
+    def connected(self) -> bool:
+        """Whether the other host is there."""
+        return self._stream is not None
+
+    @property
+    def invitation(self) -> str:
+        """What the user must run on the other host."""
+        token = "PIBENCH_TOKEN=" + ("(the driver's)" if self._told else self.token)
+        if self.torchrun:
+            command = "torchrun --nnodes 2 --node-rank 1 ... -m pibench.hosts.join"
+            return f"on the other host run, with {token}: {command}"
+        return (
+            f"on the other host run: MASTER_ADDR={self.host} MASTER_PORT={self.port} RANK=1 WORLD_SIZE=2 "
+            f"{token} python -m pibench.hosts.join"
+        )
+
+    # Groups.
+
+    def new_group(self) -> int:
+        """Numbers a group of processes on both hosts."""
+        self._demand()
+        return next(self._numbers)
+
+    def key(self, number: int) -> bytes:
+        """The secret of a group, which both hosts know without sending it."""
+        return group_key(self._demand(), number)
+
+    def start(self, number: int, setting: Setting, log: Path) -> Guest:
+        """Starts the guest of a group on the other host; `setting.rendezvous` is a file of this one."""
+        self._demand()
+        guest = Guest(self, number, setting, log)
+        self._guests[number] = guest
+        self.tell("open", number, replace(setting, rendezvous="", host="", key=b""))
+        guest.opened.wait(self.timeout_s)
+        if guest.pid is None:
+            self.forget(number)
+            said = guest.words or self.failure or f"it did not answer within {self.timeout_s:g} s"
+            raise RemoteFailed(f"the other host could not start party {setting.rank}: {said}")
+        return guest
+
+    def _demand(self) -> Stream:
+        if self._stream is None or self.failure is not None:
+            raise RemoteFailed(self.failure or "the other host is not connected; use Remote by `with`")
+        return self._stream
+
+    def tell(self, *message: Any) -> None:
+        """Sends the other host a message; what fails then is noticed by the reader."""
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            stream.send(message)
+        except OSError:
+            return
+
+    def forget(self, number: int) -> None:
+        """Hears no more of a group."""
+        self._guests.pop(number, None)
+
+    def _read(self) -> None:
+        """Hands what the other host says to the groups, until it is gone."""
+        stream = self._stream
+        try:
+            while True:
+                what, number, *rest = stream.receive()
+                guest = self._guests.get(number)
+                if guest is not None:
+                    guest.hear(what, *rest)
+        except (OSError, EOFError, ValueError) as error:
+            self._lose(f"the connection to the other host ({self.address}) was lost: {_reason(error)}")
+
+    def _lose(self, why: str) -> None:
+        self.failure = self.failure or why
+        for guest in list(self._guests.values()):
+            guest.lose()
+
+
+class Guest:
+    """A process on the other host: what `subprocess.Popen` and a connection are for one on this host."""
+
+    def __init__(self, remote: Remote, number: int, setting: Setting, log: Path) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self.returncode: int | None = None
+        self.words = ""
+        self.opened = threading.Event()
+        self._ended = threading.Event()
+        self._remote = remote
+        self._setting = setting
+        self._log = log
+        self._store: Any = None
+        ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())
+        self._inner = Connection(theirs.detach())
+        self._lock = threading.Lock()
+        threading.Thread(target=self._forward, daemon=True).start()
+
+    def kill(self) -> None:
+        """Has the process ended."""
+        self._remote.tell("end", self.number)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Waits until the process has ended; raises subprocess.TimeoutExpired after `timeout` seconds."""
+        if not self._ended.wait(GRACE_S if timeout is None else timeout):
+            if timeout is not None:
+                raise subprocess.TimeoutExpired("party on the other host", timeout)
+            self._remote.failure = self._remote.failure or (
+                f"the other host ({self._remote.address}) did not end its party within {GRACE_S:g} s"
+            )
+        self._remote.forget(self.number)
+        return self.returncode
+
+    def lose(self) -> None:
+        """Ends everything that waits for the process, as if it had ended."""
+        self.opened.set()
+        self._ended.set()
+        self._close()
+
+    def hear(self, what: str, *rest: Any) -> None:
+        """Takes a message about the process."""
+        if what == "opened":
+            (self.pid,) = rest
+            self.opened.set()
+        elif what == "said":
+            self._pass(rest[0])
+        elif what == "store":
+            threading.Thread(target=self._perform, args=rest, daemon=True).start()
+        elif what == "ended":
+            self.returncode, self.words = rest
+            with suppress(OSError):  # the driver may have let go of the group
+                self._log.write_text(self.words)
+            self.lose()
+
+    def _pass(self, message: Any) -> None:
+        with self._lock, suppress(OSError):  # the driver may have let go of the group
+            send(self._inner, message)
+
+    def _forward(self) -> None:
+        """Sends the driver's commands on, until it lets go."""
+        try:
+            while True:
+                message = receive(self._inner)
+                program = message[1][0] if message[0] == "load" else None
+                self._remote.tell("say", self.number, message, "" if program is None else checksum(program))
+        except (EOFError, OSError):
+            with self._lock:
+                self._inner.close()
+
+    def _perform(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Carries out a call on the store of this host's processes."""
+        from torch.distributed import FileStore
+
+        from pibench.links.forward import perform
+
+        if self._store is None:
+            self._store = FileStore(self._setting.rendezvous.removeprefix("file://"), -1)
+            self._store.set_timeout(timedelta(seconds=self._setting.timeout_s))
+        self._remote.tell("stored", self.number, *perform(self._store, name, arguments))
+
+    def _close(self) -> None:
+        """Lets both ends of the connection come to their end."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self._inner.fileno())) as inner:
+            inner.shutdown(socket.SHUT_RDWR)
+
+
+class TwoHosts(Shaper):
+    """What lies between the processes of one group when party 1 is a guest: a link that nobody shapes here.
+
+    Connects the other host at `start`, and lets it go at `stop`, unless it was connected before.
+    """
+
+    name = TWO_HOSTS
+
+    def __init__(
+        self, remote: Remote, engine: str, count: int, provider: str, link: str | Link, shaper: str | None
+    ) -> None:
+        if link not in (remote.name, "loopback", LOOPBACK) or shaper is not None:
+            raise ValueError(f"between two hosts lies the link {remote.name!r}: leave link and shaper out")
+        if count != 2 or provider == "TTP":
+            raise ValueError(
+                "two hosts run two parties; helpers that talk online (TTP) are not supported there"
+            )
+        super().__init__(Link(remote.name, 0.0, math.inf))
+        self.remote = remote
+        self._engine = engine
+        self._owned = False
+        self._number = 0
+
+    @property
+    def interface(self) -> str:
+        """The interface at which gloo listens; the lean engine asks for none."""
+        return interface_of(self.remote.host) if self._engine == "stock" else Shaper.interface
+
+    def start(self, folder: Path, lifeline: int) -> None:
+        if not self.remote.connected:
+            self.remote.__enter__()
+            self._owned = True
+        self._number = self.remote.new_group()
+
+    def place(self, rank: int) -> Place:
+        remote = self.remote
+        return Place(remote.host, ports=remote.ports, guest=GUEST, key=remote.key(self._number))
+
+    def elsewhere(self, setting: Setting, log: Path) -> Guest | None:
+        if setting.rank != GUEST:
+            return None
+        return self.remote.start(self._number, setting, log)
+
+    def failure(self) -> str | None:
+        return self.remote.failure
+
+    def stop(self) -> None:
+        if self._owned:
+            self._owned = False
+            self.remote.__exit__(None)
+
+
+def group_key(stream: Stream, number: int) -> bytes:
+    """The secret of a group, which both hosts know without sending it."""
+    return stream.derive(f"group {number}")
+
+
+def check_token(token: str) -> str:
+    """Gives the token back, or raises ValueError for one that is easily guessed."""
+    if not isinstance(token, str) or len(token.strip()) < SHORTEST_TOKEN:
+        raise ValueError(f"a token holds at least {SHORTEST_TOKEN} characters: who guesses it is let in")
+    return token.strip()
+
+
+def under_torchrun() -> bool:
+    """Tells whether torchrun started this process, whose agent then serves a store at MASTER_PORT."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "") == "True"
+
+
+def _agent_store(timeout_s: float) -> Any:
+    """The store of torchrun's agents; it carries the driver's address, nothing secret."""
+    from torch.distributed import TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+
+
+def driver_address(timeout_s: float) -> tuple[str, int]:
+    """Where torchrun's store says that the driver listens."""
+    host, port = _agent_store(timeout_s).get(ADDRESS_KEY).decode().split()
+    return host, int(port)
+
+
+def parse_ports(text: str) -> tuple[int, ...]:
+    """The ports of "29501" or "29501-29516"."""
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip(), re.ASCII)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if text.strip() != "0" and not 0 < first <= last < 1 << 16:
+        raise ValueError(f"ports are written like 29501-29516, not {text!r}")
+    return tuple(range(first, last + 1))
+
+
+def _reason(error: Exception) -> str:
+    return "it was closed" if isinstance(error, EOFError) else str(error) or type(error).__name__
+
+
+def _to_stderr(line: str) -> None:
+    print(f"pibench: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,257 @@
+"""Shapers: what is put between the processes of a group, as `pibench.parties.driver` sees it.
+
+`none` puts nothing there. `user-space` starts the relay (`pibench.links.relay`), on every system and for
+every user. `netem` gives each process a network namespace of its own, a veth pair to a hub that routes, and
+the kernel's netem on the way out; it is the reference where it is allowed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pibench.links.link import Link
+
+LOOPBACK_HOST = "127.0.0.1"
+
+
+class ShaperUnavailable(RuntimeError):  # noqa: N818 (a state, named in the interface)
+    """Raised when this machine or user cannot have the shaper that was asked for."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands, as `pibench.engines.base.Setting` tells it."""
+
+    host: str = LOOPBACK_HOST
+    relay: str = ""
+    ports: tuple[int, ...] = (0,)
+    guest: int | None = None
+    key: bytes = b""
+
+
+class Shaper:
+    """Leaves the path as the machine gives it; the others override what they need."""
+
+    name = "none"
+    prefix: tuple[str, ...] = ()  # what a process's command line starts with
+    interface = "lo"
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def start(self, folder: Path, lifeline: int) -> None:
+        """Starts what is needed; `lifeline` closes when the driver is gone."""
+
+    def attach(self, rank: int, pid: int) -> None:
+        """Connects the process `pid`, which is started but idle, as `rank`."""
+
+    def place(self, rank: int) -> Place:
+        """Tells where a process stands."""
+        return Place()
+
+    def elsewhere(self, setting: Any, log: Path) -> Any:
+        """Starts a process that runs on another host; None for one that belongs on this host."""
+        return None
+
+    def failure(self) -> str | None:
+        """Says how the shaper ended, if it did; asked when a process of the group failed."""
+        return None
+
+    def stop(self) -> None:
+        """Ends what was started; may be called twice."""
+
+
+class _WithProcess(Shaper):
+    """A shaper that has a process."""
+
+    title: str
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
+        self.popen: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+
+    def run(self, folder: Path, command: list[str], keep: tuple[int, ...]) -> None:
+        """Starts the process with the descriptors `keep`."""
+        self._log = folder / "shaper.log"
+        with self._log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                command,
+                pass_fds=keep,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def failure(self) -> str | None:
+        if self.popen is None:
+            return None
+        try:
+            code = self.popen.wait(timeout=0.3)  # its peers may notice before it has quite ended
+        except subprocess.TimeoutExpired:
+            return None
+        said = self._log.read_text(errors="replace")[-1000:].strip() if self._log.exists() else ""
+        return f"{self.title} ended with code {code}" + (f":\n{said}" if said else "")
+
+    def stop(self) -> None:
+        if self.popen is not None:
+            self.popen.kill()
+            self.popen.wait()
+
+
+class UserSpace(_WithProcess):
+    """The relay process; every connection of two processes leads through it."""
+
+    name = "user-space"
+    title = "the link's relay"
+
+    def start(self, folder: Path, lifeline: int) -> None:
+        self._path = str(folder / "relay")
+        with socket.socket(socket.AF_UNIX) as control:
+            try:
+                control.bind(self._path)
+            except OSError as error:
+                raise ShaperUnavailable(
+                    f"the relay cannot listen at {self._path} ({error}); set TMPDIR to a shorter path"
+                ) from error
+            control.listen()
+            numbers = (str(self.link.rtt_s), str(self.link.bandwidth_bits_s))
+            command = [
+                sys.executable, "-P", "-m", "pibench.links.relay", str(control.fileno()), str(lifeline),
+                *numbers
+            ]  # fmt: skip
+            self.run(folder, command, (control.fileno(), lifeline))
+
+    def place(self, rank: int) -> Place:
+        return Place(relay=self._path)
+
+
+class Namespaces(_WithProcess):
+    """A network namespace a process, joined by a hub; netem at every exit. Needs root, ip, tc, unshare.
+
+    The namespaces have no names: each belongs to the one process in it, and the kernel takes it away, its
+    veth pair with it, when that process is gone, however it ends. Hub and processes hold the lifeline.
+    """
+
+    name = "netem"
+    title = "the hub of the network namespaces"
+    prefix = ("unshare", "--net", "--")
+    interface = "eth0"
+
+    def start(self, folder: Path, lifeline: int) -> None:
+        waits = "import os, sys; os.read(int(sys.argv[1]), 1)"
+        self.run(folder, [*self.prefix, sys.executable, "-ISc", waits, str(lifeline)], (lifeline,))
+        _await_namespace(self.popen.pid)
+        _inside(self.popen.pid, "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward")
+
+    def attach(self, rank: int, pid: int) -> None:
+        _await_namespace(pid)
+        hub, network = self.popen.pid, f"10.77.{rank}"
+        _inside(
+            hub,
+            f"ip link add name port{rank} type veth peer name {self.interface} netns {pid}; "
+            f"ip addr add {network}.1/30 dev port{rank}; ip link set port{rank} up",
+        )
+        _inside(
+            pid,
+            f"ip link set lo up; ip addr add {network}.2/30 dev {self.interface}; "
+            f"ip link set {self.interface} up; ip route add default via {network}.1; "
+            + (f"tc {' '.join(netem_arguments(self.link, self.interface))}" if self.link.shaped else ":"),
+        )
+
+    def place(self, rank: int) -> Place:
+        return Place(host=f"10.77.{rank}.2")
+
+
+SHAPERS = {shaper.name: shaper for shaper in (Shaper, UserSpace, Namespaces)}
+
+
+def make_shaper(link: Link, name: str | None = None) -> Shaper:
+    """Makes the shaper of that name for a link; by default the user-space one, on loopback none.
+
+    Raises ValueError for a shaper that is not one or cannot shape, ShaperUnavailable where it is not allowed.
+    """
+    name = name or ("user-space" if link.shaped else "none")
+    if name not in SHAPERS:
+        raise ValueError(f"unknown shaper {name!r}; choose one of {', '.join(SHAPERS)}")
+    if link.shaped and name == "none":
+        raise ValueError(f"the link {link.name!r} needs a shaper: user-space or netem")
+    if not link.shaped and name == "user-space":
+        raise ValueError(f"the link {link.name!r} has nothing to shape; leave the shaper out")
+    if name == "netem" and (reason := obstacle(link.shaped)) is not None:
+        raise ShaperUnavailable(f"no network namespaces with netem here: {reason}; use shaper='user-space'")
+    return SHAPERS[name](link)
+
+
+def netem_arguments(link: Link, interface: str) -> list[str]:
+    """What tc is told: half the RTT and the whole bandwidth on each way out; a queue that drops nothing."""
+    packets = 10_000 + int(link.bandwidth_bits_s / 8 * link.rtt_s / 1000)
+    return [
+        "qdisc", "add", "dev", interface, "root", "netem", "limit", str(packets),
+        "delay", f"{round(link.rtt_s / 2 * 1e6)}us", "rate", f"{round(link.bandwidth_bits_s)}bit",
+    ]  # fmt: skip
+
+
+@cache
+def obstacle(netem: bool = True) -> str | None:
+    """Why namespaces (with `netem`) cannot be had here; None if they can. Tried out, once."""
+    if not sys.platform.startswith("linux"):
+        return f"{sys.platform} has no network namespaces"
+    for tool, package in (
+        ("unshare", "util-linux"),
+        ("nsenter", "util-linux"),
+        ("ip", "iproute2"),
+        ("tc", "iproute2"),
+    ):
+        if shutil.which(tool) is None:
+            return f"the command {tool} is missing (package {package})"
+    script = "ip link add name trial0 type veth peer name trial1; "
+    if netem:
+        script += "tc qdisc add dev trial0 root netem delay 1ms rate 1mbit"
+    done = subprocess.run(
+        [*Namespaces.prefix, "sh", "-ec", script], capture_output=True, text=True, timeout=10, check=False
+    )
+    if done.returncode == 0:
+        return None
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if "unshare" in said:
+        return f"this user may not make network namespaces ({said})"
+    if "qdisc" in said.lower():
+        return f"this kernel has no netem ({said})"
+    return said
+
+
+def _await_namespace(pid: int, seconds: float = 5.0) -> None:
+    """Waits until a process that was just started has left this one's network namespace."""
+    own = Path("/proc/self/ns/net").readlink()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/ns/net").readlink() != own:
+                return
+        except FileNotFoundError:
+            break
+        time.sleep(0.002)
+    raise ShaperUnavailable(f"process {pid} did not get a network namespace of its own")
+
+
+def _inside(pid: int, script: str) -> None:
+    """Runs a script in the network namespace of a process."""
+    done = subprocess.run(
+        ["nsenter", f"--net=/proc/{pid}/ns/net", "sh", "-ec", script],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    if done.returncode:
+        raise ShaperUnavailable(f"`{script}` failed in a network namespace: {done.stderr.strip()}")

@@ -1,0 +1,381 @@
+"""`python -m pibench.measure.accuracy`: what fixed point and the protocols do to the accuracy of trained
+networks.
+
+Adds to every row of results/accuracy.json whose weights are stored (seed 0):
+
+- `weights_sha256`: the file that was judged; a row of other weights is judged anew;
+- `accuracy_fixed_point`: share of the test images that the network gets right in 16-bit fixed point
+  (`pibench.engines.lean.plaintext`); `fixed_point` says how many these were and on which share of them the
+  predicted class is that of the plaintext network;
+- `private`: for each engine what real parties answered (`Private`), on a fixed sample of the test set.
+
+Plaintext is the network of the stored file in float32, as `accuracy_test` judges it; errors of logits are
+taken against float64. Seconds are no matter here: latency lives in bench.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from pibench.engines.lean.plaintext import FixedPoint, PrecisionError
+from pibench.measure.measurement import IMPLAUSIBLE, TOLERANCE, WrongAnswer
+from pibench.models import weights as checkpoint
+from pibench.models.data import DataError, load_cifar100, normalised
+from pibench.models.training.files import TrainingError
+from pibench.models.training.rows import Row, find_row, read_rows, update_row
+from pibench.models.variants import VARIANTS, variant
+from pibench.models.weights import WeightsError, file_name, read_manifest
+from pibench.parties.driver import Parties, PartyFailed
+from pibench.program.lower import ExportError, lower
+
+ENGINES = ("lean", "stock")
+BATCH = 10  # images of one private inference: correlated randomness grows with it (3 GB at width 64, stock)
+PLAINTEXT_BATCH = 20
+TIMEOUT_S = 600.0
+SAME_WEIGHTS = 0.005  # by which the accuracy of one network may differ between machines
+
+
+class AccuracyError(RuntimeError):
+    """Raised when a row cannot be judged."""
+
+
+@dataclass(frozen=True)
+class InFixedPoint:
+    """Shares of the `images` that fixed point gets right, plaintext gets right, and both call the same."""
+
+    images: int
+    accuracy: float
+    accuracy_plaintext: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Private:
+    """What the parties of one engine answered.
+
+    `agreement` is the share of the `images` on which the largest private logit is the largest in plaintext,
+    the accuracies are shares on the same images. `max_logit_error` is the largest over the images without a
+    wrong truncation (None if all have one), `spread` the largest difference between two images' logits.
+    `wrong_truncations` says how many images went wrong by one (an error of 2 % of the spread or more) and how
+    many the law of local truncation expects; they count in `agreement` and `accuracy` as they came out.
+    """
+
+    images: int
+    agreement: float
+    accuracy: float
+    accuracy_plaintext: float
+    max_logit_error: float | None
+    spread: float
+    wrong_truncations: dict[str, float]
+
+
+def sample(labels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Returns where `count` images lie whose classes are as even as can be: int64 [count], by class.
+
+    With as many images as classes it is one image of each, drawn from a seeded generator; with n times as
+    many, n of each. Classes that lack images, and what does not divide, are made up for by the other classes,
+    the first ones first.
+    """
+    if not 2 <= count <= len(labels):
+        raise AccuracyError(f"{count} images cannot be chosen from {len(labels)}: ask for 2 to {len(labels)}")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    seen: dict[int, int] = {}
+    turns = []
+    for index in order:
+        label = int(labels[index])
+        seen[label] = turn = seen.get(label, 0) + 1
+        turns.append((turn, label, index))
+    chosen = sorted(turns)[:count]
+    return torch.tensor([index for _, _, index in sorted(chosen, key=lambda one: (one[1], one[0]))])
+
+
+@torch.no_grad()
+def fixed_point(model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0) -> InFixedPoint:
+    """Judges `model` on normalised `images` [N, 3, H, W] in fixed point, truncations drawn from `seed`.
+
+    Raises ExportError for a network that parties cannot run, PrecisionError for one that float64 cannot.
+    """
+    chunks = images.split(PLAINTEXT_BATCH)
+    network = FixedPoint.of(lower(model, chunks[0]))
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.cat([network.logits(chunk, generator).argmax(1) for chunk in chunks])
+    plain = torch.cat([model(chunk).argmax(1) for chunk in chunks])
+    return InFixedPoint(
+        len(labels), _share(predicted == labels), _share(plain == labels), _share(predicted == plain)
+    )
+
+
+@torch.no_grad()
+def judge(model: nn.Module, images: Tensor, labels: Tensor, parties: Parties) -> Private:
+    """Has running parties infer all normalised `images` [N, 3, H, W], N >= 2, and compares with plaintext.
+
+    Raises WrongAnswer unless wrong truncations explain every answer that is off by 2 % of the spread or more:
+    repeated, the image must come out right, and there must be no more of them than the law allows.
+    """
+    plain = model(images).argmax(1)
+    expected = copy.deepcopy(model).double()(images.double())
+    spread = (expected.max(0).values - expected.min(0).values).max().item()
+    parties.load(model, images)
+    logits = _infer(parties, images).double()
+    errors = (logits - expected).abs().amax(1)
+    wrong = ~(errors < TOLERANCE * spread)  # a NaN is wrong too
+    law = 0.0 if parties.exact_truncation else parties.lowered.truncation_failures * len(images)
+    observed = int(wrong.sum())
+    if observed:
+        chance = stats.poisson.sf(observed - 1, law) if law else 0.0
+        if chance < IMPLAUSIBLE or not _right(parties, images[wrong], expected[wrong], TOLERANCE * spread):
+            raise WrongAnswer(
+                f"{observed} of {len(images)} private answers are off by {TOLERANCE * spread:.3g} or more "
+                f"(2 % of the spread {spread:.3g} between images); the parties do not compute this network"
+            )
+    predicted = logits.argmax(1)
+    return Private(
+        images=len(images),
+        agreement=_share(predicted == plain),
+        accuracy=_share(predicted == labels),
+        accuracy_plaintext=_share(plain == labels),
+        max_logit_error=errors[~wrong].max().item() if observed < len(images) else None,
+        spread=spread,
+        wrong_truncations={"expected": law, "observed": observed},
+    )
+
+
+def _infer(parties: Parties, images: Tensor) -> Tensor:
+    """Returns the opened logits of all images, inferred in batches."""
+    logits = []
+    for chunk in images.split(BATCH):
+        parties.prepare(len(chunk))
+        logits.append(parties.infer(chunk.clone()))  # a view would send every image each time
+    return torch.cat(logits)
+
+
+def _right(parties: Parties, images: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool(((_infer(parties, images).double() - expected).abs() < tolerance).all())
+
+
+def _share(hits: Tensor) -> float:
+    return hits.sum().item() / len(hits)
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What is to be known of every row.
+
+    Normalised `images` [N, 3, H, W] and `labels` [N] are judged in fixed point; `whole` tells that they are
+    the entire test set. Those at `chosen` go to the parties of each of the `engines`. `again` asks for all of
+    it even where it is known, of as many images or more.
+    """
+
+    images: Tensor
+    labels: Tensor
+    whole: bool
+    chosen: Tensor
+    engines: Sequence[str]
+    again: bool = False
+
+
+def additions(
+    row: Row, digest: str, model: nn.Module, wanted: Wanted, parties: Callable[[str], Parties]
+) -> dict[str, Any]:
+    """Returns what `row`, whose weights have this SHA-256, lacks of what is wanted; empty if nothing.
+
+    `parties(engine)` gives running ones. Raises AccuracyError when they fail or give another answer.
+    """
+    known = row if row.get("weights_sha256") == digest else {}
+    fresh: dict[str, Any] = {}
+    if wanted.again or known.get("fixed_point", {}).get("images", 0) < len(wanted.labels):
+        found = fixed_point(model, wanted.images, wanted.labels)
+        if wanted.whole:
+            _demand_same(row, found)
+        fresh["accuracy_fixed_point"] = found.accuracy
+        fresh["fixed_point"] = {"images": found.images, "agreement": found.agreement}
+    images, labels = wanted.images[wanted.chosen], wanted.labels[wanted.chosen]
+    private = dict(known.get("private", {}))
+    waiting = [
+        engine
+        for engine in wanted.engines
+        if wanted.again or private.get(engine, {}).get("images", 0) < len(labels)
+    ]
+    for engine in waiting:
+        try:
+            private[engine] = asdict(judge(model, images, labels, parties(engine)))
+        except PartyFailed as error:
+            raise AccuracyError(
+                f"the {engine} engine failed ({_cause(error)}): rows judged before are kept, run the same "
+                "command to go on"
+            ) from error
+        except WrongAnswer as error:
+            raise AccuracyError(
+                f"the {engine} engine gives another answer: {error}; run the same command again, and if it "
+                "stays, report it as an error of the engine"
+            ) from error
+    if waiting:
+        fresh["private"] = private
+    return {"weights_sha256": digest, **fresh} if fresh else {}
+
+
+def _demand_same(row: Row, found: InFixedPoint) -> None:
+    """Raises AccuracyError when the weights are plainly not those that the row was measured with."""
+    stated = row.get("accuracy_test", found.accuracy_plaintext)
+    if abs(stated - found.accuracy_plaintext) > SAME_WEIGHTS:
+        raise AccuracyError(
+            f"the stored weights get {100 * found.accuracy_plaintext:.2f} % of the test set right, the row "
+            f"says {100 * stated:.2f} %: they are of different trainings, take the row out of accuracy.json "
+            "and train it again"
+        )
+
+
+def _cause(error: PartyFailed) -> str:
+    """Returns the first line of a failure, with what was raised if a trace follows."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pibench.measure.accuracy", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=VARIANTS, metavar="VARIANT", help="default: all that are trained"
+    )
+    parser.add_argument("--width", type=int, default=16, help="channels of the first stage (default 16)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--images", type=int, default=100, help="private inferences (default 100)")
+    parser.add_argument("--test-images", type=int, help="in fixed point: the first so many (default all)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--weights", type=Path, default=checkpoint.FOLDER)
+    parser.add_argument("--again", action="store_true", help="judge rows that are up to date, too")
+    return parser.parse_args(argv)
+
+
+def trained_rows(options: argparse.Namespace) -> list[Row]:
+    """Returns the rows to be judged; AccuracyError when one that was named, or every one, is missing."""
+    path, width = options.results / "accuracy.json", options.width
+    rows, listed = read_rows(path), read_manifest(options.weights)
+    names = options.rows or VARIANTS
+    found = {name: find_row(rows, name, width, 0) for name in names}
+    for name in options.rows or ():
+        if found[name] is None:
+            raise AccuracyError(
+                f"{path} has no row of {name} at width {width}, seed 0: not trained yet, "
+                f"{_train(name, width)}"
+            )
+        if file_name(name, width) not in listed:
+            raise AccuracyError(
+                f"{options.weights} lists no {file_name(name, width)}: its weights are not stored, "
+                f"{_train(name, width)}"
+            )
+    judged = [row for name, row in found.items() if row is not None and file_name(name, width) in listed]
+    if not judged:
+        raise AccuracyError(
+            f"{path} has no row at width {width} with stored weights: not trained yet, {_train('', width)}"
+        )
+    return judged
+
+
+def _train(name: str, width: int) -> str:
+    rows = f"--rows {name} " if name else ""
+    return f'make train TRAIN="{rows}--width {width}"'
+
+
+def _load(row: Row, options: argparse.Namespace) -> tuple[nn.Module, str]:
+    """Builds the network of a row from its stored weights; returns it with their SHA-256."""
+    name = file_name(row["variant"], options.width)
+    entry = read_manifest(options.weights)[name]
+    try:
+        model = variant(row["variant"]).build(
+            options.width, options.weights / name, classes=entry["classes"], image_size=entry["image_size"]
+        )
+    except WeightsError as error:
+        raise AccuracyError(
+            f"{error}: restore {options.weights / name}, or take it out of manifest.json there and "
+            f"{_train(row['variant'], options.width)}"
+        ) from error
+    return model, entry["sha256"]
+
+
+def judge_rows(options: argparse.Namespace) -> None:
+    """Judges the rows that are not up to date and writes each when it is done."""
+    rows = trained_rows(options)
+    images, labels = load_cifar100(options.data, "test")
+    if options.test_images is not None and not 2 <= options.test_images <= len(labels):
+        raise AccuracyError(f"--test-images takes 2 to {len(labels)}, not {options.test_images}")
+    some = slice(options.test_images)
+    wanted = Wanted(
+        normalised(images[some]),
+        labels[some],
+        options.test_images is None,
+        sample(labels[some], options.images),
+        options.engines,
+        options.again,
+    )
+    running: dict[str, Parties] = {}
+    with ExitStack() as stack:
+
+        def parties(engine: str) -> Parties:
+            if engine not in running:
+                running[engine] = stack.enter_context(Parties(engine=engine, timeout_s=TIMEOUT_S))
+            return running[engine]
+
+        for index, row in enumerate(rows, start=1):
+            started, name = time.monotonic(), row["variant"]
+            model, digest = _load(row, options)
+            try:
+                fresh = additions(row, digest, model, wanted, parties)
+            except (AccuracyError, ExportError, PrecisionError) as error:
+                raise AccuracyError(f"{name} at width {options.width}: {error}") from error
+            if fresh:
+                _write(row, digest, fresh, options)
+            said = summary({**row, **fresh}, time.monotonic() - started if fresh else None)
+            print(f"[{index}/{len(rows)}] {said}", file=sys.stderr)
+
+
+def _write(row: Row, digest: str, fresh: dict[str, Any], options: argparse.Namespace) -> None:
+    """Adds to the row, unless a training has replaced its weights in the meantime."""
+    name = file_name(row["variant"], options.width)
+    if read_manifest(options.weights).get(name, {}).get("sha256") != digest:
+        raise AccuracyError(f"{name} was trained again while it was judged: run the same command again")
+    update_row(options.results / "accuracy.json", row["variant"], options.width, 0, fresh)
+
+
+def summary(row: Row, seconds: float | None) -> str:
+    """Says in one line what was found of a row, in how many seconds (None: before)."""
+    stated = row.get("accuracy_test")
+    parts = [] if stated is None else [f"{100 * stated:.2f} % in plaintext"]
+    parts.append(f"{100 * row['accuracy_fixed_point']:.2f} % in fixed point")
+    for engine, found in row.get("private", {}).items():
+        parts.append(f"{engine} agrees on {100 * found['agreement']:.4g} % of {found['images']}")
+    when = "judged before" if seconds is None else f"{seconds:.0f} s"
+    return f"{row['variant']} at width {row['width']}: {', '.join(parts)} ({when})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line; returns the exit status."""
+    options = arguments(argv)
+    try:
+        judge_rows(options)
+    except (AccuracyError, TrainingError, DataError, WeightsError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped: run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

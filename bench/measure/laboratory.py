@@ -1,0 +1,219 @@
+"""Keeps the parties of a benchmark session: the case being measured and the references still needed.
+
+A reference stays loaded until the last case that pairs with it, in processes of its own; the other cases of
+one setting use the same processes one after the other, which give back an earlier network before the next.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from pibench.hosts.remote import Remote
+from pibench.measure.cases import STOCK, Case
+from pibench.measure.measurement import Measurement, Subject, context, cost_of
+from pibench.models.cost import count_cost
+from pibench.models.data import default_images
+from pibench.models.variants import variant
+from pibench.parties.driver import Parties
+from pibench.store.results import Store
+
+IMAGES = 16  # the largest batch
+COMPARED = 4  # images that the spread of logits is taken over, if the batch is not larger
+TIMEOUT_S = 600.0
+
+
+@cache
+def images(size: int = 32) -> tuple[torch.Tensor, str]:
+    """The default images [16, 3, size, size] and their source."""
+    return default_images(IMAGES, size)
+
+
+class Laboratory:
+    """Measures cases one after the other; use it by `with`.
+
+    With `remote` every party 1 runs on another host, which comes first.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        results: Path,
+        run: str,
+        remote: Remote | None = None,
+    ) -> None:
+        self.store = Store(results / "bench.json")
+        self.waiting = list(cases)
+        self.run = run
+        self.remote = remote
+        self.context = context()
+        self.subjects: dict[str, Subject] = {}
+        self.idle: list[Parties] = []
+        self.started = time.monotonic()
+        self.total_work = sum(map(_work, cases))
+
+    def __enter__(self) -> Laboratory:
+        if self.remote is not None:
+            self.remote.__enter__()
+            self.context["hosts"] = [self.context["machine"], self.remote.machine]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for subject in self.subjects.values():
+            subject.parties.__exit__(None, None, None)
+        for parties in self.idle:
+            parties.__exit__(None, None, None)
+        self.subjects.clear()
+        self.idle.clear()
+        if self.remote is not None:
+            self.remote.__exit__(None)
+
+    def measure(self, case: Case, timed: Callable[[Measurement, int], object]) -> dict:
+        """Measures `case` and stores its row at once.
+
+        `timed(measurement, rounds)` calls `before` and `online` of the measurement that many times.
+        """
+        try:
+            model = self.model(case)
+            pictures, source = images()
+            cost = cost_of(model, pictures)  # refuses what cannot be counted before anything is measured
+            subject = self.subject(case)
+            reference = None if case.reference is None else self.subject(case.reference)
+            measurement = Measurement(case, subject, reference)
+            if case.warm_up:
+                measurement.warm_up()
+            timed(measurement, case.rounds)
+            row = measurement.row(
+                cost,
+                profiles=case.profiles,
+                weights="trained" if model.meta["trained"] else "seeded",
+                images=source,
+                run=self.run,
+                context=self.context,
+            )
+            self.store.add(row)
+        finally:
+            self.skip(case)
+        return row
+
+    def skip(self, case: Case) -> None:
+        """Takes a case off the list and lets go of the parties that it alone needs."""
+        self.waiting = [other for other in self.waiting if other.id != case.id]
+        self.dismiss()
+
+    @staticmethod
+    @cache
+    def _built(variant_name: str, width: int) -> fx.GraphModule:
+        return variant(variant_name).build(width=width)
+
+    def model(self, case: Case) -> fx.GraphModule:
+        """The network of a case, built once."""
+        return self._built(case.variant, case.width)
+
+    def subject(self, case: Case) -> Subject:
+        """The loaded parties of a case, started when they are not there yet."""
+        known = self.subjects.get(case.id)
+        if known is not None and known.parties.pids:
+            return known
+        parties = self.parties(case)
+        try:
+            self.subjects[case.id] = Subject(
+                self.model(case), images()[0][: max(COMPARED, case.batch)], case.batch, parties
+            )
+        except BaseException:
+            parties.__exit__(None, None, None)
+            raise
+        return self.subjects[case.id]
+
+    def new(self, case: Case) -> Parties:
+        """Parties for a case, not started."""
+        return Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link, remote=self.remote)
+
+    def parties(self, case: Case) -> Parties:
+        """Idle processes that fit, or new ones."""
+        wanted = self.new(case)
+        for parties in self.idle:
+            if parties.setting == wanted.setting and parties.pids:
+                self.idle.remove(parties)
+                return parties
+        return wanted.__enter__()
+
+    def dismiss(self) -> None:
+        """Lets go of the parties that no waiting case needs."""
+        needed = {case.id for case in self.waiting}
+        needed |= {case.reference.id for case in self.waiting if case.reference is not None}
+        for name in [name for name in self.subjects if name not in needed]:
+            self.idle.append(self.subjects.pop(name).parties)
+        wanted = {self.new(case).setting for case in self.waiting}
+        for parties in [parties for parties in self.idle if parties.setting not in wanted]:
+            self.idle.remove(parties)
+            parties.__exit__(None, None, None)
+
+    def obstacle(self, case: Case) -> str | None:
+        """Why a case cannot be measured here; None if it can.
+
+        The parties of a case hold its tuples in memory at once: about 352 bytes a ReLU on the stock engine,
+        131 on the lean one, beside half a gigabyte for each process.
+        """
+        free = available_memory()
+        if free is None:
+            return None
+        alive = {subject.parties for subject in self.subjects.values()}
+        wanted = [c for c in (case, case.reference) if c is not None and c.id not in self.subjects]
+        relus = count_cost(self.model(STOCK), images()[0][:1]).relus if wanted else 0
+        need = sum(c.parties * (5e8 + c.batch * relus * (131 if c.engine == "lean" else 352)) for c in wanted)
+        if need <= free:
+            return None
+        return (
+            f"needs about {need / 1e9:.0f} GB of memory beside {len(alive)} loaded networks, "
+            f"{free / 1e9:.0f} GB are free"
+        )
+
+    def progress(self, row: dict[str, Any], total: int) -> str:
+        """One line: the case of `row`, its medians, how many of `total` cases are done, the time left."""
+        times = row["times"]
+        medians = [
+            f"{name} {statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else f"{name} -"
+            for name in ("offline", "online")
+        ]
+        return (
+            f"{row['case']}: {', '.join(medians)}, {row['traffic']['bytes_sent'] / 1e6:.1f} MB, "
+            f"{row['traffic']['rounds']} rounds  "
+            f"[{total - len(self.waiting)}/{total}, about {self.minutes_left():.0f} min left]"
+        )
+
+    def minutes_left(self) -> float:
+        """Estimates the minutes until the last case is done, from the time taken so far."""
+        left = sum(map(_work, self.waiting))
+        done = self.total_work - left
+        elapsed = time.monotonic() - self.started
+        return elapsed / done * left / 60 if done else float("nan")
+
+
+def available_memory() -> float | None:
+    """Bytes of memory that new processes can use; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _one_round(case: Case) -> float:
+    """The expected time of a round, in units of a stock round of one image on loopback."""
+    compute, hops = (0.1, 0.2) if case.engine == "lean" else (1.0, 1.0)
+    waiting = {"loopback": 0.0, "lan": 0.5, "wan-slow": 24.0}.get(case.link, 10.0)
+    return compute * case.batch * (case.parties - 1) + hops * waiting
+
+
+def _work(case: Case) -> float:
+    """The expected time of a case, in the same units."""
+    pair = 0.0 if case.reference is None else _one_round(case.reference)
+    return (case.rounds + case.warm_up) * (_one_round(case) + pair) + 2.0  # processes, loading, profiles

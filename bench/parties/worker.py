@@ -1,0 +1,236 @@
+"""The process of one party or helper: makes its node and obeys the driver.
+
+Started by `pibench.parties.driver` as `python -m pibench.parties.worker`, never by hand. It is told its
+setting first; from then on it answers each command with a reply. Parties talk to each other through their
+engine alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pibench.engines.base import ENGINES, Helper, Node, NotPrepared, Setting
+from pibench.links.check import median_round, probe
+from pibench.links.forward import INHERITED, forwarded_rendezvous
+from pibench.links.greeting import Door, call, open_port
+from pibench.links.route import port_through
+
+
+def make_node(setting: Setting) -> Node | Helper:
+    """Makes the node of this process."""
+    return import_module(ENGINES[setting.engine].module).make_node(setting)
+
+
+class Session:
+    """The commands a driver may give; each returns what the driver is told."""
+
+    def __init__(self, node: Node | Helper) -> None:
+        self.node = node
+        self.listener: socket.socket | None = None
+
+    def load(self, program: Any, weights: Any) -> dict[str, Any]:
+        """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes.
+
+        Peak memory counts from here: what an earlier network held is given back first.
+        """
+        if isinstance(self.node, Helper):
+            self.node.load(program)
+            return {}
+        self.node.forget()
+        reset_peak_memory()
+        if weights is not None:
+            weights = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+        meter = self.node.meter
+        rounds, sent = meter.rounds, meter.bytes_sent
+        started = time.perf_counter()
+        self.node.load(program, weights)
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "rounds": meter.rounds - rounds, "bytes_sent": meter.bytes_sent - sent}
+
+    def plan(self, batch: int) -> None:
+        """Does what is needed once for a batch size."""
+        if isinstance(self.node, Node):
+            self.node.plan(batch)
+
+    def prepare(self, batch: int) -> dict[str, Any]:
+        """Runs the offline phase of one inference; returns its seconds and bytes."""
+        if isinstance(self.node, Node):
+            self.node.barrier()
+        started = time.perf_counter()
+        held = self.node.prepare(batch)
+        return {"seconds": time.perf_counter() - started, "bytes": held}
+
+    def infer(self, images: torch.Tensor | None, batch: int) -> dict[str, Any]:
+        """Runs the online phase; returns its seconds, rounds, bytes, hops and the logits this party sees."""
+        node = self.node
+        node.start(batch)
+        shared = node.share(images, batch)
+        rounds, sent, hops = node.meter.rounds, node.meter.bytes_sent, node.meter.hops
+        node.barrier()
+        started = time.perf_counter()
+        logits = node.run(shared)
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": seconds,
+            "rounds": node.meter.rounds - rounds,
+            "bytes_sent": node.meter.bytes_sent - sent,
+            "hops": node.meter.hops - hops,
+            "logits": logits,
+        }
+
+    def profile(self, images: torch.Tensor | None, batch: int) -> list[Any]:
+        """Runs the online phase with a clock at each step."""
+        self.node.start(batch)
+        shared = self.node.share(images, batch)
+        self.node.barrier()
+        return self.node.profile(shared)
+
+    def idle(self) -> dict[str, Any]:
+        """Does nothing, measured like an inference."""
+        self.node.barrier()
+        started = time.perf_counter()
+        return {"seconds": time.perf_counter() - started}
+
+    def listen(self) -> tuple[str, int] | None:
+        """At party 0, opens a port for `probe_link`; returns its address."""
+        if self.node.rank:
+            return None
+        self.listener = open_port(self.node.setting.host, self.node.setting.ports)
+        return self.node.setting.host, self.listener.getsockname()[1]
+
+    def probe_link(self, host: str, port: int, bulk: int | None = None) -> dict[str, float]:
+        """Measures the path between parties 0 (who listens) and 1; returns RTT, bandwidth, a round's seconds.
+
+        Other parties take part in the rounds alone.
+        """
+        node, setting = self.node, self.node.setting
+        measured: dict[str, float] = {}
+        if node.rank == 0 and setting.key:
+            with Door(self.listener, setting.key, [1]) as door:
+                _, connection, _ = door.next(time.monotonic() + setting.timeout_s)
+        elif node.rank == 0:
+            with self.listener:
+                self.listener.settimeout(setting.timeout_s)
+                connection, _ = self.listener.accept()
+        elif node.rank == 1:
+            if setting.relay:
+                port = port_through(setting.relay, 1, 0, port)
+            connection = socket.create_connection((host, port), timeout=setting.timeout_s)
+            if setting.key:
+                call(connection, setting.key, 1, setting.timeout_s)
+        if node.rank < 2:
+            with connection:
+                measured["rtt_s"], measured["bandwidth_bits_s"] = probe(
+                    connection, node.rank == 0, setting.link, setting.timeout_s, bulk
+                )
+        node.barrier()
+        measured["round_hops"] = node.round_hops
+        measured["round_s"] = median_round(node.small_round, setting.link)
+        return measured
+
+    def peak_memory(self) -> int:
+        """Returns the largest resident size since the network was loaded, in bytes."""
+        status = Path("/proc/self/status").read_text()
+        (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(kilobytes) * 1024
+
+
+def reset_peak_memory() -> None:
+    """Gives freed memory back to the system and starts the peak anew, where Linux and glibc let us."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def obey(connection: Connection, setting: Setting) -> None:
+    """Answers commands until the driver closes the connection."""
+    if setting.rendezvous.startswith(INHERITED):
+        descriptor = int(setting.rendezvous.removeprefix(INHERITED))
+        setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
+    node = make_node(setting)
+    send(connection, ("ready", None))
+    if getattr(node, "serves", False):
+        node.serve()
+        return
+    session = Session(node)
+    while True:
+        try:
+            command, arguments = receive(connection)
+        except EOFError:
+            return
+        try:
+            reply = ("done", getattr(session, command)(*arguments))
+        except NotPrepared as error:
+            reply = ("not prepared", str(error))
+        send(connection, reply)
+
+
+def send(connection: Connection, message: Any) -> None:
+    """Sends a message by value."""
+    connection.send_bytes(encode(message))
+
+
+def encode(message: Any) -> bytes:
+    """Pickles plainly, so that no tensor lives in memory shared with another process."""
+    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def receive(connection: Connection) -> Any:
+    """Receives what `send` sent; raises EOFError when the other side is gone."""
+    return pickle.loads(connection.recv_bytes())
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_driver(lifeline: int) -> None:
+    """Ends this process when the driver's end of a pipe closes, whatever this process is doing then.
+
+    On Linux the kernel kills it too, which reaches even a stopped process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Runs the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
+    descriptor, lifeline = map(int, sys.argv[1:])
+    end_with_driver(lifeline)
+    torch.set_num_threads(1)
+    with Connection(descriptor) as connection:
+        try:
+            obey(connection, receive(connection))
+        except Exception:
+            send(connection, ("failed", traceback.format_exc()))
+        sys.stdout.flush()
+        os._exit(0)  # destructors of a broken process group may wait for ever
+
+
+if __name__ == "__main__":
+    main()

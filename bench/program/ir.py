@@ -1,0 +1,176 @@
+"""The program that parties run: a flat list of steps, the same for every engine.
+
+`pibench.program.lower` lowers a torch network to a `Program`; an engine interprets it on shares. The program
+is public (architecture, shapes, positions of masks). Weights are not in it: they travel apart, to party 0
+alone, as a mapping from the names that the steps use.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """`x * W + b`, a two-dimensional cross-correlation with secret kernel.
+
+    `weight` and `bias` name entries of the weights; `weight_shape` is [O, C / groups, H, W].
+    """
+
+    weight: str
+    bias: str | None
+    weight_shape: tuple[int, int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`x W^T + b` on the last dimension; `weight_shape` is [O, C]."""
+
+    weight: str
+    bias: str | None
+    weight_shape: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Relu:
+    """ReLU at the public positions `kept` of the flattened image, identity elsewhere.
+
+    `kept` is a sorted int64 tensor of positions in one image's [C * H * W], or None for all of them.
+    """
+
+    kept: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """Mean over windows of `kernel`, zero padding counted in."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Maximum over windows of `kernel`; padding never wins."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Sum of two inputs of one shape (which may be the same value twice)."""
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """Product of two secret inputs of one shape."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """Product of a secret input with itself."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Product with a public constant."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Concatenate:
+    """Inputs one after the other along `dim` (never the batch)."""
+
+    dim: int
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """Dimensions `start` to `end` (inclusive, both counted with the batch at 0) become one."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over `dims` (never the batch)."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+
+
+Operator = (
+    Convolution
+    | Linear
+    | Relu
+    | AveragePool
+    | MaxPool
+    | Add
+    | Multiply
+    | Square
+    | Scale
+    | Concatenate
+    | Flatten
+    | Mean
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operator applied to earlier values.
+
+    `name` names its value; `inputs` name earlier steps or the program's input; `input_shapes` and `shape`
+    are those of one image, without the batch.
+    """
+
+    name: str
+    operator: Operator
+    inputs: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """The operator's name in lower case, as reports group it."""
+        return type(self.operator).__name__.lower()
+
+    @property
+    def input_size(self) -> int:
+        """|x|: elements of the first input for one image."""
+        return prod(self.input_shapes[0])
+
+    @property
+    def size(self) -> int:
+        """Elements of the value for one image."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Steps in an order that can be run, from the value `input` to the value `output`."""
+
+    input: str
+    input_shape: tuple[int, ...]
+    steps: tuple[Step, ...]
+    output: str
+
+    def last_uses(self) -> dict[str, str]:
+        """Maps each value to the step after which it is no longer needed (the output is in no entry)."""
+        last: dict[str, Any] = {}
+        for step in self.steps:
+            for name in step.inputs:
+                last[name] = step.name
+        last.pop(self.output, None)
+        return last

@@ -1,0 +1,1 @@
+"""Rows of measurements on disk, and where they come from."""

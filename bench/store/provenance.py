@@ -1,0 +1,90 @@
+"""Where and with what a row was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+CONVENTIONS = {
+    "relus": "scalar ReLUs evaluated under MPC per image, after merging and masks, the stem's included",
+    "comparisons": "comparisons of max pooling per image, apart from relus",
+    "macs": "convolutions and linear layers only, no bias, BatchNorm folded, per image",
+    "parameters": "weights and biases after folding",
+    "rounds": "collective calls of one online phase, with the opening of the logits",
+    "bytes_sent": "payload bytes a party sends in one online phase",
+    "online_s": "shared image to opened logits, by the slower party's clock",
+    "offline_s": "correlated randomness of one inference, by the slower party's clock",
+    "total_s": "offline_s + online_s of one round",
+    "setup": "sharing the weights of a network once",
+    "fixed_point": "16 fractional bits in Z_2^64",
+    "answer": "largest logit error against the float64 network; tolerance 2 % of the largest difference "
+    "between two images' logits",
+}
+
+
+def machine() -> dict[str, Any]:
+    """Describes the machine; a fact that cannot be had is None."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in _read("/proc/cpuinfo").splitlines()
+        if line.startswith("model name")
+    ]
+    memory = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": names[0] if names else platform.processor() or None,
+        "cores": cores,
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that a measurement rests on."""
+    names = ("pibench", "torch", "crypten", "numba", "numpy", "cryptography")
+    return {name: _version(name) for name in names}
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit and whether its code differs from it; (None, None) outside a checkout.
+
+    A new file is a difference; what the benchmark itself writes (results/, plots/, README.md) is none.
+    """
+    try:
+        if Path(_git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
+            return None, None  # unpacked inside another repository
+        head = _git("rev-parse", "HEAD").strip()
+        written = (":!results", ":!plots", ":!README.md")
+        changed = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return head, bool(changed.strip())
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30
+    ).stdout
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

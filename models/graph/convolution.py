@@ -1,0 +1,116 @@
+"""Conv2d and Linear from a kernel and back: the common ground of the transforms that rewrite them."""
+
+from collections.abc import Callable, Collection, Iterator
+
+from torch import Tensor, fx, nn
+
+from pibench.models.graph.moves import callers, module_of, sharing, source
+
+Pair = tuple[int, int]
+
+
+def convolution(
+    kernel: Tensor,
+    bias: Tensor | None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+) -> nn.Conv2d:
+    """Returns the Conv2d with this kernel [O, C / groups, H, W] and bias [O]; draws no random number."""
+    out_channels, in_channels, height, width = kernel.shape
+    conv = nn.utils.skip_init(
+        nn.Conv2d,
+        in_channels * groups,
+        out_channels,
+        (height, width),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=bias is not None,
+        device=kernel.device,
+        dtype=kernel.dtype,
+    )
+    conv.weight = nn.Parameter(kernel.detach().clone())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv
+
+
+def linear(matrix: Tensor, bias: Tensor) -> nn.Linear:
+    """Returns the Linear with this matrix [O, C] and bias [O]; draws no random number."""
+    layer = nn.utils.skip_init(
+        nn.Linear, matrix.shape[1], len(matrix), device=matrix.device, dtype=matrix.dtype
+    )
+    layer.weight = nn.Parameter(matrix.detach().clone())
+    layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """Returns the bias [O], zeros when the layer has none."""
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+
+
+def padding_of(conv: nn.Conv2d) -> Pair:
+    """Returns the zeros added at each side (height, width), also of padding="same" and "valid".
+
+    Raises ValueError where the two sides of an axis differ ("same" with an even kernel).
+    """
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding == "same":
+        spans = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+        if any(span % 2 for span in spans):
+            raise ValueError("padding='same' with an even kernel pads its sides differently")
+        return (spans[0] // 2, spans[1] // 2)
+    return conv.padding
+
+
+def padding_obstacle(conv: nn.Conv2d) -> str | None:
+    """Says why the padding of `conv` is not the same number of zeros at both sides, None when it is."""
+    if conv.padding_mode != "zeros":
+        return f"its padding mode is {conv.padding_mode!r}, not zeros"
+    try:
+        padding_of(conv)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def followers(
+    graph: fx.GraphModule,
+    names: Collection[str] | None,
+    action: str,
+    obstacle: Callable[[nn.Conv2d, nn.Conv2d], str | None],
+    last_first: bool = False,
+) -> Iterator[fx.Node]:
+    """Yields the convolutions whose input is a convolution that nothing else depends on.
+
+    `obstacle(first, second)` may say why a pair is left alone. `names` gives the module names of the second
+    ones: ValueError, "cannot `action` ...", with the reason where one cannot be had; None gives all that can.
+    The graph may be changed from one to the next.
+    """
+    missing = set(names or ())
+    nodes = list(graph.graph.nodes)
+    for node in reversed(nodes) if last_first else nodes:
+        second = module_of(graph, node, nn.Conv2d)
+        if second is None or (names is not None and node.target not in names):
+            continue
+        missing.discard(node.target)
+        first = module_of(graph, source(node), nn.Conv2d)
+        if first is None:
+            reason = f"its input {source(node)} is no convolution"
+        elif reason := sharing(graph, source(node)):
+            reason = f"its input {reason}"
+        elif len(callers(graph, node.target)) > 1:
+            reason = f"{node.target} is called more than once"
+        else:
+            reason = obstacle(first, second)
+        if reason is None:
+            yield node
+        elif names is not None:
+            raise ValueError(f"cannot {action} {node.target}: {reason}")
+    if missing:
+        raise ValueError(f"no convolution named {sorted(missing)} in this network")
