@@ -1,0 +1,150 @@
+"""Conv -> two or three thinner convolutions of low rank.
+
+With the kernel W [O, C, h, w] of a convolution, r the rank,
+
+    channel   W[o, c, m, n] ~ sum_r V[o, r] U[r, c, m, n]      h x w from C to r, then 1 x 1 from r to O
+    spatial   W[o, c, m, n] ~ sum_r V[o, r, n] U[r, c, m]      h x 1 from C to r, then 1 x w from r to O
+    tucker    W[o, c, m, n] ~ sum_{p, q} A[o, p] G[p, q, m, n] B[q, c]
+                                                               1 x 1 from C to q, h x w, 1 x 1 from p to O
+
+channel and spatial are truncated singular value decompositions of W as a matrix ([O, C h w] and [O w, C h]),
+so that no other kernels of that form and rank are nearer (Eckart-Young). tucker is Tucker-2: the leading left
+singular vectors of the unfoldings along O and C, refined by alternating least squares
+(`tensorly.partial_tucker`, HOOI).
+
+Approximate unless the rank is full. Under MPC a layer becomes two or three, each with its round, with fewer
+weights and operations. Sources: TRP (arXiv 1812.02402, 2004.14566) for channel and spatial, Kim et al.
+(arXiv 1511.06530) for Tucker-2. Refuses grouped and dilated convolutions, paddings other than zeros, and
+ranks that are not from 1 to the largest. The inverse of `merge_convs`: a pair that was merged is not factored
+again by anybody in their senses, and the order of a recipe sees to that.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import tensorly
+import torch
+from tensorly.decomposition import partial_tucker
+from torch import Tensor, fx, nn
+
+from pibench.models.graph.convolution import bias_of, convolution, padding_obstacle, padding_of
+from pibench.models.graph.moves import callers, finish, insert_module, module_of, source, trace
+
+FORMS = ("channel", "spatial", "tucker")
+
+
+class Rank(NamedTuple):
+    """The inner channels of a factored layer; `into`, of tucker alone, are those after its first 1 x 1."""
+
+    out: int
+    into: int = 0
+
+
+def matrix_of(kernel: Tensor, form: str) -> Tensor:
+    """Returns the matrix that `form` decomposes: [O, C h w] for channel, [O w, C h] for spatial."""
+    out_channels, in_channels, height, width = kernel.shape
+    if form == "channel":
+        return kernel.reshape(out_channels, -1)
+    return kernel.permute(0, 3, 1, 2).reshape(out_channels * width, in_channels * height)
+
+
+def largest_rank(kernel: Tensor, form: str) -> Rank:
+    """Returns the rank at which a factored kernel [O, C, h, w] is the kernel itself."""
+    out_channels, in_channels, height, width = kernel.shape
+    if form == "tucker":
+        taps = height * width
+        return Rank(min(out_channels, in_channels * taps), min(in_channels, out_channels * taps))
+    return Rank(min(matrix_of(kernel, form).shape))
+
+
+def rank_of_energy(kernel: Tensor, form: str, energy: float) -> Rank:
+    """Returns the smallest rank whose singular values hold this share of the sum of their squares.
+
+    `energy` is in (0, 1]. For tucker each of the two unfoldings is judged by itself.
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"an energy is above 0 and at most 1, not {energy}")
+
+    def smallest(matrix: Tensor) -> int:
+        squares = torch.linalg.svdvals(matrix.double()).square()
+        return int((squares.cumsum(0) < energy * squares.sum() * (1 - 1e-12)).sum()) + 1
+
+    if form != "tucker":
+        return Rank(smallest(matrix_of(kernel, form)))
+    return Rank(smallest(kernel.flatten(1)), smallest(kernel.transpose(0, 1).flatten(1)))
+
+
+def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
+    """Returns the kernels of the layers that stand for `kernel` [O, C, h, w], the first one first."""
+    out_channels, in_channels, height, width = kernel.shape
+    if form == "tucker":
+        with tensorly.backend_context("pytorch"):
+            (core, (out, into)), _ = partial_tucker(kernel.double(), list(rank), modes=[0, 1], tol=1e-12)
+        made = (into.T[:, :, None, None], core, out[:, :, None, None])
+        return tuple(each.to(kernel.dtype) for each in made)
+    left, values, right = torch.linalg.svd(matrix_of(kernel.double(), form), full_matrices=False)
+    root = values[: rank.out].sqrt()  # shared evenly, so that neither factor is much larger
+    left, right = left[:, : rank.out] * root, root[:, None] * right[: rank.out]
+    if form == "channel":
+        made = (right.reshape(rank.out, in_channels, height, width), left[:, :, None, None])
+    else:
+        second = left.reshape(out_channels, width, rank.out).permute(0, 2, 1)
+        made = (right.reshape(rank.out, in_channels, height, 1), second[:, :, None, :])
+    return tuple(each.to(kernel.dtype) for each in made)
+
+
+def obstacle(conv: nn.Conv2d) -> str | None:
+    """Says why a convolution is not factored, None when it can be."""
+    if conv.groups != 1:
+        return f"it has {conv.groups} groups"
+    if conv.dilation != (1, 1):
+        return f"it is dilated by {conv.dilation}"
+    return padding_obstacle(conv)
+
+
+def factorize_convs(model: nn.Module, form: str, ranks: Mapping[str, Rank | int]) -> fx.GraphModule:
+    """Replaces each convolution named in `ranks` by its factored form (one of `FORMS`).
+
+    The layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Raises ValueError for a name that
+    is no convolution called once, an obstacle, or a rank out of range.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}: known are {', '.join(FORMS)}")
+    graph = trace(model)
+    for name, rank in ranks.items():
+        found = callers(graph, name)
+        conv = module_of(graph, found[0], nn.Conv2d) if len(found) == 1 else None
+        if conv is None:
+            raise ValueError(f"no convolution named {name!r} that is called once in this network")
+        if reason := obstacle(conv):
+            raise ValueError(f"cannot factor {name}: {reason}")
+        most = largest_rank(conv.weight, form)
+        wanted = rank if isinstance(rank, Rank) else Rank(rank, rank if form == "tucker" else 0)
+        if not (1 <= wanted.out <= most.out and min(1, most.into) <= wanted.into <= most.into):
+            raise ValueError(f"{name} has a rank from 1 to {_said(most)} as {form}, not {_said(wanted)}")
+        _replace(graph, found[0], form, wanted)
+    return finish(graph)
+
+
+def _said(rank: Rank) -> str:
+    return f"{rank.out} and {rank.into}" if rank.into else str(rank.out)
+
+
+@torch.no_grad()
+def _replace(graph: fx.GraphModule, node: fx.Node, form: str, rank: Rank) -> None:
+    conv, value = module_of(graph, node), source(node)
+    name, stride, padding = node.target, conv.stride, padding_of(conv)
+    kernels = factors(conv.weight, form, rank)
+    bias = None if conv.bias is None else bias_of(conv)
+    one, none = (1, 1), (0, 0)
+    steps = {
+        "channel": [(stride, padding), (one, none)],
+        "spatial": [((stride[0], 1), (padding[0], 0)), ((1, stride[1]), (0, padding[1]))],
+        "tucker": [(one, none), (stride, padding), (one, none)],
+    }[form]
+    for place, (kernel, (along, around)) in enumerate(zip(kernels, steps, strict=True)):
+        last = place == len(kernels) - 1
+        layer = convolution(kernel, bias if last else None, along, around)
+        value = insert_module(graph, f"{name}_{place}", layer, value, node)
+    node.replace_all_uses_with(value)
+    graph.graph.erase_node(node)
