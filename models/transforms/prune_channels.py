@@ -57,7 +57,7 @@ def greedy_channels(kernel: Tensor, covariance: Tensor, count: int) -> list[int]
     """Returns the `count` inputs of `kernel` [O, C, h, w] to keep, in rising order.
 
     One at a time the channel is taken that adds most to the explained variance of the outputs. With R the
-    covariance of what the channels taken so far leave of all channels, channel c adds |W R_c|^2 / R_cc, summed
+    covariance that the channels taken so far leave unexplained, channel c adds |W R_c|^2 / R_cc, summed
     over outputs and taps. Of equals the first is taken.
     """
     channels = kernel.shape[1]
