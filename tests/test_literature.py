@@ -14,35 +14,35 @@ from torch import nn
 
 from pibench.costs.literature import (
     CHANNELS,
-    CIRCUIT_BYTES,
-    EVALUATOR_STORAGE_BYTES,
-    GARBLER_STORAGE_BYTES,
     LABEL,
-    LABEL_BYTES,
     MODELS,
-    OT_SEND_BYTES,
-    OT_SETUP_BYTES,
     BreakEven,
     Channel,
     LinearLayer,
     Network,
-    Threads,
     break_even_rows,
+    describe,
+    modelled,
+    modelled_rows,
+    network_from_dict,
+    where_layers_beat_relus,
+)
+from pibench.costs.literature.delphi import (
+    CIRCUIT_BYTES,
+    LABEL_BYTES,
+    OT_SEND_BYTES,
+    OT_SETUP_BYTES,
+    Threads,
     delphi_client_garbler,
     delphi_server_garbler,
-    describe,
     download_ciphertexts,
     garbled_s,
     he_products,
     he_s,
     he_total_s,
-    modelled,
-    modelled_rows,
-    network_from_dict,
-    rank,
     upload_ciphertexts,
-    where_layers_beat_relus,
 )
+from pibench.links import LINKS
 from pibench.models.variants import VARIANTS
 from pibench.program.lower import lower
 
@@ -94,9 +94,8 @@ def test_the_published_network_is_the_published_one():
 
 
 def test_bytes_a_relu():
-    """Published totals over 557,056 ReLUs, whole bytes; storage is circuit and labels for two inputs."""
+    """Published totals over 557,056 ReLUs, whole bytes."""
     assert (CIRCUIT_BYTES, OT_SETUP_BYTES, OT_SEND_BYTES, LABEL_BYTES) == (17_072, 672, 1_344, 1_184)
-    assert (EVALUATOR_STORAGE_BYTES, GARBLER_STORAGE_BYTES) == (15_896 + 2 * 1_176, 3_582 + 8)
 
 
 def test_ciphertexts_are_the_published_bytes():
@@ -252,7 +251,7 @@ def test_orca_by_hand():
     sent = 130 / 8 * 1000 + 226 / 8 * 65_536
     assert (cost.online_bytes, cost.offline_bytes, cost.rounds) == (sent, 8_769 / 8 * 1000, 2 + 4 + 1)
     assert cost.online_s == pytest.approx(8 * sent / 2 / 1e9 + 7 * 0.005)
-    assert cost.bytes == cost.online_bytes + cost.offline_bytes
+    assert cost.total_s == cost.online_s + cost.offline_s
 
 
 def test_aby3_by_hand():
@@ -287,7 +286,7 @@ def test_layers_latency_and_bandwidth_cost(model):
     assert slow.online_s == pytest.approx(whole.online_s + whole.rounds * (0.1 - LAN.rtt_s) / 2)
     narrow = modelled(model, R18, replace(LAN, up_bit_per_s=1e8, down_bit_per_s=1e8))
     assert narrow.online_s > whole.online_s
-    assert narrow.bytes == whole.bytes
+    assert (narrow.online_bytes, narrow.rounds) == (whole.online_bytes, whole.rounds)
 
 
 @pytest.mark.parametrize(
@@ -306,11 +305,18 @@ def test_impossible_channels(arguments, message):
         Channel("odd", *arguments)
 
 
+def test_channels_are_the_links_of_the_suite_and_one_of_a_paper():
+    for name in ("lan", "wan", "wan-slow"):
+        link, channel = LINKS[name], CHANNELS[name]
+        assert channel == Channel(name, link.rtt_s, link.bandwidth_bits_s, link.bandwidth_bits_s)
+    assert [*CHANNELS] == ["lan", "wan", "wan-slow", "garimella"]
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"unknown model 'gazelle': known are delphi-server-garbler, .*aby3"):
         modelled("gazelle", R18, LAN)
     with pytest.raises(ValueError, match="unknown phase 'setup_s': known are total_s, online_s"):
-        rank([R18], "orca", LAN, "setup_s")
+        where_layers_beat_relus("orca", R18, LAN, "setup_s")
     with pytest.raises(ValueError, match="has no linear layer"):
         modelled("orca", replace(R18, linear=()), LAN)
     with pytest.raises(ValueError, match="no ReLU or no convolution to spare"):
@@ -353,7 +359,8 @@ def test_ranking(networks):
     every = list(networks.values())
 
     def names(model, phase="total_s", channel=LAN):
-        return [name for name, _ in rank(every, model, channel, phase)]
+        ranked = sorted(every, key=lambda each: getattr(modelled(model, each, channel), phase))
+        return [each.name for each in ranked]
 
     by_layers = ["joint-0.208", "senet-0.045", "baseline", "merged-exact"]
     by_relus = ["senet-0.045", "joint-0.208", "merged-exact", "baseline"]

@@ -1,0 +1,35 @@
+"""What a model charges for a network over a channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
+
+LABEL = "modelled"
+
+
+@dataclass(frozen=True)
+class Modelled:
+    """What a model says: seconds and bytes (both ways) of the offline and online phase, messages online.
+
+    NaN stands for what a model does not say. `covers` names what the seconds hold; `verified` tells that the
+    constants were read at their source. Never mix with measured or emulated rows: `label` is "modelled".
+    """
+
+    model: str
+    network: str
+    channel: str
+    offline_s: float
+    online_s: float
+    offline_bytes: float
+    online_bytes: float
+    rounds: float
+    covers: str
+    source: str
+    verified: bool
+    label: str = LABEL
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of both phases; the online ones if the offline phase is unknown."""
+        return self.online_s + (0.0 if isnan(self.offline_s) else self.offline_s)
