@@ -11,6 +11,7 @@ FAMILIES = (
         colour="#D55E00",
         marker="s",
         place=30,
+        shown="joint-0.052",
     ),
     Family(
         name="joint3",
@@ -23,12 +24,3 @@ FAMILIES = (
     ),
 )
 NAMES = ("joint", "joint-0.208", "joint-0.104", "joint-0.09", "joint-0.052", "joint-0.026", "joint3-0.052")
-PAIRS = (
-    ("senet-0.36", "joint-0.208"),
-    ("senet-0.18", "joint-0.104"),
-    ("senet-0.09", "joint-0.052"),
-    ("senet-0.045", "joint-0.026"),
-)
-"""SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
-EQUAL = ("senet-0.09", "joint-0.09")
-"""A pair of one budget: what merging layers costs beside masks."""

@@ -1,0 +1,17 @@
+"""Variants that reports set side by side."""
+
+PAIRS = (
+    ("senet-0.36", "joint-0.208"),
+    ("senet-0.18", "joint-0.104"),
+    ("senet-0.09", "joint-0.052"),
+    ("senet-0.045", "joint-0.026"),
+)
+"""SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
+EQUAL = ("senet-0.09", "joint-0.09")
+"""A pair of one budget: what merging layers costs beside masks."""
+TYPICAL = PAIRS[2]
+"""The pair that stands for all where there is room for one."""
+UNMASKED = "joint"
+"""Shallow blocks alone: what merging layers costs before any budget."""
+JOINT_FAMILIES = ("joint", "joint3")
+"""The families of joint reduction, by their number of shallow blocks."""
