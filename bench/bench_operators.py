@@ -22,9 +22,9 @@ from pibench.engines.lean.local import check_relu
 from pibench.measure.cases import WIDTH
 from pibench.measure.laboratory import TIMEOUT_S, images
 from pibench.measure.measurement import Subject, context
+from pibench.models.files import replace_file
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, Traffic
-from pibench.store.results import replace_file
 
 ROUNDS = 15
 PAIRS = 30

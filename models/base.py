@@ -11,7 +11,8 @@ class Family:
 
     `name` is the word before the budget in a variant's name (`senet` of `senet-0.09`), `label` its name in
     figures, `paper` its source, `summary` what it does in one sentence. `colour` and `marker` are its look in
-    figures; `place` orders families in reports, the smallest first.
+    figures; `place` orders families in reports, the smallest first. `shown` names the variant that stands for
+    the family where there is room for few, "" where it may be left out.
     """
 
     name: str
@@ -21,3 +22,4 @@ class Family:
     colour: str
     marker: str
     place: int
+    shown: str = ""

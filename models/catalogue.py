@@ -36,6 +36,11 @@ def variant_names() -> tuple[str, ...]:
     return tuple(name for module in modules() for name in module.NAMES)
 
 
+def shown_variants() -> tuple[str, ...]:
+    """Returns the variants that stand for their families where there is room for few, in order."""
+    return tuple(family.shown for family in families().values() if family.shown)
+
+
 def family_name(variant: str) -> str:
     """Returns a variant's name without the budget at its end: `senet-0.09` -> `senet`."""
     return re.sub(r"-\d+(\.\d+)?$", "", variant)

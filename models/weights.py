@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from pibench.models.files import replace_file
 from pibench.models.graph.moves import module_of, relu_nodes, trace
 from pibench.models.graph.relu import MaskedReLU
 
@@ -76,15 +77,12 @@ def save_weights(
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in graph.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    save_file(tensors, scratch, metadata={"relus": json.dumps(relus)})
-    scratch.replace(path)
+    replace_file(path, save(tensors, metadata={"relus": json.dumps(relus)}))
     manifest = read_manifest(path.parent)
     manifest[path.name] = {"sha256": _sha256(path), "classes": classes, "image_size": image_size}
-    scratch = path.parent / "manifest.part"
-    scratch.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    scratch.replace(path.parent / "manifest.json")
+    replace_file(
+        path.parent / "manifest.json", (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
+    )
 
 
 def read_weights(path: str | Path) -> Checkpoint:

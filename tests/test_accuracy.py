@@ -18,7 +18,8 @@ from pibench.measure import accuracy as command
 from pibench.measure.accuracy import AccuracyError, InFixedPoint, fixed_point, judge, sample
 from pibench.measure.measurement import TOLERANCE, WrongAnswer
 from pibench.models.data import FOLDER, load_cifar100, normalised
-from pibench.models.training.rows import find_row, put_row, read_rows
+from pibench.models.rows import read_rows
+from pibench.models.training.rows import find_row, put_row
 from pibench.models.variants import variant
 from pibench.models.weights import file_name, save_weights
 from pibench.parties.driver import Parties, PartyFailed

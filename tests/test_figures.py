@@ -12,6 +12,7 @@ from results_factory import LINKED, case_id, make_row, make_rows, remember
 from pibench import figures, report
 from pibench.figures.data import whole_percents
 from pibench.figures.profiles import merged_names
+from pibench.models.catalogue import shown_variants
 from pibench.report import statistics
 
 
@@ -286,7 +287,7 @@ def test_modelled_bars_are_offline_and_online_with_ranks_and_hatches(data):
     by_title = {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
     axes = by_title["DELPHI,\nserver garbles"]
     costs = data.modelled.set_index(["model", "channel", "network"])
-    for place, network in enumerate(figures.SHOWN, 1):
+    for place, network in enumerate(shown_variants(), 1):
         cost = costs.loc[("delphi-server-garbler", "lan", network)]
         ends = [cost["modelled_offline_s"], cost["modelled_total_s"]]
         assert [end for _, end in bars(axes)[place]] == pytest.approx(ends)
@@ -317,7 +318,7 @@ def test_break_even_is_drawn_where_it_is_in_the_channels_looks(data):
             assert (line.get_markerfacecolor() == "white") == (model == "cheetah")
         dashed = {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"}
         relus = data.modelled.drop_duplicates("network").set_index("network")["relus"]
-        assert dashed == set(relus[list(figures.SHOWN)])
+        assert dashed == set(relus[list(shown_variants())])
         assert sum("prices no layer" in text.get_text() for text in axes.texts) == 2
 
 

@@ -22,7 +22,8 @@ from test_figures import TRAINED, bars, check_texts, texts, through_csv
 from pibench import figures, report
 from pibench.figures.accuracy import PUBLISHED_MARKERS
 from pibench.figures.data import read_masks
-from pibench.figures.masks import MASKED, SHALLOW, shown_layer
+from pibench.figures.masks import SHALLOW, masked_variants, shown_layer
+from pibench.models import catalogue
 from pibench.models.allocation import least_sensitive_blocks
 from pibench.models.published import PUBLISHED
 from pibench.report import statistics
@@ -132,7 +133,7 @@ def test_accuracy_is_drawn_where_it_is_with_the_range_of_seeds(data):
         mean = data.accuracy[data.accuracy["variant"] == row["variant"]]["accuracy_test"].mean()
         assert (round(row["relus"] / 1e3, 6), round(100 * mean, 6)) in points(left)
         assert (round(100 * row["relus"] / 139_264, 6), round(100 * mean, 6)) in points(right)
-    colour = figures.FAMILIES["senet"][1]
+    colour = catalogue.families()["senet"].colour
     ends = [
         tuple(round(float(y), 6) for _, y in segment)
         for bar in left.collections
@@ -220,12 +221,12 @@ def test_masks_show_the_channels_and_count_them(data):
     figure = figures.masks(data)
     layer = "layer2.0.relu2"  # the joint network lacks layer2.0.relu1, and layer1 keeps too few
     images = [axes for axes in figure.axes if axes.images]
-    assert len(images) == len(MASKED) * 8
+    assert len(images) == len(masked_variants()) * 8
     channels = [int(axes.get_title().removeprefix("ch. ")) for axes in images[:8]]
     counts = make_masks()["senet-0.09", 16][layer].sum(axis=(1, 2))
     assert list(counts[channels]) == sorted(counts[channels], reverse=True)
     assert (counts[channels[0]], counts[channels[-1]]) == (counts.max(), counts.min())
-    for row, name in enumerate(MASKED):
+    for row, name in enumerate(masked_variants()):
         mask = make_masks()[name, 16][layer]
         for axes, channel in zip(images[8 * row : 8 * row + 8], channels, strict=True):
             assert (axes.images[0].get_array() == mask[channel]).all()

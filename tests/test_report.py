@@ -249,8 +249,12 @@ def test_accuracy_is_joined_by_variant_and_width():
     [
         ("{", "cannot be read"),
         (json.dumps([make_accuracy_row(), make_accuracy_row()]), "holds baseline twice"),
-        ('[{"variant": "baseline"}]', "no list of objects"),
-        ('[{"variant": "b", "width": 16, "accuracy_test": 66.0}]', "fractions, not percent"),
+        ("{}", "is no list of rows"),
+        ('[{"variant": "baseline"}]', "Row 0 of .* lacks `width`"),
+        (
+            '[{"variant": "b", "width": 16, "seed": 0, "accuracy_test": 66.0}]',
+            "`accuracy_test` is 66.0 where a share from 0 to 1, not in percent, belongs",
+        ),
     ],
 )
 def test_unusable_accuracy_is_named(tmp_path, content, reason):

@@ -18,10 +18,13 @@ from results_factory import (
 
 from pibench import report
 from pibench.models.allocation import RESNET18_RELUS
+from pibench.models.catalogue import variant_names
 from pibench.models.published import SENET_SENSITIVITY
+from pibench.models.reductions.joint import EQUAL, PAIRS
 from pibench.models.training.recipes import ROWS
-from pibench.report import accuracy, statistics
-from pibench.report.accuracy import EQUAL, PAIRS, TRAINABLE, Difference, difference, published_near
+from pibench.report import measured, statistics
+from pibench.report.accuracy import Difference, difference
+from pibench.report.full_width import published_near
 from pibench.report.statistics import quotient_of_medians
 from pibench.store.results import ResultsError
 
@@ -32,7 +35,7 @@ def remembered_intervals():
     cached = remember_two(quotient_of_medians)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "interval_of_median", remember(statistics.interval_of_median))
-        patch.setattr(accuracy, "quotient_of_medians", cached)
+        patch.setattr(measured, "quotient_of_medians", cached)
         yield
 
 
@@ -82,8 +85,8 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-def test_the_trainable_variants_are_those_that_have_a_recipe():
-    assert TRAINABLE == ROWS
+def test_the_variants_of_the_catalogue_are_those_that_have_a_recipe():
+    assert variant_names() == ROWS
     assert set(ACCURACIES) == set(ROWS)
 
 
@@ -263,7 +266,7 @@ def test_published_values_stand_beside_near_budgets_of_the_same_method_alone():
 def test_without_rows_everything_reads_not_trained_yet(rows):
     text = section([], rows)
     pairs, variants, wide = tables_of(text)
-    assert [line["Variant"] for line in variants] == [f"`{name}`" for name in TRAINABLE]
+    assert [line["Variant"] for line in variants] == [f"`{name}`" for name in variant_names()]
     assert {line["Test, %"] for line in variants} == {"not trained yet"}
     assert {line["Ours, test, %"] for line in wide} == {"not trained yet"}
     assert {line["Accuracy, width 16, %"] for line in pairs} == {"not trained yet"}
@@ -428,9 +431,15 @@ def test_tries_stand_beside_the_row_that_they_changed(rows, tmp_path):
     assert "What else was tried, width 16" in narrow
     assert "`joint-0.09`" in wide
     assert "What else was tried" not in section(content[:1], rows)
-    for nonsense in ("{", "[1]", '[{"variant": "baseline"}]'):
+    for nonsense, reason in (
+        ("{", r"tries\.json cannot be read .*: move it away"),
+        ("{}", r"tries\.json is no list of rows: move it away"),
+        ("[1]", r"Row 0 of .*tries\.json is unusable, `the row` is 1 where an object belongs: move it away"),
+        ('[{"variant": "baseline"}]', r"Row 0 of .*tries\.json is unusable, the row lacks `width`"),
+        (json.dumps([lost | {"changes": None}]), r"`changes` is None where an object belongs"),
+    ):
         path.write_text(nonsense)
-        with pytest.raises(ResultsError, match=r"tries\.json is no list of tries"):
+        with pytest.raises(ResultsError, match=reason):
             report.tabulate_tries(path, made)
 
 

@@ -9,9 +9,10 @@ import torch
 from pibench.models.cost import count_cost
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.graph.relu import MaskedReLU
+from pibench.models.rows import read_rows
 from pibench.models.training import __main__ as command
 from pibench.models.training.recipes import ROWS
-from pibench.models.training.rows import find_row, read_rows
+from pibench.models.training.rows import find_row
 from pibench.models.training.schedules import plan_of
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, read_manifest, read_weights

@@ -26,13 +26,14 @@ from pibench.models.allocation import (
 from pibench.models.cost import count_cost, relu_shapes
 from pibench.models.data import FOLDER, load_cifar100
 from pibench.models.graph.relu import MaskedReLU
+from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training import __main__ as command
 from pibench.models.training import recipes, rows, tasks
 from pibench.models.training.files import TrainingError
 from pibench.models.training.images import Images, accuracy
 from pibench.models.training.recipes import ROWS, Run, deployed, hoist_in_training, planned, recipe_of
 from pibench.models.training.relus import mask_relus, masks_of, named_relus
-from pibench.models.training.rows import finish_row, put_row, read_rows, update_row
+from pibench.models.training.rows import finish_row, put_row, update_row
 from pibench.models.training.schedules import PLANS
 from pibench.models.training.tasks import linearisation_error
 from pibench.models.variants import VARIANTS, variant
@@ -347,31 +348,41 @@ def test_rows_are_replaced_and_kept_in_order(tmp_path):
     path = tmp_path / "accuracy.json"
     assert read_rows(path) == []
     for name, seed, value in (
-        ("senet-0.09", 1, 1),
-        ("senet-0.09", 0, 2),
-        ("baseline", 0, 3),
-        ("senet-0.09", 1, 4),
+        ("senet-0.09", 1, 0.1),
+        ("senet-0.09", 0, 0.2),
+        ("baseline", 0, 0.3),
+        ("senet-0.09", 1, 0.4),
     ):
         put_row(path, {"variant": name, "width": 16, "seed": seed, "accuracy_test": value})
     assert [(row["variant"], row["seed"], row["accuracy_test"]) for row in read_rows(path)] == [
-        ("baseline", 0, 3),
-        ("senet-0.09", 0, 2),
-        ("senet-0.09", 1, 4),
+        ("baseline", 0, 0.3),
+        ("senet-0.09", 0, 0.2),
+        ("senet-0.09", 1, 0.4),
     ]
     update_row(path, "senet-0.09", 16, 1, {"more": 5})
     assert [row.get("more") for row in read_rows(path)] == [None, None, 5]
     with pytest.raises(TrainingError, match=r"no row of joint-0.09, width 16, seed 1: train it first"):
         update_row(path, "joint-0.09", 16, 1, {"more": 5})
-    put_row(path, {"variant": "senet-0.09", "width": 16, "seed": 1, "accuracy_test": 6})
+    put_row(path, {"variant": "senet-0.09", "width": 16, "seed": 1, "accuracy_test": 0.6})
     assert "more" not in read_rows(path)[-1]
     with ThreadPoolExecutor(8) as pool:
         list(
             pool.map(lambda seed: put_row(path, {"variant": "snl-0.09", "width": 8, "seed": seed}), range(32))
         )
     assert [row["seed"] for row in read_rows(path) if row["width"] == 8] == list(range(32))
-    for content in ("{", "[1]", '[{"variant": "baseline"}]'):
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match="`accuracy_test` is 60 where a share from 0 to 1"):
+        put_row(path, {"variant": "baseline", "width": 16, "seed": 0, "accuracy_test": 60})
+    with pytest.raises(ResultsError, match=r"`relus` is 1\.5 where a whole number"):
+        update_row(path, "baseline", 16, 0, {"relus": 1.5})
+    assert path.read_bytes() == before
+    for content, reason in (
+        ("{", r"accuracy\.json cannot be read"),
+        ("[1]", r"Row 0 of .*accuracy\.json is unusable, `the row` is 1 where an object"),
+        ('[{"variant": "baseline"}]', r"Row 0 of .*accuracy\.json is unusable, the row lacks `width`"),
+    ):
         path.write_text(content)
-        with pytest.raises(TrainingError, match=r"accuracy\.json is no list of accuracy rows"):
+        with pytest.raises(ResultsError, match=reason):
             put_row(path, {"variant": "baseline", "width": 16, "seed": 0})
         assert path.read_text() == content
 

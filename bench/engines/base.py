@@ -6,12 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pibench.links.link import LOOPBACK, Link
 from pibench.program.ir import Program, Step
+
+if TYPE_CHECKING:  # what an engine says of itself is read without torch
+    import torch
 
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)

@@ -11,12 +11,12 @@ from pibench.figures.accuracy import (
     accuracy_vs_relus,
 )
 from pibench.figures.command import FIGURES, main, write
-from pibench.figures.cost_models import MODELS, SHOWN, break_even, literature
+from pibench.figures.cost_models import MODELS, break_even, literature
 from pibench.figures.data import Missing, Tables
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.shaped_links import link_model_error, links, links_all
-from pibench.figures.style import FAMILIES, LINKS, STYLE
+from pibench.figures.style import LINKS, STYLE
 from pibench.figures.variants import (
     batch,
     latency_vs_relus,
@@ -26,11 +26,9 @@ from pibench.figures.variants import (
 )
 
 __all__ = [
-    "FAMILIES",
     "FIGURES",
     "LINKS",
     "MODELS",
-    "SHOWN",
     "STYLE",
     "Missing",
     "Tables",

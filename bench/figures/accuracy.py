@@ -13,20 +13,20 @@ from matplotlib.ticker import MaxNLocator
 
 from pibench.figures.data import Missing, Tables, engines_of, measured_cases
 from pibench.figures.style import (
-    FAMILIES,
     WIDTH,
     add_caption,
     add_point_labels,
     add_small_print,
-    engine_style,
     error_bars,
     family_style,
     plain_log,
 )
-from pibench.measure.cases import TRAINED_WIDTH
-from pibench.measure.cases import WIDTH as FULL_WIDTH
+from pibench.models import catalogue
 from pibench.models.published import ALL_RELU_ACCURACY, FULL_WIDTH_RELUS, PUBLISHED
-from pibench.store.results import family_of, plans_of
+from pibench.store.engines import engine_look
+from pibench.store.results import plans_of
+from pibench.store.settings import TRAINED_WIDTH
+from pibench.store.settings import WIDTH as FULL_WIDTH
 
 PUBLISHED_MARKERS = {"AutoReP": "P", "ReLUPruner": "X"}  # of methods without a family here
 GREY = "0.45"
@@ -117,7 +117,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
         times = times.loc[shown.index]
         bars = error_bars(times["online_median_s"], times["online_low_s"], times["online_high_s"])
         _draw_families(axes, shown, times["online_median_s"], bars)
-        axes.set_title(engine_style(engine)[0])
+        axes.set_title(engine_look(engine).label)
         axes.set_xlabel("online latency, milliseconds")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.margins(x=0.12, y=0.09)
@@ -150,7 +150,7 @@ def trained_points(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> pd.Dat
         high=("percent", "max"),
         seeds=("seed", "nunique"),
     )
-    return points.assign(family=[family_of(name) for name in points.index])
+    return points.assign(family=[catalogue.family_name(name) for name in points.index])
 
 
 def latency_cases(summary: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +254,8 @@ def _label_shares(
 def _family_handles(points: pd.DataFrame) -> list[Line2D]:
     present = set(points["family"])
     handles = []
-    for family in [*FAMILIES, *sorted(present - set(FAMILIES))]:
+    known = catalogue.families()
+    for family in [*known, *sorted(present - set(known))]:
         if family in present:
             name, colour, marker = family_style(family)
             size = 8 if marker == "*" else 4.5

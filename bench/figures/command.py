@@ -35,7 +35,8 @@ from pibench.figures.variants import (
     offline_online,
     relus_macs_latency,
 )
-from pibench.store.results import ResultsError, replace_file
+from pibench.models.files import replace_file
+from pibench.store.results import ResultsError
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "latency_vs_relus": latency_vs_relus,

@@ -24,7 +24,7 @@ from pibench.figures.style import (
     link_style,
     short_number,
 )
-from pibench.store.results import family_of
+from pibench.models.catalogue import shown_variants
 
 MODELS = {  # model: its name in figures
     "delphi-server-garbler": "DELPHI,\nserver garbles",
@@ -39,7 +39,6 @@ MODELS = {  # model: its name in figures
     "autorep-column": "2.45 µs a ReLU\n(AutoReP)",
 }
 MODELLED_PHASES = {"offline": ("offline", SKY, ""), "online": ("online", BLUE, "")}
-SHOWN = ("baseline", "senet-0.09", "joint-0.052", "merged-exact")
 
 
 def literature(tables: Tables) -> Figure:
@@ -47,10 +46,11 @@ def literature(tables: Tables) -> Figure:
     modelled = tables.modelled
     if modelled.empty or modelled["network"].nunique() < 2:
         raise Missing("modelled.csv has fewer than two networks")
-    shown = modelled[modelled["network"].isin(SHOWN)]
-    networks = [name for name in SHOWN if name in set(shown["network"])]
+    names = shown_variants()
+    shown = modelled[modelled["network"].isin(names)]
+    networks = [name for name in names if name in set(shown["network"])]
     if len(networks) < 2:
-        raise Missing(f"it needs two of the variants {', '.join(SHOWN)}")
+        raise Missing(f"it needs two of the variants {', '.join(names)}")
     channels = [channel for channel in ("lan", "wan") if channel in set(shown["channel"])]
     models = [model for model in MODELS if model in set(shown["model"])]
     columns = -(-len(models) // 2)
@@ -110,7 +110,7 @@ def break_even(tables: Tables) -> Figure:
         raise Missing("break_even.csv has no prices of the baseline's layers")
     prices = even[even["network"] == "baseline"]
     relus = even.drop_duplicates("network").set_index("network")["relus_left"]
-    relus = relus.reindex([name for name in SHOWN if name in relus.index])
+    relus = relus.reindex([name for name in shown_variants() if name in relus.index])
     models = [model for model in MODELS if model in set(prices["model"])]
     channels = [channel for channel in LINKS if channel in set(prices["channel"])]
     phases = {"total_s": "Offline + online", "online_s": "Online"}
@@ -125,7 +125,7 @@ def break_even(tables: Tables) -> Figure:
             # A label makes way for a neighbour that is near.
             near = [other for other in relus.drop(name) if 1 / 1.8 < other / count < 1.8]
             side = "center" if not near else "right" if near[0] >= count else "left"
-            colour = family_style(family_of(name))[1]
+            colour = family_style(name)[1]
             axes.axvline(count, color=colour, linewidth=0.7, linestyle="--")
             axes.annotate(
                 name,

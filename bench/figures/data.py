@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from pibench.figures.style import CLASSES, ENGINES
+from pibench.figures.style import CLASSES
+from pibench.store.engines import engine_place
 from pibench.store.results import ResultsError
 
 Masks = Mapping[str, np.ndarray]
@@ -95,8 +96,8 @@ def cases_like(cases: pd.DataFrame, headline: pd.DataFrame) -> pd.DataFrame:
 
 
 def engines_of(cases: pd.DataFrame) -> list[str]:
-    """The engines of some cases, in the order of figures."""
-    return sorted(cases["engine"].unique(), key=[*ENGINES, *sorted(set(cases["engine"]))].index)
+    """Returns the engines of some cases, in the order of reports."""
+    return sorted(cases["engine"].unique(), key=engine_place)
 
 
 def class_seconds(cases: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:

@@ -13,10 +13,10 @@ from matplotlib.patches import Patch
 
 from pibench.figures.data import Missing, Tables
 from pibench.figures.style import BAND, BLACK, BLUE, WIDTH, add_small_print, family_style
-from pibench.measure.cases import TRAINED_WIDTH
-from pibench.store.results import family_of
+from pibench.models import catalogue
+from pibench.models.reductions.joint import EQUAL
+from pibench.store.settings import TRAINED_WIDTH
 
-MASKED = ("senet-0.09", "joint-0.09", "snl-0.09")  # of one budget
 CHANNELS = 8
 SHALLOW = 5  # blocks that joint-* turns into one convolution
 
@@ -89,11 +89,12 @@ def _layer_name(layer: str) -> str:
 
 def masks(tables: Tables) -> Figure:
     """The masks of some channels of one layer in several networks of one budget, and all channels' counts."""
+    names = masked_variants()
     found = {
-        name: tables.masks[name, TRAINED_WIDTH] for name in MASKED if (name, TRAINED_WIDTH) in tables.masks
+        name: tables.masks[name, TRAINED_WIDTH] for name in names if (name, TRAINED_WIDTH) in tables.masks
     }
     if len(found) < 2:
-        raise Missing(f"it needs the trained masks of two of {', '.join(MASKED)} at width {TRAINED_WIDTH}")
+        raise Missing(f"it needs the trained masks of two of {', '.join(names)} at width {TRAINED_WIDTH}")
     layer = shown_layer(found)
     shown = {name: by_layer[layer] for name, by_layer in found.items()}
     counts = {name: mask.sum(axis=(1, 2)) for name, mask in shown.items()}
@@ -104,7 +105,7 @@ def masks(tables: Tables) -> Figure:
     left, right = figure.subfigures(1, 2, width_ratios=(CHANNELS, 2.6))
     panels = left.subplots(len(shown), len(chosen), squeeze=False)
     for row, (name, mask) in enumerate(shown.items()):
-        colour = family_style(family_of(name))[1]
+        colour = family_style(name)[1]
         for axes, channel in zip(panels[row], chosen, strict=True):
             axes.imshow(mask[channel], cmap=ListedColormap(["0.93", colour]), vmin=0, vmax=1)
             axes.set_xticks([])
@@ -117,7 +118,7 @@ def masks(tables: Tables) -> Figure:
         panels[row][0].set_ylabel(name, color=colour)
     axes = right.subplots()
     for name, kept in counts.items():
-        _, colour, marker = family_style(family_of(name))
+        _, colour, marker = family_style(name)
         look = {"color": colour, "marker": marker, "markevery": max(1, channels // 8), "markersize": 3.5}
         axes.plot(np.arange(1, channels + 1), np.sort(kept)[::-1], label=name, **look)
     axes.legend(loc="upper right", handlelength=1.4, fontsize=6)
@@ -136,6 +137,12 @@ def masks(tables: Tables) -> Figure:
         f"Trained networks of width {TRAINED_WIDTH}, seed 0, {_budget(shown)} % of all ReLUs each.",
     )
     return figure
+
+
+def masked_variants() -> tuple[str, ...]:
+    """Returns the variants of one budget: SENet's and joint reduction's, then what else the catalogue has."""
+    budget = EQUAL[0].rpartition("-")[2]
+    return (*EQUAL, *(x for x in catalogue.variant_names() if x.endswith(f"-{budget}") and x not in EQUAL))
 
 
 def mask_size(shown: Mapping[str, np.ndarray]) -> int:

@@ -11,20 +11,21 @@ from matplotlib.figure import Figure
 from pibench.figures.data import Missing, Tables, class_seconds, headline_cases, whole_percents
 from pibench.figures.style import (
     CLASSES,
-    ENGINES,
     VERMILLION,
     WIDTH,
     add_caption,
     add_legend,
     add_note,
     category_axis,
-    engine_style,
     short_number,
     stack_bars,
 )
+from pibench.models.reductions.joint import PAIRS, TYPICAL
+from pibench.store.engines import engine_look
+from pibench.store.settings import ENGINES
 
-REDUCED = ("joint-0.052", "joint-0.104", "joint-0.208", "joint-0.026")
-RIVALS = (("senet-0.09", "joint-0.052"), ("senet-0.18", "joint-0.104"), ("senet-0.36", "joint-0.208"))
+RIVALS = (TYPICAL, *(pair for pair in PAIRS if pair != TYPICAL))
+"""Variants of matching budgets, the first that were measured are shown."""
 
 
 def layer_profile(tables: Tables, engine: str) -> Figure:
@@ -35,7 +36,7 @@ def layer_profile(tables: Tables, engine: str) -> Figure:
     others = [variant for variant in variants if variant != "baseline"]
     if "baseline" not in variants or not others:
         raise Missing(f"it needs the baseline and a reduced variant on the engine {engine}")
-    reduced = next((name for name in REDUCED if name in others), others[-1])
+    reduced = next((joint for _, joint in RIVALS if joint in others), others[-1])
     shown = cases[cases["variant"].isin(["baseline", reduced])].set_index("variant")
     layers = tables.layers
     if layers.empty or not set(shown["case"]) <= set(layers["case"]):
@@ -55,7 +56,7 @@ def layer_profile(tables: Tables, engine: str) -> Figure:
             axes.barh(rows, values, 0.4, color=colour, hatch=hatch, edgecolor="black", linewidth=0.3)
         axes.set_xlabel(label)
         axes.margins(y=0.01)
-    panels[0].set_title(engine_style(engine)[0])
+    panels[0].set_title(engine_look(engine).label)
     category_axis(panels[0], [re.sub(r"_(?=\d)|(?<=\d)_", ".", name) for name in names])
     add_legend(figure, {name: (name, *looks[name]) for name in looks})
     add_caption(
@@ -88,7 +89,7 @@ def stock_vs_lean(tables: Tables) -> Figure:
     )
     if rivals is None:
         raise Missing("it needs a SENet and a joint variant of matching budgets on both engines")
-    spent = pd.DataFrame({engine_style(engine)[0]: found for engine, found in baselines.items()}).T
+    spent = pd.DataFrame({engine_look(engine).label: found for engine, found in baselines.items()}).T
     saved, worth = {}, {}
     for engine, whole in baselines.items():
         for variant in rivals:

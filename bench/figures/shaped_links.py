@@ -20,13 +20,13 @@ from pibench.figures.style import (
     add_legend,
     add_note,
     category_axis,
-    engine_style,
     link_style,
     plain_log,
     short_number,
     stack_bars,
 )
-from pibench.measure.cases import LINKED
+from pibench.store.engines import engine_look
+from pibench.store.settings import LINKED
 
 PARTS = {  # of an online phase: (its name in figures, colour, hatch)
     "compute": ("compute", GREEN, ""),
@@ -80,7 +80,7 @@ def _stacked(emulated: pd.DataFrame, loopback: pd.DataFrame) -> Figure:
                 axes.set_xlabel("online seconds")
             axes.set_xlim(0, 1.75 * max(parts.sum(axis=1).max(), found.fillna(0).max()) or 1)
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        panels[row][0].set_ylabel(engine_style(engine)[0].replace(" (", "\n("), fontweight="bold")
+        panels[row][0].set_ylabel(engine_look(engine).label.replace(" (", "\n("), fontweight="bold")
     category_axis(panels[0][0], variants)
     marker = Line2D([], [], label="measured or emulated", **_emulated_marker())
     add_legend(figure, {part: (f"modelled {name}", *look) for part, (name, *look) in PARTS.items()}, [marker])
@@ -113,7 +113,7 @@ def link_model_error(tables: Tables) -> Figure:
     for (link, engine), group in cases.groupby(["link", "engine"], sort=False):
         _, colour, marker = link_style(link)
         look = {"color": colour, "marker": marker, "linestyle": "none", "clip_on": False}
-        look["markerfacecolor"] = colour if engine == "lean" else "white"
+        look["markerfacecolor"] = colour if engine_look(engine).filled else "white"
         left.plot(group["emulated_online_median_s"], group["modelled_online_s"], **look)
         aside = 0.24 * (names.index(link) - (len(names) - 1) / 2)
         places = [rows.index(f"{case.engine} {case.variant}") + aside for case in group.itertuples()]
@@ -131,7 +131,7 @@ def link_model_error(tables: Tables) -> Figure:
     handles = [Patch(label=f"within {100 * GOAL:.0f} %", **BAND)]
     for link, engine in cases[["link", "engine"]].drop_duplicates().itertuples(index=False):
         name, colour, marker = link_style(link)
-        face = colour if engine == "lean" else "white"
+        face = colour if engine_look(engine).filled else "white"
         look = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": "none"}
         handles.append(Line2D([], [], label=f"{name}, {engine}", **look))
     add_legend(figure, {}, handles)

@@ -14,6 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
+from pibench.models import catalogue
+
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
@@ -53,16 +55,6 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-FAMILIES = {  # family: (its name in figures, colour, marker)
-    "baseline": ("baseline", BLACK, "*"),
-    "senet": ("SENet", BLUE, "o"),
-    "joint": ("joint", VERMILLION, "s"),
-    "merged-exact": ("merged-exact", GREEN, "D"),
-    "snl": ("SNL", PURPLE, "^"),
-    "joint3": ("joint, 3 blocks", ORANGE, "p"),
-    "deepreduce": ("DeepReDuce", SKY, "v"),
-}
-ENGINES = {"stock": ("stock (CrypTen)", "--"), "lean": ("lean (ours)", "-")}
 CLASSES = {  # class: (its name in figures, colour, hatch)
     "linear": ("linear", BLUE, ""),
     "relu": ("ReLU", ORANGE, "////"),
@@ -77,18 +69,15 @@ LINKS = {  # link or channel: (its name in figures, colour, marker)
 BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
 
 
-def family_style(family: str) -> tuple[str, str, str]:
-    """A family's name in figures, colour and marker; grey for one that is not known."""
-    return FAMILIES.get(family, (family, "0.4", "v"))
-
-
-def engine_style(engine: str) -> tuple[str, str]:
-    """An engine's name in figures and line style."""
-    return ENGINES.get(engine, (engine, ":"))
+def family_style(variant: str) -> tuple[str, str, str]:
+    """Returns name in figures, colour and marker of a variant's family; grey for one that is not known."""
+    name = catalogue.family_name(variant)
+    family = catalogue.families().get(name)
+    return (name, "0.4", "v") if family is None else (family.label, family.colour, family.marker)
 
 
 def link_style(link: str) -> tuple[str, str, str]:
-    """A link's name in figures, colour and marker; grey for one that is not known."""
+    """Returns a link's name in figures, colour and marker; grey for one that is not known."""
     return LINKS.get(link, (link, "0.4", "v"))
 
 

@@ -28,14 +28,14 @@ from pibench.figures.style import (
     add_legend,
     add_note,
     category_axis,
-    engine_style,
     error_bars,
     family_style,
     plain_log,
     short_number,
     stack_bars,
 )
-from pibench.store.results import family_of
+from pibench.models.catalogue import family_name
+from pibench.store.engines import engine_look
 
 PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLION, "")}
 
@@ -49,7 +49,7 @@ def latency_vs_relus(tables: Tables) -> Figure:
     axes = figure.subplots()
     for engine in engines_of(cases):
         of_engine = cases[cases["engine"] == engine]
-        for family, group in of_engine.groupby(of_engine["variant"].map(family_of), sort=False):
+        for family, group in of_engine.groupby(of_engine["variant"].map(family_name), sort=False):
             _, colour, marker = family_style(family)
             group = group.sort_values("relus")
             median = group["online_median_s"]
@@ -58,10 +58,10 @@ def latency_vs_relus(tables: Tables) -> Figure:
                 median,
                 yerr=error_bars(median, group["online_low_s"], group["online_high_s"]),
                 color=colour,
-                linestyle=engine_style(engine)[1],
+                linestyle=engine_look(engine).line,
                 marker=marker,
                 markersize=8 if marker == "*" else 4.5,
-                markerfacecolor=colour if engine == "lean" else "white",
+                markerfacecolor=colour if engine_look(engine).filled else "white",
                 elinewidth=0.8,
                 capsize=2,
             )
@@ -97,7 +97,7 @@ def linear_vs_relu(tables: Tables) -> Figure:
             if total > 0:
                 shares = whole_percents(table.loc[variant])
                 add_note(axes, total, place, " · ".join(str(share) for share in shares) + " %")
-        axes.set_title(engine_style(engine)[0])
+        axes.set_title(engine_look(engine).label)
         axes.set_xlabel("seconds of a profiled inference")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.margins(x=0.34)
@@ -127,8 +127,8 @@ def relus_macs_latency(tables: Tables) -> Figure:
     ]
     for engine in engines_of(cases):
         times = cases[cases["engine"] == engine].set_index("variant")["online_median_s"] * 1e3
-        hatch = "" if engine == "lean" else "////"
-        columns.append((f"online, {engine}, ms", times, VERMILLION if engine == "lean" else ORANGE, hatch))
+        colour, hatch = (VERMILLION, "") if engine_look(engine).filled else (ORANGE, "////")
+        columns.append((f"online, {engine}, ms", times, colour, hatch))
     figure = Figure(figsize=(WIDTH, 1.0 + 0.2 * len(variants)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for axes, (title, values, colour, hatch) in zip(panels, columns, strict=True):
@@ -169,7 +169,7 @@ def offline_online(tables: Tables) -> Figure:
             if not pd.isna(total):
                 end = table.loc[variant, ["offline_median_s", "online_median_s"]].sum()
                 add_note(axes, end, place, short_number(total))
-        axes.set_title(engine_style(engine)[0])
+        axes.set_title(engine_look(engine).label)
         axes.set_xlabel("seconds")
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
@@ -190,7 +190,7 @@ def batch(tables: Tables) -> Figure:
     figure = Figure(figsize=(WIDTH * 0.6, 2.9), layout="constrained")
     axes = figure.subplots()
     for (engine, variant), group in cases.groupby(["engine", "variant"], sort=False):
-        _, colour, marker = family_style(family_of(variant))
+        _, colour, marker = family_style(variant)
         group = group.sort_values("batch")
         per_image = group["online_median_s"] / group["batch"]
         low, high = group["online_low_s"] / group["batch"], group["online_high_s"] / group["batch"]
@@ -199,9 +199,9 @@ def batch(tables: Tables) -> Figure:
             per_image,
             yerr=error_bars(per_image, low, high),
             color=colour,
-            linestyle=engine_style(engine)[1],
+            linestyle=engine_look(engine).line,
             marker="o" if marker == "*" else marker,
-            markerfacecolor=colour if engine == "lean" else "white",
+            markerfacecolor=colour if engine_look(engine).filled else "white",
             elinewidth=0.8,
             capsize=2,
         )
@@ -231,8 +231,8 @@ def _label_ends(axes: Axes, cases: pd.DataFrame, engine: str) -> None:
     """Names each family at its case with the fewest ReLUs, on the side away from the nearest other family."""
     order = cases.sort_values("relus")
     columns = ["relus", "online_median_s", "online_low_s", "online_high_s"]
-    ends = order.groupby(order["variant"].map(family_of), sort=False)[columns].head(1)
-    ends = ends.set_index(order.loc[ends.index, "variant"].map(family_of))
+    ends = order.groupby(order["variant"].map(family_name), sort=False)[columns].head(1)
+    ends = ends.set_index(order.loc[ends.index, "variant"].map(family_name))
     for family, (relus, seconds, low, high) in ends.iterrows():
         name, colour, _ = family_style(family)
         rest = ends.drop(index=family)

@@ -33,8 +33,9 @@ from pibench.engines.lean.plaintext import FixedPoint, PrecisionError
 from pibench.measure.measurement import IMPLAUSIBLE, TOLERANCE, WrongAnswer
 from pibench.models import weights as checkpoint
 from pibench.models.data import DataError, load_cifar100, normalised
+from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
-from pibench.models.training.rows import Row, find_row, read_rows, update_row
+from pibench.models.training.rows import Row, find_row, update_row
 from pibench.models.variants import VARIANTS, variant
 from pibench.models.weights import WeightsError, file_name, read_manifest
 from pibench.parties.driver import Parties, PartyFailed
@@ -368,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
         judge_rows(options)
-    except (AccuracyError, TrainingError, DataError, WeightsError) as error:
+    except (AccuracyError, ResultsError, TrainingError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from pibench.store.settings import LINKED, TRAINED_WIDTH, WIDTH
+
 HEADLINE = (
     "baseline",
     "senet-0.36",
@@ -21,10 +23,7 @@ HEADLINE = (
     "joint-0.026",
     "merged-exact",
 )
-LINKED = ("baseline", "senet-0.09", "joint-0.052")
 OTHERS = ("joint", "joint-0.09", "joint3-0.052", "snl-0.09", "deepreduce")
-WIDTH = 64
-TRAINED_WIDTH = 16
 SLOW = ("lan", "wan", "wan-slow")
 
 

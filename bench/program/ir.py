@@ -5,11 +5,14 @@ is public (architecture, shapes, positions of masks). Weights are not in it: the
 alone, as a mapping from the names that the steps use.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # a program is data: reports and engines without torch read it, too
+    import torch
 
 
 @dataclass(frozen=True)

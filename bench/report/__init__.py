@@ -9,13 +9,7 @@ Measured, emulated and modelled seconds never share a column: times over a shape
 `modelled_*`.
 """
 
-from pibench.report.accuracy import (
-    read_accuracy,
-    read_sensitivity,
-    tabulate_accuracy,
-    tabulate_pairs,
-    tabulate_tries,
-)
+from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.accuracy_section import accuracy_section
 from pibench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
 from pibench.report.engines import engines_section
@@ -23,8 +17,11 @@ from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section, tabulate_models
+from pibench.report.pairs import tabulate_pairs
+from pibench.report.sensitivity import read_sensitivity
 from pibench.report.statistics import interval_of_median, speedup, spread
 from pibench.report.tables import CLOCKS, summarize, tabulate_layers
+from pibench.report.tries import tabulate_tries
 
 __all__ = [
     "CLOCKS",

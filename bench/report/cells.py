@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
+
+UNTRAINED = "not trained yet"
 
 
 def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
@@ -93,3 +95,19 @@ def markdown_table(frame: pd.DataFrame) -> str:
     rule = [":--", *["--:"] * (len(head) - 1)]
     lines = [head, rule, *frame.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def format_accuracy(value: float) -> str:
+    """A share in percent with two digits behind the point; a dash when it is missing."""
+    return "–" if pd.isna(value) else f"{100 * value:.2f}"
+
+
+def format_points(value: float) -> str:
+    """A difference of shares in points, signed; a dash when it is missing."""
+    return "–" if pd.isna(value) else f"{100 * value:+.2f}"
+
+
+def format_over_seeds(text: str, values: pd.Series, form: Callable[[float], str]) -> str:
+    """Puts the lowest and highest of several seeds behind their mean."""
+    several = values.dropna()
+    return text if len(several) < 2 else f"{text} [{form(several.min())}, {form(several.max())}]"

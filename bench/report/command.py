@@ -10,21 +10,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from pibench.report.accuracy import (
-    read_accuracy,
-    read_sensitivity,
-    tabulate_accuracy,
-    tabulate_pairs,
-    tabulate_tries,
-)
+from pibench.models.files import replace_file
+from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.accuracy_section import accuracy_section
 from pibench.report.engines import engines_section
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section, tabulate_models
+from pibench.report.pairs import tabulate_pairs
+from pibench.report.sensitivity import read_sensitivity
 from pibench.report.tables import summarize, tabulate_layers
-from pibench.store.results import ResultsError, Row, Store, replace_file
+from pibench.report.tries import tabulate_tries
+from pibench.store.results import ResultsError, Row, Store
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pibench.report.cells import (
     is_true,
     markdown_table,
 )
-from pibench.report.order import ENGINES
 from pibench.report.provenance import provenance_lines
 from pibench.store.results import ResultsError
+from pibench.store.settings import ENGINES
 
 
 def engines_section(summary: pd.DataFrame) -> str:
-    """The baseline on the stock and on the lean engine, with the lean engine's gain."""
+    """Compares the two engines that every run measures, on the baseline, with the gain of the second."""
     absent = "The two engines have not been measured side by side yet: run `make bench`."
     if summary.empty:
         return absent
@@ -27,14 +27,14 @@ def engines_section(summary: pd.DataFrame) -> str:
     pair = _pair(singles)
     if pair is None:
         return absent
-    stock, lean = pair
+    first, second = pair
     lines = [
-        _compare("Online, s", stock, lean, "online_median_s", paired="online"),
-        _compare("Offline + online, s", stock, lean, "total_median_s", paired="total"),
-        _compare("Offline, s", stock, lean, "offline_median_s", paired="offline"),
+        _compare("Online, s", first, second, "online_median_s", paired="online"),
+        _compare("Offline + online, s", first, second, "total_median_s", paired="total"),
+        _compare("Offline, s", first, second, "offline_median_s", paired="offline"),
     ]
-    used = [stock, lean]
-    batches = measured[(measured["batch"] > stock["batch"]) & (measured["role"] != "extra")]
+    used = [first, second]
+    batches = measured[(measured["batch"] > first["batch"]) & (measured["role"] != "extra")]
     for batch, group in batches.groupby("batch"):
         larger = _pair(group)
         if larger is not None:
@@ -42,20 +42,21 @@ def engines_section(summary: pd.DataFrame) -> str:
             label = f"Images per second online, batch {batch}"
             lines.append(_compare(label, *larger, "online_images_per_s", paired="online", rate=True))
     lines += [
-        _compare("Sent by one party online, MB", stock, lean, "bytes_sent", scale=1e6),
-        _compare("Rounds online", stock, lean, "rounds"),
+        _compare("Sent by one party online, MB", first, second, "bytes_sent", scale=1e6),
+        _compare("Rounds online", first, second, "rounds"),
         _compare(
-            "Correlated randomness an inference, MB", stock, lean, "offline_correlated_bytes", scale=1e6
+            "Correlated randomness an inference, MB", first, second, "offline_correlated_bytes", scale=1e6
         ),
-        _compare("Peak memory of a party, MB", stock, lean, "peak_memory_bytes", scale=1e6),
-        _compare("Set-up, once a model, s", stock, lean, "setup_s"),
-        _compare("Set-up, sent by one party, MB", stock, lean, "setup_bytes_sent", scale=1e6),
+        _compare("Peak memory of a party, MB", first, second, "peak_memory_bytes", scale=1e6),
+        _compare("Set-up, once a model, s", first, second, "setup_s"),
+        _compare("Set-up, sent by one party, MB", first, second, "setup_bytes_sent", scale=1e6),
     ]
-    conditions = {name: stock[name] for name in ("width", "batch", "link", "parties")}
+    conditions = {name: first[name] for name in ("width", "batch", "link", "parties")}
+    a, b = ENGINES
     parts = [
         conditions_line(conditions, "baseline network"),
         markdown_table(pd.DataFrame(lines)),
-        "Gain is stock / lean (for images per second lean / stock). With an interval it is the median of "
+        f"Gain is {a} / {b} (for images per second {b} / {a}). With an interval it is the median of "
         "paired repetitions, which need not equal the quotient of the medians beside it; without one it is "
         "that quotient.",
         *provenance_lines(pd.DataFrame(used)),
@@ -64,18 +65,18 @@ def engines_section(summary: pd.DataFrame) -> str:
 
 
 def _pair(cases: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
-    """The first stock and lean case under the same conditions."""
+    """Returns the first cases of the ordinary and of the other engine under the same conditions."""
     for _, group in cases.groupby(["width", "batch", "link", "parties"], sort=False):
         found = by_engine(group)
         if set(ENGINES) <= set(found.index):
-            return found.loc["stock"], found.loc["lean"]
+            return found.loc[ENGINES[0]], found.loc[ENGINES[1]]
     return None
 
 
 def _compare(
     label: str,
-    stock: pd.Series,
-    lean: pd.Series,
+    first: pd.Series,
+    second: pd.Series,
     column: str,
     scale: float = 1.0,
     paired: str | None = None,
@@ -85,16 +86,16 @@ def _compare(
     cells = [
         (format_count(case[column]) if column == "rounds" else format_number(case[column], scale))
         + (" *noisy*" if noisy and is_true(case[noisy]) else "")
-        for case in (stock, lean)
+        for case in (first, second)
     ]
-    if paired and lean["reference_case"] == stock["case"] and not pd.isna(lean[f"{paired}_speedup"]):
+    if paired and second["reference_case"] == first["case"] and not pd.isna(second[f"{paired}_speedup"]):
         gain = format_ratio(
-            *(lean[f"{paired}_{name}"] for name in ("speedup", "speedup_low", "speedup_high"))
+            *(second[f"{paired}_{name}"] for name in ("speedup", "speedup_low", "speedup_high"))
         )
     else:
-        above, below = (lean[column], stock[column]) if rate else (stock[column], lean[column])
+        above, below = (second[column], first[column]) if rate else (first[column], second[column])
         gain = "–" if pd.isna(above) or pd.isna(below) or not below else format_ratio(above / below)
-    return {"": label, "stock": cells[0], "lean": cells[1], "Gain": gain}
+    return {"": label, first["engine"]: cells[0], second["engine"]: cells[1], "Gain": gain}
 
 
 def by_engine(cases: pd.DataFrame) -> pd.DataFrame:

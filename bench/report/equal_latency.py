@@ -10,9 +10,13 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from pibench.report.accuracy import PAIRS, SEED_AND_PLAN, difference, latency_rows, online_ratio
-from pibench.report.order import ENGINES
-from pibench.store.results import Row, family_of
+from pibench.models.catalogue import family_name
+from pibench.models.reductions import joint as reduction
+from pibench.report.accuracy import SEED_AND_PLAN, difference
+from pibench.report.cells import format_accuracy, format_points, format_ratio, markdown_table
+from pibench.report.measured import latency_rows, online_ratio
+from pibench.store.engines import shown_engines
+from pibench.store.results import Row
 
 RATIOS = ("online_ratio", "online_ratio_low", "online_ratio_high")
 EQUAL_LATENCY = (
@@ -29,25 +33,27 @@ EQUAL_LATENCY = (
 
 
 def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
-    """One line a SENet variant, width and engine: the most accurate joint network that is no slower.
+    """Makes a line a SENet variant, width and engine: the most accurate joint network that is no slower.
 
-    Most accurate: on the held-out images, since no choice uses the test set. No slower: `online_ratio`,
-    SENet's online seconds over joint's, has an interval that begins at 1 or above. Networks of another plan
-    than SENet's are left out. Where there is none, `joint` is empty. `table` is what `tabulate_accuracy`
-    returns, `accuracy_difference` is joint - SENet on the test set, over the seeds that both have by one
-    plan.
+    The most accurate is so on the held-out images, since no choice uses the test set. No slower is a network
+    whose `online_ratio`, SENet's online seconds over joint's, has an interval that begins at 1 or above.
+    Networks of another plan than SENet's are left out. Where there is none, `joint` is empty. `table` is what
+    `tabulate_accuracy` returns, `accuracy_difference` is joint - SENet on the test set, over the seeds that
+    both have by one plan.
     """
     measured = {key: row for key, row in latency_rows(rows).items() if row["weights"] == "trained"}
+    engines = shown_engines(key[2] for key in measured)
+    families = {family.name for family in reduction.FAMILIES}
     lines = []
     for width in sorted(set(table["width"])):
         means = (
             table[table["width"] == width].groupby("variant")[["accuracy_heldout", "accuracy_test"]].mean()
         )
         best_first = means.sort_values("accuracy_heldout", ascending=False, kind="stable").index
-        ranked = [name for name in best_first if family_of(name).startswith("joint")]
+        ranked = [name for name in best_first if family_name(name) in families]
         mean = means["accuracy_test"]
-        for senet, _ in PAIRS:
-            for engine in ENGINES:
+        for senet, _ in reduction.PAIRS:
+            for engine in engines:
                 slower = measured.get((senet, width, engine))
                 if slower is None or senet not in mean:
                     continue
@@ -63,3 +69,41 @@ def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataF
                         break
                 lines.append(line)
     return pd.DataFrame(lines, columns=list(EQUAL_LATENCY)).astype({"seeds": "Int64"})
+
+
+def equal_latency_parts(lines: pd.DataFrame) -> list[str]:
+    """Shows the most accurate joint network that is no slower than each SENet network, if there is one."""
+    found = lines.dropna(subset=["joint"])
+    if found.empty:
+        return []
+    ahead = found[found["accuracy_difference"] > 0]
+    best = f", by up to **{format_points(ahead['accuracy_difference'].max())}** points" if len(ahead) else ""
+    made = []
+    for (senet, width), group in lines.groupby(["senet", "width"], sort=False):
+        line = {
+            "SENet": f"`{senet}`",
+            "Width": str(width),
+            "Accuracy, %": format_accuracy(group["accuracy_senet"].iloc[0]),
+        }
+        by_engine = group.set_index("engine")
+        for engine in shown_engines(lines["engine"]):
+            match = by_engine.loc[engine] if engine in by_engine.index else None
+            there = match is not None and not pd.isna(match["joint"])
+            ratio = [match[name] for name in RATIOS] if there else ()
+            line |= {
+                f"Best joint, {engine}": f"`{match['joint']}`" if there else "none is no slower",
+                f"Points, {engine}": _with_seeds(match) if there else "–",
+                f"Faster online, {engine}": format_ratio(*ratio) if there else "–",
+            }
+        made.append(line)
+    return [
+        "**At equal measured latency** joint reduction is ahead of SENet in "
+        f"**{len(ahead)} of {len(lines)}** cases{best}. Of the joint networks of the same plan that are no "
+        "slower than a SENet network (interval of SENet / joint from 1 on) this is the most accurate on "
+        "held-out images; accuracy is the mean over all seeds, points are over the n seeds that both have:",
+        markdown_table(pd.DataFrame(made)),
+    ]
+
+
+def _with_seeds(match: pd.Series) -> str:
+    return f"{format_points(match['accuracy_difference'])} (n = {match['seeds']})"

@@ -18,10 +18,11 @@ from pibench.report.cells import (
     markdown_table,
 )
 from pibench.report.engines import by_engine
-from pibench.report.order import ENGINES, rank, variant_place
+from pibench.report.order import variant_place
 from pibench.report.provenance import conventions_list, provenance_lines
 from pibench.report.statistics import NOISY
 from pibench.report.tables import CLOCKS
+from pibench.store.engines import engine_place
 from pibench.store.results import Row
 
 
@@ -52,7 +53,7 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
 
 def _variants_table(group: pd.DataFrame) -> pd.DataFrame:
     """One line a variant: counts, then every engine's figures side by side."""
-    engines = sorted(group["engine"].unique(), key=lambda name: rank(name, ENGINES))
+    engines = sorted(group["engine"].unique(), key=engine_place)
     both = " / ".join(engines)
     lines = []
     for variant in sorted(group["variant"].unique(), key=variant_place):

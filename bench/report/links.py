@@ -6,7 +6,6 @@ import math
 
 import pandas as pd
 
-from pibench.measure.cases import LINKED
 from pibench.report.cells import (
     conditions_line,
     format_count,
@@ -18,9 +17,11 @@ from pibench.report.cells import (
     is_true,
     markdown_table,
 )
-from pibench.report.order import ENGINES, rank, variant_place
+from pibench.report.order import variant_place
 from pibench.report.provenance import provenance_lines
+from pibench.store.engines import engine_place
 from pibench.store.results import ResultsError
+from pibench.store.settings import LINKED
 
 GOAL = 0.10  # of an emulated time: how far the model of a link may be off
 MOST = 5  # variants that a table shows at once, of more those that every run measures
@@ -90,7 +91,7 @@ def _links_table(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame
 def _links_speedups(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
     """One line a variant: the speed-up over the engine's own baseline on every link."""
     links = _link_names(emulated)
-    engines = sorted(emulated["engine"].unique(), key=lambda name: rank(name, ENGINES))
+    engines = sorted(emulated["engine"].unique(), key=engine_place)
 
     def medians(engine: str, variant: str, link: str) -> float:
         case = _cell_of(emulated, engine, variant, link)
@@ -189,4 +190,4 @@ def _cell_of(cases: pd.DataFrame, engine: str, variant: str, link: str | None = 
 
 def _engines_and_variants(cases: pd.DataFrame) -> list[tuple[str, str]]:
     pairs = cases[["engine", "variant"]].drop_duplicates().itertuples(index=False, name=None)
-    return sorted(pairs, key=lambda pair: (rank(pair[0], ENGINES), variant_place(pair[1])))
+    return sorted(pairs, key=lambda pair: (engine_place(pair[0]), variant_place(pair[1])))

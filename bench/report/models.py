@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import pandas as pd
 
 from pibench.costs.literature import CHANNELS, break_even_rows, modelled_rows, network_from_dict
+from pibench.models.catalogue import shown_variants
 from pibench.report.cells import format_number, format_rounded, markdown_table
 from pibench.report.order import variant_place
 from pibench.store.results import Row
 
-SHOWN = ("baseline", "senet-0.09", "joint-0.052", "merged-exact")  # of the modelled networks, in the README
 SHOWN_CHANNELS = ("lan", "wan")
 PHASES = ("total_s", "online_s")
 
@@ -52,10 +52,11 @@ def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
 def models_section(modelled: pd.DataFrame, break_even: pd.DataFrame) -> str:
     """What the literature's cost models say of some variants, and the ReLUs that one layer is worth there."""
     absent = "No row holds a network that the literature's models could price yet: run `make bench`."
-    shown = modelled[modelled["network"].isin(SHOWN)] if not modelled.empty else modelled
+    names = shown_variants()
+    shown = modelled[modelled["network"].isin(names)] if not modelled.empty else modelled
     if shown.empty:
         return absent
-    variants = [name for name in SHOWN if name in set(shown["network"])]
+    variants = [name for name in names if name in set(shown["network"])]
     worth = {}
     if not break_even.empty:
         of_baseline = break_even[break_even["network"] == "baseline"]

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pibench.models.machine import cpu_name
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 CONVENTIONS = {
@@ -30,17 +32,12 @@ CONVENTIONS = {
 
 def machine() -> dict[str, Any]:
     """Describes the machine; a fact that cannot be had is None."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in _read("/proc/cpuinfo").splitlines()
-        if line.startswith("model name")
-    ]
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpu": names[0] if names else platform.processor() or None,
+        "cpu": cpu_name(),
         "cores": cores,
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.release()}",
@@ -81,10 +78,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

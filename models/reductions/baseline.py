@@ -11,6 +11,7 @@ FAMILIES = (
         colour="#000000",
         marker="*",
         place=0,
+        shown="baseline",
     ),
 )
 NAMES = ("baseline",)

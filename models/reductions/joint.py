@@ -11,6 +11,7 @@ FAMILIES = (
         colour="#D55E00",
         marker="s",
         place=30,
+        shown="joint-0.052",
     ),
     Family(
         name="joint3",
@@ -32,3 +33,7 @@ PAIRS = (
 """SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
 EQUAL = ("senet-0.09", "joint-0.09")
 """A pair of one budget: what merging layers costs beside masks."""
+TYPICAL = PAIRS[2]
+"""The pair that stands for all where there is room for one."""
+UNMASKED = "joint"
+"""Shallow blocks alone: what merging layers costs before any budget."""

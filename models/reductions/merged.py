@@ -11,6 +11,7 @@ FAMILIES = (
         colour="#009E73",
         marker="D",
         place=60,
+        shown="merged-exact",
     ),
 )
 NAMES = ("merged-exact",)

@@ -11,6 +11,7 @@ FAMILIES = (
         colour="#0072B2",
         marker="o",
         place=10,
+        shown="senet-0.09",
     ),
 )
 NAMES = ("senet-0.36", "senet-0.18", "senet-0.09", "senet-0.045")

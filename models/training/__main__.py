@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pibench.models import weights as checkpoint
 from pibench.models.data import DataError, load_cifar100
+from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
 from pibench.models.training.images import Images
 from pibench.models.training.loop import Setting
@@ -23,7 +24,6 @@ from pibench.models.training.rows import (
     finish_row,
     is_published,
     put_row,
-    read_rows,
     weights_path,
 )
 from pibench.models.training.schedules import PLANS, ROW_PLANS, USUAL, Plan, Schedule, plan_of, unusual
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for plan in sorted(plans, key=lambda plan: (plan != USUAL["plan"], plan)):  # others take from it
             rows = [row for row in options.rows if plan in (given, plan_of(row))]
             run_rows(argparse.Namespace(**vars(options) | {"plan": plan, "rows": rows}), data)
-    except (TrainingError, DataError, WeightsError, ValueError) as error:
+    except (TrainingError, ResultsError, DataError, WeightsError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

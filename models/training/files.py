@@ -8,12 +8,14 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pibench.models.files import replace_file
 
 
 class TrainingError(RuntimeError):
@@ -42,17 +44,9 @@ def make_folder(path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` at once by `content`; TrainingError, the former file intact, when it cannot."""
-    scratch = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        replace_file(path, content)
     except OSError as error:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
         raise TrainingError(
             f"{path} cannot be written ({error.strerror or error}; {len(content) / 1e6:.1f} MB are needed): "
             "what was there before is intact; make room, then run the same command to go on"

@@ -1,7 +1,6 @@
 """results/accuracy.json: a row for each variant, width and seed, measured on the network that is deployed."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from pibench.models import weights as checkpoint
 from pibench.models.cost import count_cost
+from pibench.models.machine import cpu_name
+from pibench.models.rows import check_row, read_rows, row_key
 from pibench.models.training.files import TrainingError, locked, make_folder, write_bytes
 from pibench.models.training.images import accuracy
 from pibench.models.training.recipes import Run, Trained, deployed
@@ -25,25 +26,6 @@ PUBLISHED_WIDTH = 16
 """Up to here weights are part of the project: 1.4 MB a network. One of width 64 has 22 MB."""
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Returns the rows of accuracy.json, none if there is no file; TrainingError if it is something else."""
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text())
-        if not all({"variant", "width", "seed"} <= row.keys() for row in rows):
-            raise ValueError("a row without variant, width or seed")
-    except (ValueError, AttributeError, TypeError, OSError) as error:
-        raise TrainingError(
-            f"{path} is no list of accuracy rows ({error}): move it away, and its rows are made again"
-        ) from error
-    return rows
-
-
-def _key(row: Row) -> tuple[str, int, int, str]:
-    return row["variant"], row["width"], row["seed"], json.dumps(row.get("changes", {}), sort_keys=True)
-
-
 def find_row(
     rows: Sequence[Row],
     variant: str,
@@ -52,18 +34,19 @@ def find_row(
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Row | None:
     """Returns the row of a variant, of a plan with `changes` if there are any; None if there is none."""
-    key = _key({"variant": variant, "width": width, "seed": seed, "changes": dict(changes)})
-    return next((row for row in rows if _key(row) == key), None)
+    key = row_key({"variant": variant, "width": width, "seed": seed, "changes": dict(changes)})
+    return next((row for row in rows if row_key(row) == key), None)
 
 
 def put_row(path: Path, row: Row) -> None:
     """Puts a row into accuracy.json, in place of the one of the same variant, width, seed and changes.
 
-    Safe beside other processes that do the same.
+    Safe beside other processes that do the same. Raises ResultsError for a row that breaks the schema.
     """
+    check_row(row)
     make_folder(path.parent)
     with locked(path.parent):
-        _write(path, [*(old for old in read_rows(path) if _key(old) != _key(row)), row])
+        _write(path, [*(old for old in read_rows(path) if row_key(old) != row_key(row)), row])
 
 
 def update_row(path: Path, variant: str, width: int, seed: int, additions: Mapping[str, Any]) -> None:
@@ -74,13 +57,14 @@ def update_row(path: Path, variant: str, width: int, seed: int, additions: Mappi
         if row is None:
             raise TrainingError(f"{path} has no row of {variant}, width {width}, seed {seed}: train it first")
         row |= additions
+        check_row(row)
         _write(path, rows)
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
     place = {name: index for index, name in enumerate(VARIANTS)}
     ranked = sorted(
-        rows, key=lambda row: (row["width"], place.get(row["variant"], len(place)), *_key(row)[2:])
+        rows, key=lambda row: (row["width"], place.get(row["variant"], len(place)), *row_key(row)[2:])
     )
     write_bytes(path, (json.dumps(ranked, indent=1) + "\n").encode())
 
@@ -89,14 +73,8 @@ def machine(device: torch.device) -> str:
     """Names what the training ran on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{cpu_name() or 'unknown processor'}, {threads} thread{'s' * (threads > 1)}"
 
 
 def weights_path(folder: Path, run: Run, name: str) -> Path:

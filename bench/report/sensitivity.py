@@ -1,0 +1,45 @@
+"""How sensitive each ReLU layer is, measured and published: results/training/*/sensitivity.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pibench.models.published import SENET_SENSITIVITY
+from pibench.store.results import ResultsError
+
+SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
+# not scaled, not in another precision, not a try
+_RUN = re.compile(r"w(?P<width>\d+)-s(?P<seed>\d+)-(?P<plan>[a-z]+)")
+
+
+def read_sensitivity(folder: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Makes a line a run and ReLU layer of FOLDER/RUN/sensitivity.json, beside SENet's published value.
+
+    There is one run a width and seed: that of the plan by which its rows of `accuracy`, from
+    `tabulate_accuracy`, got their ReLUs, the first by name where none has any.
+    """
+    by_sensitivity = accuracy[accuracy["relus_by"] == "sensitivity"]
+    plans = {(row["width"], row["seed"]): row["plan"] for _, row in by_sensitivity.iterrows()}
+    found: dict[tuple[int, int], Path] = {}
+    for path in sorted(folder.glob("*/sensitivity.json")):
+        name = _RUN.fullmatch(path.parent.name)
+        if name is not None:
+            key = int(name["width"]), int(name["seed"])
+            if key not in found or plans.get(key) == name["plan"]:
+                found[key] = path
+    lines: list[dict[str, Any]] = []
+    for (width, seed), path in sorted(found.items()):
+        try:
+            measured = json.loads(path.read_text(encoding="utf-8"))["sensitivity"]
+            pairs = list(zip(measured.items(), SENET_SENSITIVITY, strict=True))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultsError(f"{path} cannot be read ({error}): train again or remove it.") from error
+        for position, ((layer, value), published) in enumerate(pairs):
+            setting = (path.parent.name, width, seed, position, layer, value, published)
+            lines.append(dict(zip(SENSITIVITY, setting, strict=True)))
+    return pd.DataFrame(lines, columns=list(SENSITIVITY))

@@ -1,0 +1,267 @@
+"""The schema of bench.json's rows.
+
+`None` stands for a measure that is missing. Names carry their units: `_s` seconds, `_bits_s` bits a second.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired, get_args
+
+from pydantic import AfterValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from pibench.models.rows import check, checked
+
+Role = Literal["headline", "link", "batch", "sweep", "extra"]
+Timing = Literal["measured", "emulated"]
+"""Emulated: real parties, whose bytes a shaper delays."""
+ROLES: tuple[str, ...] = get_args(Role)
+CLOCKS = ("offline_s", "online_s", "total_s")
+
+
+@checked
+class LinkCheckRow(TypedDict):
+    """What `pibench.links.LinkCheck.as_dict()` gives of the parties that were measured."""
+
+    shaper: str
+    asked_rtt_s: float
+    measured_rtt_s: float | None
+    asked_bandwidth_bits_s: float | None
+    measured_bandwidth_bits_s: float | None
+    round_s: float | None
+    round_hops: int | None
+    hop_overhead_s: float | None
+    ok: bool
+    complaint: str | None
+
+
+@checked
+class LinearRow(TypedDict):
+    """A linear layer as the literature's cost models see it."""
+
+    name: str
+    kind: str
+    inputs: int
+    outputs: int
+    kernel: list[int]
+    in_map: list[int]
+    out_map: list[int]
+    groups: int
+
+
+@checked
+class NetworkRow(TypedDict):
+    """What `pibench.costs.literature.Network.as_dict()` gives."""
+
+    name: str
+    relus: int
+    relu_layers: int
+    linear: list[LinearRow]
+
+
+@checked
+class Cost(TypedDict):
+    """Counts of one image."""
+
+    relus: int | None
+    comparisons: int | None
+    relu_layers: int | None
+    linear_layers: int | None
+    macs: int | None
+    parameters: int | None
+
+
+@checked
+class Traffic(TypedDict):
+    """The traffic of one online phase; `hops` are one-way trips in sequence."""
+
+    rounds: int | None
+    hops: int | None
+    bytes_sent: int | None
+    bytes_sent_by_party: list[int | None]
+    bytes_total: int | None
+
+
+@checked
+class Setup(TypedDict):
+    """Sharing the weights of a network, once."""
+
+    seconds: float | None
+    rounds: int | None
+    bytes_sent_by_party: list[int | None]
+
+
+@checked
+class Offline(TypedDict):
+    """The correlated randomness of one inference."""
+
+    correlated_bytes_by_party: list[int | None]
+    dealt_bytes: int | None
+
+
+@checked
+class Times(TypedDict):
+    """Seconds of each round that succeeded, by the slower party's clock."""
+
+    offline_s: list[float]
+    online_s: list[float]
+    total_s: list[float]
+
+
+@checked
+class Truncation(TypedDict):
+    """Wrong truncations: by the engine's law, of one inference and of all, and as they were seen."""
+
+    expected_per_inference: float | None
+    expected: float | None
+    observed: int | None
+
+
+@checked
+class Answer(TypedDict):
+    """The largest error of a logit, beside what it is judged by."""
+
+    max_error: float | None
+    spread: float | None
+    relative_error: float | None
+    tolerance: float | None
+
+
+@checked
+class Rounds(TypedDict):
+    """Rounds that were begun, and those that gave a time."""
+
+    attempted: int
+    succeeded: int
+
+
+@checked
+class Layer(TypedDict):
+    """One step of a profiled inference."""
+
+    name: str
+    kind: str
+    seconds: float | None
+    rounds: int | None
+    bytes_sent: int | None
+    relus: int | None
+    macs: int | None
+    parameters: int | None
+
+
+@checked
+class Machine(TypedDict):
+    """The machine that measured."""
+
+    cpu: str | None
+    cores: int | None
+    memory_bytes: int | None
+    system: str | None
+    python: str | None
+
+
+@checked
+class Reference(TypedDict):
+    """The case measured in turn with a row's own: its rounds stand at the places of those they pair with.
+
+    None stands where a partner is lost. Rows of older runs have no `link_check` here.
+    """
+
+    case: str
+    offline_s: list[float | None]
+    online_s: list[float | None]
+    total_s: list[float | None]
+    link_check: NotRequired[LinkCheckRow | None]
+
+
+@checked
+class Row(TypedDict):
+    """A case that was measured.
+
+    `link_check` is None where no check was made, `network` for a network that the literature's models do not
+    price, `reference` for a case that was measured alone.
+    """
+
+    case: str
+    variant: str
+    width: int
+    engine: str
+    provider: str | None
+    batch: int
+    link: str
+    timing: Timing
+    link_check: LinkCheckRow | None
+    parties: int
+    role: Role
+    weights: str | None
+    images: str | None
+    cost: Cost
+    traffic: Traffic
+    setup: Setup
+    offline: Offline
+    times: Times
+    peak_memory_bytes_by_party: list[int | None]
+    truncation: Truncation
+    answer: Answer
+    rounds: Rounds
+    layers: list[Layer]
+    network: NetworkRow | None
+    conventions: dict[str, str]
+    machine: Machine
+    versions: dict[str, str | None]
+    commit: str | None
+    dirty: bool | None
+    run: str
+    started: str
+    reference: Reference | None
+
+
+def validate(row: object) -> None:
+    """Raises ResultsError naming the first key of `row` that is missing, of a wrong type or contradictory."""
+    check(_ROW, row)
+
+
+def _agrees(row: Row) -> Row:
+    """Raises ValueError unless the parts of a row agree with each other."""
+    name = f"the row {row['case']!r}"
+    _check_link(row, name)
+    times: dict[str, list[float]] = {clock: row["times"][clock] for clock in CLOCKS}
+    for clock, seconds in times.items():
+        if len(seconds) != row["rounds"]["succeeded"]:
+            raise ValueError(
+                f"In {name} `times.{clock}` has {len(seconds)} rounds, "
+                f"`rounds.succeeded` {row['rounds']['succeeded']}: keep one time a successful round."
+            )
+    reference = row["reference"]
+    for clock in CLOCKS if reference else ():
+        if len(reference[clock]) != len(times[clock]):
+            raise ValueError(
+                f"In {name} `reference.{clock}` does not pair with `times.{clock}` "
+                f"({len(reference[clock])} rounds, {len(times[clock])}): "
+                "write null where a round lost its partner."
+            )
+    return row
+
+
+def _check_link(row: Row, name: str) -> None:
+    """Raises ValueError unless `timing`, the link and its check say the same."""
+    timing, found = row["timing"], row["link_check"]
+    if found is None:
+        if timing == "emulated":
+            raise ValueError(
+                f"In {name} `link_check` is null: an emulated link is checked before it is used."
+            )
+        return
+    shaped = found["asked_rtt_s"] > 0 or found["asked_bandwidth_bits_s"] is not None
+    if shaped != (timing == "emulated"):
+        what = "an RTT or a bandwidth was asked for" if shaped else "no RTT and no bandwidth was asked for"
+        rule = "times over a shaped link are emulated, others measured"
+        raise ValueError(f"In {name} `timing` is {timing!r} though {what}: {rule}.")
+    if found["ok"] != (found["complaint"] is None):
+        raise ValueError(
+            f"In {name} `link_check.ok` is {found['ok']} and `link_check.complaint` {found['complaint']!r}: "
+            "give a complaint exactly when the link is not what was asked for."
+        )
+
+
+_ROW: TypeAdapter[Any] = TypeAdapter(Annotated[Row, AfterValidator(_agrees)])

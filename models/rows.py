@@ -1,0 +1,184 @@
+"""Rows of results: how they are checked, and the schema of accuracy.json and tries.json.
+
+A row is a plain dictionary. Its schema is a TypedDict, so that one declaration serves the reader, who learns
+the keys, the type checker and pydantic, which checks a row at run time. A key that a schema does not name is
+welcome. Checking changes nothing: what is read is what the file holds, to the last digit.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Required, cast
+
+from pydantic import Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # the one of typing lacks what pydantic needs below Python 3.12
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of images, from 0 to 1."""
+
+checked = with_config(strict=True, extra="allow", allow_inf_nan=False)
+"""Decorates a schema: types are exact (an integer is a float too), numbers finite, further keys welcome."""
+
+
+class ResultsError(RuntimeError):
+    """Raised when a results file or a row cannot be used; one sentence that names it and the remedy."""
+
+
+@checked
+class FixedPoint(TypedDict):
+    """What the test images gave in fixed point: how many, and the share on which plaintext agrees."""
+
+    images: int
+    agreement: Share
+
+
+@checked
+class Truncations(TypedDict):
+    """Wrong truncations: by the engine's law, and as they were seen."""
+
+    expected: float | None
+    observed: int | None
+
+
+@checked
+class Private(TypedDict, total=False):
+    """What real parties gave on some test images, beside the plaintext network on the same ones."""
+
+    images: Required[int]
+    agreement: Required[Share]
+    accuracy: Share
+    accuracy_plaintext: Share
+    max_logit_error: float
+    spread: float
+    wrong_truncations: Truncations
+
+
+class Key(TypedDict):
+    """What names a trained network in a file: no two rows share it, and `changes` if there are any."""
+
+    variant: str
+    width: int
+    seed: int
+
+
+@checked
+class AccuracyRow(Key, total=False):
+    """A trained network of accuracy.json.
+
+    `phases` are epochs by the phase's name, `wall_s` seconds of training, `private` is by engine. What a
+    training or a measurement has not said yet is absent.
+    """
+
+    epochs: int
+    relus: int
+    macs: int
+    accuracy_heldout: Share
+    accuracy_test: Share
+    wall_s: float
+    machine: str
+    phases: dict[str, int]
+    plan: str
+    epochs_scale: float
+    precision: str
+    weights_sha256: str
+    accuracy_fixed_point: Share
+    fixed_point: FixedPoint
+    private: dict[str, Private]
+    changes: dict[str, Any]
+
+
+@checked
+class TryRow(Key):
+    """A network of tries.json, trained by a plan with `changes`; it never saw the test images."""
+
+    epochs: int
+    accuracy_heldout: Share
+    plan: str
+    epochs_scale: float
+    precision: str
+    changes: dict[str, Any]
+
+
+_ACCURACY: TypeAdapter[AccuracyRow] = TypeAdapter(AccuracyRow)
+_TRY: TypeAdapter[TryRow] = TypeAdapter(TryRow)
+_WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "less_than_equal": "a share from 0 to 1, not in percent,",
+    "greater_than_equal": "a share from 0 to 1, not in percent,",
+}
+
+
+def check(schema: TypeAdapter[Any], row: object) -> None:
+    """Raises ResultsError naming the first key of `row` that is missing, of a wrong type or contradictory."""
+    try:
+        schema.validate_python(row)
+    except ValidationError as error:
+        raise ResultsError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """Says the first thing that is wrong in one sentence."""
+    found = error.errors(include_url=False)[0]
+    place = ""
+    for step in found["loc"]:
+        place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else step
+    kind, value = found["type"], f"{found['input']!r:.60}"
+    if kind == "missing":
+        return f"the row lacks `{place}`; write null for a measure that is missing."
+    if kind == "literal_error":
+        known = found["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        return f"`{place}` is {value}: use one of {known}."
+    if kind == "value_error":
+        return str(found["ctx"]["error"])
+    return f"`{place or 'the row'}` is {value} where {_WANTED[kind]} belongs."
+
+
+def row_key(row: AccuracyRow | TryRow) -> tuple[str, int, int, str]:
+    """Returns what tells a row from all others of its file."""
+    return row["variant"], row["width"], row["seed"], json.dumps(row.get("changes", {}), sort_keys=True)
+
+
+def check_row(row: object) -> None:
+    """Raises ResultsError unless `row` may stand in accuracy.json."""
+    check(_ACCURACY, row)
+
+
+def read_rows(path: Path) -> list[AccuracyRow]:
+    """Reads the rows of accuracy.json, none if there is no file; ResultsError when it cannot be used."""
+    return cast(list[AccuracyRow], _read(path, _ACCURACY))
+
+
+def read_tries(path: Path) -> list[TryRow]:
+    """Reads the rows of tries.json, none if there is no file; ResultsError when it cannot be used."""
+    return cast(list[TryRow], _read(path, _TRY))
+
+
+def _read(path: Path, schema: TypeAdapter[Any]) -> list[Any]:
+    remedy = "move it away, and training makes its rows again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read ({error}): {remedy}.") from error
+    if not isinstance(content, list):
+        raise ResultsError(f"{path} is no list of rows: {remedy}.")
+    known = set()
+    for place, row in enumerate(content):
+        try:
+            check(schema, row)
+        except ResultsError as error:
+            reason = str(error).rstrip(".")
+            raise ResultsError(f"Row {place} of {path} is unusable, {reason}: {remedy}.") from None
+        if row_key(row) in known:
+            variant, width, seed, _ = row_key(row)
+            raise ResultsError(
+                f"{path} holds {variant} twice (width {width}, seed {seed}): remove one of the rows."
+            )
+        known.add(row_key(row))
+    return content
