@@ -48,10 +48,10 @@ PUBLISHED = tuple(
 """By method and rising number of ReLUs. AutoReP's abstract says 74.92 for its 12.9 K."""
 
 FULL_WIDTH_RELUS = 557_056
-"""Of ResNet-18 on 32x32 images at width 64, the stem's included."""
+"""ReLUs of ResNet-18 on 32x32 images at width 64, the stem's included."""
 
 ALL_RELU_ACCURACY = (0.778, 0.798)
-"""From the lowest to the highest that these papers give the network with all its ReLUs."""
+"""The lowest and the highest accuracy that these papers give the network with all its ReLUs."""
 
 JOINT_REDUCTION = {"relus": 1.73, "linear_operations": 1.47, "source": "arXiv 2304.13274"}
 """Joint reduction claims up to so many times fewer ReLUs and linear operations without a significant drop of

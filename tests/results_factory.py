@@ -8,6 +8,9 @@ from math import ceil
 
 import numpy as np
 
+from pibench.models import catalogue
+from pibench.models.base import Family
+
 VARIANTS = (
     "baseline",
     "senet-0.36",
@@ -443,3 +446,17 @@ def remember(statistic):
     """The same function of a list, computed once for the same values."""
     cached = functools.cache(statistic)
     return lambda values: cached(tuple(values))
+
+
+TOY = Family("toy", "Toy", "none", "Removes what it likes.", "#123456", "h", place=25, shown="toy-0.09")
+
+
+def add_toy_family(monkeypatch) -> None:
+    """Puts a family and two variants of it into the catalogue, as a file in models/reductions/ would."""
+    families, names = catalogue.families(), catalogue.variant_names()
+    known = {family.name: family for family in sorted([*families.values(), TOY], key=lambda x: x.place)}
+    place = names.index("joint")
+    monkeypatch.setattr(catalogue, "families", lambda: known)
+    monkeypatch.setattr(
+        catalogue, "variant_names", lambda: (*names[:place], "toy-0.09", "toy-0.02", *names[place:])
+    )

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from results_factory import (
+    add_toy_family,
     make_accuracy,
     make_accuracy_row,
     make_masks,
@@ -23,6 +24,7 @@ from pibench import figures, report
 from pibench.figures.accuracy import PUBLISHED_MARKERS
 from pibench.figures.data import read_masks
 from pibench.figures.masks import SHALLOW, masked_variants, shown_layer
+from pibench.figures.style import family_style
 from pibench.models import catalogue
 from pibench.models.allocation import least_sensitive_blocks
 from pibench.models.published import PUBLISHED
@@ -207,6 +209,18 @@ def test_sensitivity_is_measured_beside_published_with_the_layers_that_joint_dro
     layers = runs[runs["seed"] == 0].set_index("layer")["position"]
     assert grey == {layers[f"{block}.relu1"] for block in least_sensitive_blocks(SHALLOW)}
     assert bars(axes)  # drawn from zero
+
+
+def test_a_family_of_the_catalogue_is_drawn_without_another_edit(monkeypatch):
+    add_toy_family(monkeypatch)
+    toy = make_accuracy_row("senet-0.09") | {"variant": "toy-0.09", "accuracy_test": 0.6}
+    figure = figures.accuracy_vs_relus(tables([*make_accuracy(), toy]))
+    assert {y for _, y in points(figure.axes[0], "#123456")} == {60.0}
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:5] == ["baseline", "SENet", "SNL", "Toy", "joint"]
+    drawn = make_masks()["snl-0.09", 16]
+    assert "toy-0.09" in texts(figures.masks(tables([], masks=make_masks() | {("toy-0.09", 16): drawn})))
+    assert family_style("unheard-0.1") == ("unheard", "0.4", "v")
 
 
 def test_another_choice_of_blocks_is_said(runs):

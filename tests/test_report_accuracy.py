@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from results_factory import (
     ACCURACIES,
+    add_toy_family,
     make_accuracy,
     make_accuracy_row,
     make_judged,
@@ -521,3 +522,22 @@ def test_figures_are_shown_when_there_is_something_to_draw(rows):
     assert "(plots/accuracy_vs_relus.svg)" in text
     assert "accuracy_vs_latency" not in text
     assert "(plots/accuracy_vs_latency.svg)" in section(make_accuracy(), [*rows, *make_narrow_rows()])
+
+
+def test_a_family_of_the_catalogue_stands_in_every_table_without_another_edit(rows, monkeypatch):
+    add_toy_family(monkeypatch)
+    toy = make_accuracy_row("senet-0.09") | {"variant": "toy-0.09", "accuracy_test": 0.6}
+    made = table([*make_accuracy(), toy])
+    assert list(made["variant"].unique())[5:8] == ["snl-0.09", "toy-0.09", "joint"]
+    _, variants, wide = tables_of(section([*make_accuracy(), toy], rows))
+    by_name = {line["Variant"]: line for line in variants}
+    assert by_name["`toy-0.09`"]["Test, %"] == "60.00"
+    assert by_name["`toy-0.02`"]["Test, %"] == "not trained yet"
+    assert [line["Variant"] for line in wide][6:8] == ["`toy-0.09`", "`toy-0.02`"]
+    network = rows[1]["network"] | {"name": "toy-0.09"}
+    timed = [rows[1] | {"variant": "toy-0.09", "case": "stock/toy-0.09", "network": network}]
+    summary = report.summarize([*rows, *timed])
+    order = list(dict.fromkeys(summary["variant"]))
+    assert order.index("toy-0.09") == order.index("joint-0.208") - 1
+    assert "`toy-0.09`" in report.headline_section([*rows, *timed], summary)
+    assert "`toy-0.09`" in report.models_section(**report.tabulate_models([*rows, *timed]))

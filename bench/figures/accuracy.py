@@ -33,7 +33,7 @@ GREY = "0.45"
 
 
 def accuracy_vs_relus(tables: Tables) -> Figure:
-    """Test accuracy against ReLUs, as a number and as a share of the original's; published points in grey."""
+    """Draws accuracy against ReLUs, as a number and as a share of the original's, beside published points."""
     points = trained_points(tables.accuracy)
     if "baseline" not in points.index:
         raise Missing(f"it needs the baseline, trained at width {TRAINED_WIDTH}")
@@ -60,7 +60,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
 
 
 def accuracy_full_width(tables: Tables) -> Figure:
-    """Test accuracy against ReLUs of the networks trained at full width, with published points in grey."""
+    """Draws accuracy against ReLUs of the networks trained at full width, beside published points."""
     points = trained_points(tables.accuracy, FULL_WIDTH)
     figure = Figure(figsize=(WIDTH * 0.72, 4.3), layout="constrained")
     axes = figure.subplots()
@@ -80,7 +80,7 @@ def accuracy_full_width(tables: Tables) -> Figure:
 
 
 def accuracy_vs_macs(tables: Tables) -> Figure:
-    """Test accuracy against multiply-accumulates per image."""
+    """Draws test accuracy against multiply-accumulates per image."""
     points = trained_points(tables.accuracy)
     figure = Figure(figsize=(WIDTH * 0.72, 3.7), layout="constrained")
     axes = figure.subplots()
@@ -100,7 +100,7 @@ def accuracy_vs_macs(tables: Tables) -> Figure:
 
 
 def accuracy_vs_latency(tables: Tables) -> Figure:
-    """Test accuracy against measured online milliseconds of the same networks, a panel an engine."""
+    """Draws test accuracy against measured online milliseconds of the same networks, a panel an engine."""
     points = trained_points(tables.accuracy)
     cases = latency_cases(tables.summary)
     cases = cases[cases["variant"].isin(points.index)]
@@ -137,7 +137,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
 
 
 def trained_points(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> pd.DataFrame:
-    """Counts and accuracy in percent of each variant at one width: mean, low and high over seeds."""
+    """Returns counts and percent right of each variant at one width: mean, low and high over seeds."""
     rows = accuracy[accuracy["width"] == width].dropna(subset=["accuracy_test"])
     if rows["variant"].nunique() < 2:
         raise Missing(f"it needs two variants trained at width {width}: run `make data train`")
@@ -154,7 +154,7 @@ def trained_points(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> pd.Dat
 
 
 def latency_cases(summary: pd.DataFrame) -> pd.DataFrame:
-    """The measured cases of one image at the trained width, between two parties on loopback."""
+    """Returns the measured cases of one image at the trained width, between two parties on loopback."""
     cases = measured_cases(summary)
     cases = cases[
         (cases["width"] == TRAINED_WIDTH)
@@ -174,7 +174,7 @@ def _draw_families(
     x_bars: list[pd.Series] | None = None,
     joined: bool = True,
 ) -> None:
-    """A line a family through its means by rising ReLUs, with the range of several seeds as a bar."""
+    """Draws a line a family through its means by rising ReLUs, with the range of several seeds as a bar."""
     for family, group in points.groupby("family", sort=False):
         _, colour, marker = family_style(family)
         group = group.sort_values("relus")

@@ -42,7 +42,7 @@ MODELLED_PHASES = {"offline": ("offline", SKY, ""), "online": ("online", BLUE, "
 
 
 def literature(tables: Tables) -> Figure:
-    """Modelled seconds of a few variants under each published cost model, with their ranks."""
+    """Draws modelled seconds of a few variants under each published cost model, with their ranks."""
     modelled = tables.modelled
     if modelled.empty or modelled["network"].nunique() < 2:
         raise Missing("modelled.csv has fewer than two networks")
@@ -104,7 +104,7 @@ def literature(tables: Tables) -> Figure:
 
 
 def break_even(tables: Tables) -> Figure:
-    """How many ReLUs cost as much as one linear layer of the baseline, under each published cost model."""
+    """Draws how many ReLUs cost as much as one linear layer of the baseline, under each published model."""
     even = tables.break_even
     if even.empty or "baseline" not in set(even["network"]):
         raise Missing("break_even.csv has no prices of the baseline's layers")

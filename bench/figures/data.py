@@ -73,14 +73,14 @@ def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
 
 
 def measured_cases(summary: pd.DataFrame) -> pd.DataFrame:
-    """The cases whose seconds were measured, not emulated; Missing if there are none."""
+    """Returns the cases whose seconds were measured, not emulated; Missing if there are none."""
     if summary.empty or "online_median_s" not in summary:
         raise Missing("summary.csv has no measured case")
     return summary[summary["timing"] == "measured"].dropna(subset=["online_median_s"])
 
 
 def headline_cases(summary: pd.DataFrame) -> pd.DataFrame:
-    """The headline cases of the setting (width, batch, link, parties) that most of them share."""
+    """Returns the headline cases of the setting (width, batch, link, parties) that most of them share."""
     cases = measured_cases(summary)
     cases = cases[cases["role"] == "headline"]
     if cases.empty:
@@ -90,7 +90,7 @@ def headline_cases(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def cases_like(cases: pd.DataFrame, headline: pd.DataFrame) -> pd.DataFrame:
-    """The cases of the headline's width, link and number of parties."""
+    """Returns the cases of the headline's width, link and number of parties."""
     first = headline.iloc[0]
     return cases[(cases[["width", "link", "parties"]] == first[["width", "link", "parties"]]).all(axis=1)]
 
@@ -101,7 +101,7 @@ def engines_of(cases: pd.DataFrame) -> list[str]:
 
 
 def class_seconds(cases: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """Seconds of each class [case, class]; a case without a profile has no line."""
+    """Returns seconds of each class [case, class]; a case without a profile has no line."""
     found = layers[layers["case"].isin(cases["case"])] if not layers.empty else layers
     if found.empty or "seconds" not in found or found["seconds"].isna().all():
         raise Missing("layers.csv has no profile of these cases")
@@ -110,7 +110,7 @@ def class_seconds(cases: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole_percents(values: pd.Series) -> list[int]:
-    """Whole percents that sum to 100 (largest remainders get the rest)."""
+    """Returns whole percents that sum to 100 (largest remainders get the rest)."""
     exact = 100 * values / values.sum()
     whole = exact.astype(int)
     for name in (exact - whole).sort_values(ascending=False).index[: 100 - whole.sum()]:

@@ -22,7 +22,7 @@ SHALLOW = 5  # blocks that joint-* turns into one convolution
 
 
 def sensitivity(tables: Tables) -> Figure:
-    """The sensitivity of every ReLU layer, measured here and published by SENet's authors."""
+    """Draws the sensitivity of every ReLU layer, measured here and published by SENet's authors."""
     rows = tables.sensitivity
     if rows.empty:
         raise Missing("it needs a sensitivity.json in results/training: run `make data train`")
@@ -80,7 +80,7 @@ def sensitivity(tables: Tables) -> Figure:
 
 
 def _layer_name(layer: str) -> str:
-    """`layer2.0.relu1` -> `2.0 middle`; the stem's ReLU is `stem`."""
+    """Writes a layer's name shorter: `layer2.0.relu1` as `2.0 middle`; the stem's ReLU is `stem`."""
     if "." not in layer:
         return "stem"
     stage, block, relu = layer.removeprefix("layer").split(".")
@@ -88,7 +88,7 @@ def _layer_name(layer: str) -> str:
 
 
 def masks(tables: Tables) -> Figure:
-    """The masks of some channels of one layer in several networks of one budget, and all channels' counts."""
+    """Draws masks of some channels of a layer in networks of one budget, and all channels' counts."""
     names = masked_variants()
     found = {
         name: tables.masks[name, TRAINED_WIDTH] for name in names if (name, TRAINED_WIDTH) in tables.masks
@@ -146,7 +146,7 @@ def masked_variants() -> tuple[str, ...]:
 
 
 def mask_size(shown: Mapping[str, np.ndarray]) -> int:
-    """The number of positions of the layer."""
+    """Returns the number of positions of the layer."""
     return next(iter(shown.values())).size
 
 
@@ -155,7 +155,7 @@ def _budget(shown: Mapping[str, np.ndarray]) -> str:
 
 
 def shown_layer(found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """The layer with the largest maps of which every network keeps 5 to 95 %; of equals the last.
+    """Returns the layer with the largest maps of which every network keeps 5 to 95 %; of equals the last.
 
     Missing if the networks share no masked layer; without one in these bounds, the one nearest to half kept.
     """

@@ -29,7 +29,7 @@ RIVALS = (TYPICAL, *(pair for pair in PAIRS if pair != TYPICAL))
 
 
 def layer_profile(tables: Tables, engine: str) -> Figure:
-    """Milliseconds and bytes of each layer, the baseline and a reduced network in one list of layers."""
+    """Draws milliseconds and bytes of each layer, of the baseline and a reduced network in one list."""
     cases = headline_cases(tables.summary)
     cases = cases[cases["engine"] == engine]
     variants = list(cases["variant"])
@@ -70,7 +70,7 @@ def layer_profile(tables: Tables, engine: str) -> Figure:
 
 
 def stock_vs_lean(tables: Tables) -> Figure:
-    """Where the time goes and what removing ReLUs or layers saves, on both engines, in seconds and shares."""
+    """Draws where the time goes and what removing ReLUs or layers saves, on both engines."""
     cases = headline_cases(tables.summary)
     if not set(ENGINES) <= set(cases["engine"]):
         raise Missing("it needs both engines in the role headline")
@@ -138,7 +138,7 @@ def stock_vs_lean(tables: Tables) -> Figure:
 
 
 def _condensed(profile: pd.DataFrame) -> pd.DataFrame:
-    """Seconds and bytes by layer, in order, the negligible steps summed into one line."""
+    """Returns seconds and bytes by layer, in order, the negligible steps summed into one line."""
     small = (profile["seconds"].fillna(0) < 0.002 * profile["seconds"].sum()) & (profile["bytes_sent"] == 0)
     kept = profile[~small].groupby("layer", sort=False)[["seconds", "bytes_sent"]].sum()
     if small.any():
@@ -147,7 +147,7 @@ def _condensed(profile: pd.DataFrame) -> pd.DataFrame:
 
 
 def merged_names(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """Both lists in one order: what only the second has stands behind its predecessor there."""
+    """Puts both lists in one order: what only the second has stands behind its predecessor there."""
     names = list(first)
     place = 0
     for name in second:

@@ -26,18 +26,17 @@ from pibench.figures.style import (
     stack_bars,
 )
 from pibench.store.engines import engine_look
-from pibench.store.settings import LINKED
+from pibench.store.settings import GOAL, LINKED
 
 PARTS = {  # of an online phase: (its name in figures, colour, hatch)
     "compute": ("compute", GREEN, ""),
     "hops": ("hops", YELLOW, "////"),
     "bytes": ("bytes", PURPLE, "....."),
 }
-GOAL = 0.10  # of an emulated time: how far the model of a link may be off
 
 
 def links(tables: Tables) -> Figure:
-    """Online seconds of the variants that every run measures, on each link: see `links_all`."""
+    """Draws online seconds of the variants that every run measures, on each link: see `links_all`."""
     emulated, loopback = _linked(tables.summary)
     few = emulated["variant"].isin(LINKED)
     if few.any():
@@ -46,7 +45,7 @@ def links(tables: Tables) -> Figure:
 
 
 def links_all(tables: Tables) -> Figure:
-    """Online seconds on each link, the model's parts stacked, what was measured or emulated as a marker."""
+    """Draws online seconds on each link: the model's parts stacked, measured or emulated ones as markers."""
     emulated, loopback = _linked(tables.summary)
     if emulated["variant"].isin(LINKED).all():
         raise Missing("it needs link cases of other variants than the figure links: run `make sweep`")
@@ -95,7 +94,7 @@ def _stacked(emulated: pd.DataFrame, loopback: pd.DataFrame) -> Figure:
 
 
 def link_model_error(tables: Tables) -> Figure:
-    """Modelled against emulated seconds of every link case, and the model's error, with the goal's band."""
+    """Draws modelled against emulated seconds of every link case, and the model's error beside the goal."""
     emulated, _ = _linked(tables.summary)
     cases = emulated.dropna(subset=["model_error"])
     if cases.empty:
@@ -145,7 +144,7 @@ def link_model_error(tables: Tables) -> Figure:
 
 
 def _linked(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The link cases of the setting that most of them share, fastest link first, and these on loopback."""
+    """Returns the link cases of the setting most of them share, fastest link first, and these on loopback."""
     if "emulated_online_median_s" not in summary:
         raise Missing("summary.csv has no case over a shaped link")
     cases = summary[summary["role"] == "link"].dropna(subset=["emulated_online_median_s"])
@@ -167,7 +166,7 @@ def _emulated_marker() -> dict[str, object]:
 
 
 def _signed(fraction: float) -> str:
-    """A fraction in whole percent, with its sign."""
+    """Writes a fraction in whole percent, with its sign."""
     return f"{round(100 * fraction) + 0.0:+.0f} %".replace("-", "−")
 
 

@@ -82,12 +82,12 @@ def link_style(link: str) -> tuple[str, str, str]:
 
 
 def short_number(value: float) -> str:
-    """Three significant digits without exponent."""
+    """Writes three significant digits without exponent."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def plain_log(axis: mpl.axis.Axis, scale: float = 1.0) -> None:
-    """Ticks at 1, 2 and 5 of each decade, written as plain numbers in units of `scale`."""
+    """Puts ticks at 1, 2 and 5 of each decade, written as plain numbers in units of `scale`."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
     axis.set_minor_locator(NullLocator())
@@ -95,7 +95,7 @@ def plain_log(axis: mpl.axis.Axis, scale: float = 1.0) -> None:
 
 
 def category_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Names from top to bottom, without a grid across the bars."""
+    """Puts names from top to bottom, without a grid across the bars."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for panel in axes.figure.axes:
@@ -107,7 +107,7 @@ def category_axis(axes: Axes, names: Sequence[str]) -> None:
 def add_legend(
     figure: Figure, styles: dict[str, tuple[str, str, str]], more: Sequence[Line2D | Patch] = ()
 ) -> None:
-    """One row of patches, and of what `more` adds, above the axes; two if there are many."""
+    """Puts one row of patches, and of what `more` adds, above the axes; two if there are many."""
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
         for label, colour, hatch in styles.values()
@@ -118,7 +118,7 @@ def add_legend(
 
 
 def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:
-    """Stacked bars, one a line of `table`; negative parts grow to the left of zero."""
+    """Draws stacked bars, one a line of `table`; negative parts grow to the left of zero."""
     rows = range(len(table))
     right, left = pd.Series(0.0, table.index), pd.Series(0.0, table.index)
     for name, (_, colour, hatch) in styles.items():
@@ -129,12 +129,12 @@ def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str
 
 
 def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
-    """Lengths of error bars; never below zero, which rounded tables could ask for."""
+    """Returns lengths of error bars; never below zero, which rounded tables could ask for."""
     return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
 
 
 def add_note(axes: Axes, x: float, y: float, text: str, space: float = 3) -> None:
-    """Small print behind the end of a bar, over the grid."""
+    """Writes small print behind the end of a bar, over the grid."""
     axes.annotate(
         text,
         (x, y),

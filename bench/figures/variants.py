@@ -41,7 +41,7 @@ PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLI
 
 
 def latency_vs_relus(tables: Tables) -> Figure:
-    """Online seconds with their 95 % intervals against the ReLUs evaluated, a line a family and engine."""
+    """Draws online seconds with their 95 % intervals against ReLUs, a line a family and engine."""
     cases = headline_cases(tables.summary)
     if cases["variant"].nunique() < 2:
         raise Missing("it needs at least two variants in the role headline")
@@ -81,7 +81,7 @@ def latency_vs_relus(tables: Tables) -> Figure:
 
 
 def linear_vs_relu(tables: Tables) -> Figure:
-    """Seconds of linear layers, ReLUs and the rest for each variant, stacked, with their shares."""
+    """Draws seconds of linear layers, ReLUs and the rest of each variant, stacked, with their shares."""
     cases = headline_cases(tables.summary)
     seconds = class_seconds(cases, tables.layers)
     engines = engines_of(cases)
@@ -115,7 +115,7 @@ def linear_vs_relu(tables: Tables) -> Figure:
 
 
 def relus_macs_latency(tables: Tables) -> Figure:
-    """ReLUs, MACs and latency of each variant beside each other, relative to the baseline."""
+    """Draws ReLUs, MACs and latency of each variant beside each other, relative to the baseline."""
     cases = headline_cases(tables.summary)
     variants = list(dict.fromkeys(cases["variant"]))
     if "baseline" not in variants or len(variants) < 2:
@@ -151,7 +151,7 @@ def relus_macs_latency(tables: Tables) -> Figure:
 
 
 def offline_online(tables: Tables) -> Figure:
-    """Offline and online seconds of each variant, stacked, for each engine."""
+    """Draws offline and online seconds of each variant, stacked, for each engine."""
     cases = headline_cases(tables.summary).dropna(subset=["offline_median_s", "online_median_s"])
     if cases.empty:
         raise Missing("it needs cases in the role headline with an offline phase of their own")
@@ -180,7 +180,7 @@ def offline_online(tables: Tables) -> Figure:
 
 
 def batch(tables: Tables) -> Figure:
-    """Online seconds per image against the batch, a line a variant and engine."""
+    """Draws online seconds per image against the batch, a line a variant and engine."""
     cases = cases_like(measured_cases(tables.summary), headline_cases(tables.summary))
     cases = cases[cases["role"].isin(["headline", "batch"])]
     several = cases.groupby(["engine", "variant"])["batch"].transform("nunique") > 1

@@ -32,7 +32,7 @@ def accuracy_section(
     tries: pd.DataFrame,
     rows: Iterable[Row],
 ) -> str:
-    """What each variant gets right, what joint reduction loses and gains against SENet, and the full width.
+    """Says what each variant gets right, what joint reduction loses and gains beside SENet, and full width.
 
     `table`, `pairs`, `equal_latency` and `tries` are what `tabulate_accuracy`, `tabulate_pairs`,
     `tabulate_equal_latency` and `tabulate_tries` return.

@@ -12,7 +12,7 @@ UNTRAINED = "not trained yet"
 
 
 def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
-    """`value / scale` to so many significant digits, without exponent; a dash when it is missing."""
+    """Writes `value / scale` to so many significant digits, without exponent; a dash when it is missing."""
     if pd.isna(value):
         return "–"
     value = float(value) / scale
@@ -23,22 +23,22 @@ def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
 
 
 def format_rounded(value: Any) -> str:
-    """Three significant digits of a number in the thousands, too."""
+    """Writes three significant digits of a number, one in the thousands too."""
     return "–" if pd.isna(value) else format_number(float(f"{float(value):.2e}"))
 
 
 def format_count(value: Any) -> str:
-    """A whole number with separators; a dash when it is missing."""
+    """Writes a whole number with separators; a dash when it is missing."""
     return "–" if pd.isna(value) else f"{int(value):,}"
 
 
 def format_percent(fraction: float) -> str:
-    """A fraction in percent with its sign; a dash when it is missing."""
+    """Writes a fraction in percent with its sign; a dash when it is missing."""
     return "–" if pd.isna(fraction) else f"{100 * fraction:+.1f} %"
 
 
 def format_ratio(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """A factor with its interval, if it has one; a dash when it is missing."""
+    """Writes a factor with its interval, if it has one; a dash when it is missing."""
     if pd.isna(value):
         return "–"
     interval = "" if pd.isna(low) else f" [{format_number(low)}, {format_number(high)}]"
@@ -46,12 +46,12 @@ def format_ratio(value: float, low: float = math.nan, high: float = math.nan) ->
 
 
 def format_interval(low: float, high: float) -> str:
-    """The ends of an interval; a dash when it is missing."""
+    """Writes the ends of an interval; a dash when it is missing."""
     return "–" if pd.isna(low) else f"{format_number(low)} to {format_number(high)}"
 
 
 def format_range(values: pd.Series, scale: float) -> str:
-    """The values' span, in units of `scale`; one number where it does not show."""
+    """Writes the span of values in units of `scale`; one number where it does not show."""
     if values.isna().all():
         return "–"
     ends = [format_number(end, scale) for end in (values.min(), values.max())]
@@ -59,29 +59,29 @@ def format_range(values: pd.Series, scale: float) -> str:
 
 
 def format_seconds(case: pd.Series, clock: str, prefix: str = "") -> str:
-    """The median of a clock (offline, online, total), with a mark when it is noisy."""
+    """Writes the median of a clock (offline, online, total), with a mark when it is noisy."""
     noisy = " *noisy*" if is_true(case[f"{prefix}{clock}_noisy"]) else ""
     return format_number(case[f"{prefix}{clock}_median_s"]) + noisy
 
 
 def format_repetitions(case: pd.Series) -> str:
-    """How many repetitions succeeded, and of how many if not of all."""
+    """Writes how many repetitions succeeded, and of how many if not of all."""
     attempted, succeeded = case["repetitions_attempted"], case["repetitions_succeeded"]
     return str(succeeded) if attempted == succeeded else f"{succeeded} of {attempted}"
 
 
 def is_true(value: Any) -> bool:
-    """Whether a flag is there and set."""
+    """Returns whether a flag is there and set."""
     return not pd.isna(value) and bool(value)
 
 
 def join_cells(cases: Sequence[pd.Series | None], text: Any) -> str:
-    """What `text` says of each case, side by side; a dash where there is no case."""
+    """Writes what `text` says of each case, side by side; a dash where there is no case."""
     return " / ".join("–" if case is None else text(case) for case in cases)
 
 
 def conditions_line(values: dict[str, Any], what: str = "") -> str:
-    """The width, batch, link and number of parties of a table, in bold, above it."""
+    """Writes the width, batch, link and number of parties of a table, in bold, above it."""
     words = [what] if what else []
     words += [f"width {values['width']}", f"batch {values['batch']}"]
     words += [values["link"]] if "link" in values else []
@@ -90,7 +90,7 @@ def conditions_line(values: dict[str, Any], what: str = "") -> str:
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """A table in Markdown, text to the left and figures to the right."""
+    """Writes a table in Markdown, text to the left and figures to the right."""
     head = [str(name).rstrip() for name in frame.columns]
     rule = [":--", *["--:"] * (len(head) - 1)]
     lines = [head, rule, *frame.astype(str).values.tolist()]
@@ -98,12 +98,12 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def format_accuracy(value: float) -> str:
-    """A share in percent with two digits behind the point; a dash when it is missing."""
+    """Writes a share in percent with two digits behind the point; a dash when it is missing."""
     return "–" if pd.isna(value) else f"{100 * value:.2f}"
 
 
 def format_points(value: float) -> str:
-    """A difference of shares in points, signed; a dash when it is missing."""
+    """Writes a difference of shares in points, signed; a dash when it is missing."""
     return "–" if pd.isna(value) else f"{100 * value:+.2f}"
 
 

@@ -41,7 +41,7 @@ class Report:
     sensitivity: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
-        """The text of each file in results/."""
+        """Returns the text of each table's file, by its name."""
         return {f"{name}.csv": csv_text(getattr(self, name)) for name in TABLES}
 
     def readme(self, path: Path) -> str:
@@ -101,7 +101,7 @@ def replace_section(text: str, section: str, content: str) -> str:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A table as the text of its file."""
+    """Returns a table as the text of its file."""
     return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 

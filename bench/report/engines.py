@@ -99,7 +99,7 @@ def _compare(
 
 
 def by_engine(cases: pd.DataFrame) -> pd.DataFrame:
-    """The cases by engine; ResultsError when two of one engine claim one place."""
+    """Returns the cases by engine; ResultsError when two of one engine claim one place."""
     twice = cases[cases["engine"].duplicated(keep=False)]
     if not twice.empty:
         raise ResultsError(

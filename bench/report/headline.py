@@ -27,7 +27,7 @@ from pibench.store.results import Row
 
 
 def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
-    """The variants side by side on every engine, the spread of their times, and where they were measured."""
+    """Shows the variants side by side on every engine, the spread of their times, and their provenance."""
     if summary.empty:
         return "No case has been measured yet: run `make bench`."
     headline = summary[(summary["role"] == "headline") & (summary["timing"] == "measured")]
@@ -52,7 +52,7 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
 
 
 def _variants_table(group: pd.DataFrame) -> pd.DataFrame:
-    """One line a variant: counts, then every engine's figures side by side."""
+    """Makes one line a variant: counts, then every engine's figures side by side."""
     engines = sorted(group["engine"].unique(), key=engine_place)
     both = " / ".join(engines)
     lines = []

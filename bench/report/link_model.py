@@ -14,7 +14,7 @@ from pibench.store.results import Row
 
 
 def model_link(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the arithmetic model says of a row: from its loopback partner, or on loopback from itself."""
+    """Says what the arithmetic model makes of a row, from its loopback partner or on loopback from itself."""
     emulated = row["timing"] == "emulated"
     loopback = _loopback_partner(row, rows) if emulated else row
     error = whole = math.nan
@@ -41,7 +41,7 @@ def _calibrated(row: Row) -> bool:
 
 
 def _split(row: Row) -> Any:
-    """The model's parts of a loopback row's own median; None without what they need."""
+    """Returns the model's parts of a loopback row's own median; None without what they need."""
     if row["link"] != "loopback" or not _calibrated(row):
         return None
     check = row["link_check"]
@@ -52,7 +52,7 @@ def _split(row: Row) -> Any:
 
 
 def _loopback_partner(row: Row, rows: Sequence[Row]) -> Row | None:
-    """What was measured on loopback: in turn with the row itself, or else by a row of its own.
+    """Returns what was measured on loopback: in turn with the row itself, or else by a row of its own.
 
     That is the first, in the order of reports, of the same network, engine and setting.
     """

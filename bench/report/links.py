@@ -21,14 +21,13 @@ from pibench.report.order import variant_place
 from pibench.report.provenance import provenance_lines
 from pibench.store.engines import engine_place
 from pibench.store.results import ResultsError
-from pibench.store.settings import LINKED
+from pibench.store.settings import GOAL, LINKED
 
-GOAL = 0.10  # of an emulated time: how far the model of a link may be off
 MOST = 5  # variants that a table shows at once, of more those that every run measures
 
 
 def links_section(summary: pd.DataFrame) -> str:
-    """The same cases on loopback and over shaped links, what the model of a link predicts, and speed-ups."""
+    """Shows the same cases on loopback and over shaped links, what the model predicts, and speed-ups."""
     absent = "No case has been measured over a shaped link yet: run `make bench`."
     if summary.empty:
         return absent
@@ -63,7 +62,7 @@ def links_section(summary: pd.DataFrame) -> str:
 
 
 def _links_table(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
-    """One line an engine and variant: loopback measured, and on each link emulated, modelled, error."""
+    """Makes one line an engine and variant: loopback measured, each link emulated, modelled, and error."""
     lines = []
     for engine, variant in _engines_and_variants(emulated):
         measured = _cell_of(loopback, engine, variant)
@@ -89,7 +88,7 @@ def _links_table(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame
 
 
 def _links_speedups(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
-    """One line a variant: the speed-up over the engine's own baseline on every link."""
+    """Makes one line a variant: the speed-up over the engine's own baseline on every link."""
     links = _link_names(emulated)
     engines = sorted(emulated["engine"].unique(), key=engine_place)
 
@@ -116,7 +115,7 @@ def _gain(value: float, variant: str) -> str:
 
 
 def _model_verdict(emulated: pd.DataFrame) -> str:
-    """The largest error of the model against the goal, and the cases without a prediction."""
+    """Says the model's largest error against the goal, and names the cases without a prediction."""
     predicted = emulated.dropna(subset=["model_error"])
     lost = emulated[emulated["model_error"].isna()]
     text = "The model predicts none of these: their cases on loopback are missing."
@@ -139,7 +138,7 @@ def _model_verdict(emulated: pd.DataFrame) -> str:
 
 
 def _links_described(emulated: pd.DataFrame) -> list[str]:
-    """What each link was asked to be, what it was, and by whom it was shaped; then the flagged cases."""
+    """Says what each link was asked to be, what it was, and who shaped it; then the flagged cases."""
     texts = []
     for link in _link_names(emulated):
         cases = emulated[emulated["link"] == link]
@@ -161,7 +160,7 @@ def _links_described(emulated: pd.DataFrame) -> list[str]:
 
 
 def _loopback_of(emulated: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """The loopback cases of emulated ones: those the model started from, else the same engine and variant."""
+    """Returns the loopback cases that the model started from, else those of the same engine and variant."""
     same = ["variant", "width", "engine", "batch", "parties"]
     measured = summary[(summary["timing"] == "measured") & (summary["link"] == "loopback")]
     regular = measured[measured["role"] != "extra"]
@@ -172,7 +171,7 @@ def _loopback_of(emulated: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _link_names(emulated: pd.DataFrame) -> list[str]:
-    """Links, the fastest first."""
+    """Returns the links, the fastest first."""
     return list(emulated.sort_values(["asked_rtt_s", "link"])["link"].unique())
 
 

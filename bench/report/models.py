@@ -18,7 +18,7 @@ PHASES = ("total_s", "online_s")
 
 
 def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
-    """The tables `modelled` and `break_even` for the networks of the headline rows.
+    """Makes the tables `modelled` and `break_even` for the networks of the headline rows.
 
     Networks are those of the width that most headline rows have, each from the newest row of its variant.
     """
@@ -50,7 +50,7 @@ def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
 
 
 def models_section(modelled: pd.DataFrame, break_even: pd.DataFrame) -> str:
-    """What the literature's cost models say of some variants, and the ReLUs that one layer is worth there."""
+    """Says what the literature's models make of some variants, and how many ReLUs one layer is worth."""
     absent = "No row holds a network that the literature's models could price yet: run `make bench`."
     names = shown_variants()
     shown = modelled[modelled["network"].isin(names)] if not modelled.empty else modelled
@@ -104,7 +104,7 @@ def models_section(modelled: pd.DataFrame, break_even: pd.DataFrame) -> str:
 
 
 def _labelled(frame: pd.DataFrame, width: int) -> pd.DataFrame:
-    """The label first, then model, channel, network and width, then what the channel is."""
+    """Puts the label first, then model, channel, network and width, then what the channel is."""
     channel = {
         f"channel_{name}": [getattr(CHANNELS[each], name) for each in frame.get("channel", ())]
         for name in ("rtt_s", "up_bit_per_s", "down_bit_per_s")

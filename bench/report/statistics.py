@@ -15,7 +15,7 @@ FEWEST = 6  # values for an interval: with fewer a percentile bootstrap covers f
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """The bootstrap interval of the median (percentile, 95 %, seeded); NaN for fewer than `FEWEST` values."""
+    """Returns the median's percentile bootstrap interval (95 %, seeded); NaN below `FEWEST` values."""
     if len(values) < FEWEST:
         return math.nan, math.nan
     found = bootstrap(
@@ -30,7 +30,7 @@ def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, IQR, interval of the median and whether IQR / median exceeds `NOISY`; NaN without values."""
+    """Returns median, IQR, the median's interval and whether IQR / median > `NOISY`; NaN without values."""
     if not values:
         return {"median_s": math.nan, "iqr_s": math.nan, "low_s": math.nan, "high_s": math.nan, "noisy": None}
     lower, median, upper = (float(value) for value in np.percentile(values, (25, 50, 75)))
@@ -40,7 +40,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -> dict[str, float]:
-    """Median of reference / value over the pairs in which both are there, with its interval."""
+    """Returns the median of reference / value over the pairs in which both are there, with its interval."""
     ratios = [a / b for a, b in zip(reference, values, strict=True) if a is not None and b]
     low, high = interval_of_median(ratios)
     median = float(np.median(ratios)) if ratios else math.nan
@@ -48,7 +48,7 @@ def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -
 
 
 def quotient_of_medians(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """median(above) / median(below) with its bootstrap interval; both are drawn anew, each by itself.
+    """Returns median(above) / median(below) and its bootstrap interval, each side drawn by itself.
 
     The interval is NaN when one of them has fewer than `FEWEST` values, all is when one of them has none.
     """

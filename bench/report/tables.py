@@ -31,7 +31,7 @@ LAYER = (
 
 
 def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One line a case, in the order of reports; `accuracy` is what `read_accuracy` returns.
+    """Makes one line a case, in the order of reports; `accuracy` is what `read_accuracy` returns.
 
     Times of a row whose `timing` is "emulated" stand in columns of their own, `emulated_online_median_s` and
     so on. Beside them is what the arithmetic model makes of the same case on loopback, `loopback_case`:
@@ -53,7 +53,7 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
 
 
 def tabulate_layers(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line a layer of a case, in the order of execution, with its class: linear, relu or other."""
+    """Makes one line a layer of a case, in the order of execution, with its class: linear, relu or other."""
     lines = []
     for row in sorted(rows, key=place_of):
         setting = {name: row[name] for name in SETTING}
@@ -146,7 +146,7 @@ def _summarize_check(check: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """A table in which whole numbers and flags stay what they are beside missing values."""
+    """Makes a table in which whole numbers and flags stay what they are beside missing values."""
     frame = pd.DataFrame(lines)
     for name in frame.columns:
         kinds = {type(line[name]) for line in lines if name in line and not pd.isna(line[name])}

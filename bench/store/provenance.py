@@ -46,13 +46,13 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the packages that a measurement rests on."""
+    """Returns the versions of the packages that a measurement rests on."""
     names = ("pibench", "torch", "crypten", "numba", "numpy", "cryptography")
     return {name: _version(name) for name in names}
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether its code differs from it; (None, None) outside a checkout.
+    """Returns the checkout's commit and whether its code differs from it; (None, None) outside a checkout.
 
     A new file is a difference; what the benchmark itself writes (results/, plots/, README.md) is none.
     """

@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _plain(value: Any, place: str) -> Any:
-    """Copies to what JSON knows: tuples to lists, numpy scalars to numbers, NaN to null."""
+    """Copies a value to what JSON knows: tuples to lists, numpy scalars to numbers, NaN to null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item, f"{place}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -119,7 +119,7 @@ def _plain(value: Any, place: str) -> Any:
 
 
 def _render(rows: Iterable[Row]) -> str:
-    """JSON with one key, and one layer, a line: small, and its differences can be read."""
+    """Writes JSON with one key, and one layer, a line: small, and its differences can be read."""
 
     def dump(value: Any) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)

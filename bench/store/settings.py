@@ -1,4 +1,4 @@
-"""What every run measures, as far as reports and figures choose by it (see `pibench.measure.cases`)."""
+"""What every run measures and is judged by, as far as reports and figures need it."""
 
 WIDTH = 64
 """Channels of the first stage in the latency headline: the networks' full width."""
@@ -8,3 +8,5 @@ ENGINES = ("stock", "lean")
 """The engines that every run measures: the ordinary one first, then the one that is compared with it."""
 LINKED = ("baseline", "senet-0.09", "joint-0.052")
 """The variants that every run measures over shaped links."""
+GOAL = 0.10
+"""How far the arithmetic model of a link may be off, as a share of the emulated time."""
