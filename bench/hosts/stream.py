@@ -2,8 +2,8 @@
 
 After a greeting (`pibench.links.greeting`) both ends hold a session key. Every message carries an HMAC over
 its direction, number and bytes, checked before anything is decoded. Even then a message can only hold plain
-values, arrays, tensors and the records of `RECORDS`: reading one runs no code of the sender's choice. Nothing is
-encrypted.
+values, arrays, tensors and the records of `RECORDS`: reading one runs no code of the sender's choice. Nothing
+is encrypted.
 """
 
 from __future__ import annotations
