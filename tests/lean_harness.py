@@ -127,8 +127,8 @@ def _value(
         case "relu":
             if o.kept is None:
                 return x.relu()
-            flat = x.flatten(1).clone()
-            flat[:, o.kept] = flat[:, o.kept].relu()
+            flat, kept = x.flatten(1).clone(), torch.from_numpy(o.kept)
+            flat[:, kept] = flat[:, kept].relu()
             return flat.view_as(x)
         case "averagepool":
             return F.avg_pool2d(x, o.kernel, o.stride, o.padding)

@@ -48,7 +48,7 @@ def fc(out: int, c: int, name: str = "fc", bias: bool = True) -> Linear:
     return Linear(f"{name}.weight", f"{name}.bias" if bias else None, (out, c))
 
 
-KEPT = torch.tensor([0, 3, 5, 64, 100, 191])
+KEPT = np.array([0, 3, 5, 64, 100, 191])
 
 PROGRAMS = {
     "convolution": program(C, ("a", conv(), ["input"], (4, 8, 8))),
@@ -73,7 +73,7 @@ PROGRAMS = {
         (16, 16, 17),
         ("a", conv(16, 16), ["input"], (16, 16, 17)),
         ("b", Add(), ["a", "input"], (16, 16, 17)),
-        ("c", Relu(torch.tensor([5, 700])), ["b"], (16, 16, 17)),
+        ("c", Relu(np.array([5, 700])), ["b"], (16, 16, 17)),
     ),
     "linear": program((7,), ("a", fc(5, 7), ["input"], (5,))),
     "linear on the last dimension": program((3, 7), ("a", fc(5, 7, bias=False), ["input"], (3, 5))),
@@ -86,7 +86,7 @@ PROGRAMS = {
     "nothing kept": program(
         C, ("a", conv(3), ["input"], C), ("b", Relu(KEPT[:0]), ["a"], C), ("c", conv(3, name="d"), ["b"], C)
     ),
-    "everything kept": program(C, ("a", conv(3), ["input"], C), ("b", Relu(torch.arange(192)), ["a"], C)),
+    "everything kept": program(C, ("a", conv(3), ["input"], C), ("b", Relu(np.arange(192)), ["a"], C)),
     "convolutions in a row": program(
         C, ("a", conv(), ["input"], (4, 8, 8)), ("b", conv(4, 4, name="d"), ["a"], (4, 8, 8))
     ),

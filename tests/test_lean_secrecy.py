@@ -16,7 +16,7 @@ SMALL = program(
     ("relu", Relu(), ["conv"], (2, 4, 4)),
     ("max", MaxPool((2, 2), (2, 2)), ["relu"], (2, 2, 2)),
     ("conv 2", Convolution("w2", None, (2, 2, 1, 1)), ["max"], (2, 2, 2)),
-    ("masked", Relu(torch.tensor([0, 5])), ["conv 2"], (2, 2, 2)),
+    ("masked", Relu(np.array([0, 5])), ["conv 2"], (2, 2, 2)),
     ("square", Square(), ["masked"], (2, 2, 2)),
     ("product", Multiply(), ["square", "masked"], (2, 2, 2)),
     ("mean", AveragePool((2, 2), (2, 2)), ["product"], (2, 1, 1)),

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import pibench
 from pibench import models
 from pibench.store import provenance
@@ -73,7 +75,6 @@ def _text(value: Any) -> str:
         return f"{type(value).__name__}({', '.join(parts)})"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_text, value))})"
-    if hasattr(value, "numpy"):
-        data = value.contiguous().numpy()
-        return f"{data.dtype}{tuple(data.shape)}{hashlib.sha256(data.tobytes()).hexdigest()}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
     return repr(value)

@@ -2,8 +2,8 @@
 
 After a greeting (`pibench.links.greeting`) both ends hold a session key. Every message carries an HMAC over
 its direction, number and bytes, checked before anything is decoded. Even then a message can only hold plain
-values, tensors and the records of `RECORDS`: reading one runs no code of the sender's choice. Nothing is
-encrypted.
+values, arrays, tensors and the records of `RECORDS`: reading one runs no code of the sender's choice. Nothing
+is encrypted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
+
+import numpy as np
 
 RECORDS = (
     "pibench.engines.base",
@@ -127,35 +129,35 @@ def loads(data: bytes) -> Any:
         raise Altered(f"a message cannot be decoded ({type(error).__name__}: {error})") from error
 
 
+def array(data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Makes an array from its bytes."""
+    if dtype not in DTYPES:
+        raise Altered(f"a message holds an array of {dtype!r}")
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)
+
+
 def tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
-    """A tensor from its bytes."""
+    """Makes a tensor from its bytes."""
     import torch
 
-    if dtype not in DTYPES:
-        raise Altered(f"a message holds a tensor of {dtype!r}")
-    kind = getattr(torch, dtype)
-    return (
-        torch.frombuffer(bytearray(data), dtype=kind).view(shape) if data else torch.empty(shape, dtype=kind)
-    )
+    return torch.from_numpy(array(data, dtype, shape))
 
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         torch = sys.modules.get("torch")
+        made, plain = array, value
         if torch is not None and isinstance(value, torch.Tensor):
-            plain = value.detach().contiguous()
-            return tensor, (
-                plain.numpy().tobytes(),
-                str(plain.dtype).removeprefix("torch."),
-                tuple(plain.shape),
-            )
-        return NotImplemented
+            made, plain = tensor, value.detach().numpy()
+        if not isinstance(plain, np.ndarray):
+            return NotImplemented
+        return made, (plain.tobytes(), plain.dtype.name, plain.shape)
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == (__name__, "tensor"):
-            return tensor
+        if module == __name__ and name in ("array", "tensor"):
+            return array if name == "array" else tensor
         if (module, name) == ("torch", "Size"):
             return tuple
         if module in RECORDS and name.isidentifier():

@@ -2,17 +2,14 @@
 
 `pibench.program.lower` lowers a torch network to a `Program`; an engine interprets it on shares. The program
 is public (architecture, shapes, positions of masks). Weights are not in it: they travel apart, to party 0
-alone, as a mapping from the names that the steps use.
+alone, as a mapping from the names that the steps use. Numpy is all that this module needs.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # a program is data: reports and engines without torch read it, too
-    import torch
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ class Linear:
 class Relu:
     """ReLU at the public positions `kept` of the flattened image, identity elsewhere.
 
-    `kept` is a sorted int64 tensor of positions in one image's [C * H * W], or None for all of them.
+    `kept` is a sorted int64 array of positions in one image's [C * H * W], or None for all of them.
     """
 
-    kept: torch.Tensor | None = None
+    kept: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -381,7 +381,7 @@ def _masked_relu(walk: _Lowering, node: fx.Node, module: MaskedReLU) -> None:
     if kept.numel() == 0:
         walk.alias(node, source)
     else:
-        walk.emit(node, ir.Relu(None if kept.numel() == prod(shape) else kept), source)
+        walk.emit(node, ir.Relu(None if kept.numel() == prod(shape) else kept.cpu().numpy()), source)
 
 
 # Pooling.

@@ -152,7 +152,7 @@ def _(operator: ir.Convolution | ir.Linear, step: ir.Step, batch: int, parties: 
 
 @_collectives.register
 def _(operator: ir.Relu, step: ir.Step, batch: int, parties: int) -> Collectives:
-    return rectified(batch * (step.size if operator.kept is None else operator.kept.numel()), parties)
+    return rectified(batch * (step.size if operator.kept is None else operator.kept.size), parties)
 
 
 @_collectives.register(ir.AveragePool)

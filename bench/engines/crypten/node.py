@@ -242,8 +242,8 @@ class StockParty(Node):
             return x.relu()
         # Positions are public: gather, compare once, scatter. Indexing and writing shares is local.
         y = x.clone()
-        flat = y.share.flatten(1)
-        flat[:, op.kept] = x.flatten(start_dim=1)[:, op.kept].relu().share
+        flat, kept = y.share.flatten(1), torch.from_numpy(op.kept)
+        flat[:, kept] = x.flatten(start_dim=1)[:, kept].relu().share
         y.share = flat.view(x.share.shape)
         return y
 

@@ -156,13 +156,13 @@ def _(o: Linear, entry, weights, generator, x):
 
 @_apply.register
 def _(o: Relu, entry, weights, generator, x):
-    if o.kept is not None and o.kept.numel() == 0:
+    if o.kept is not None and o.kept.size == 0:
         return x
     if o.kept is None:
         y = x.relu()
     else:
-        flat = x.flatten(1).clone()
-        flat[:, o.kept] = flat[:, o.kept].relu()
+        flat, kept = x.flatten(1).clone(), torch.from_numpy(o.kept)
+        flat[:, kept] = flat[:, kept].relu()
         y = flat.view_as(x)
     return truncated(y, generator) if entry.scales[0] > BASE else y
 

@@ -202,7 +202,7 @@ def _(operator: Relu, step, scales):
         kept = rest = None
         count = step.size
     else:
-        kept = operator.kept.to(torch.int64)
+        kept = torch.from_numpy(operator.kept)
         linear = torch.ones(step.size, dtype=torch.bool)
         linear[kept] = False
         rest = linear.nonzero().flatten()
