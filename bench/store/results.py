@@ -85,18 +85,19 @@ def read_rows(path: Path) -> list[Row]:
         raise ResultsError(
             f"{path} has schema {schema!r}, from {age} pibench than this one (schema {SCHEMA}): {remedy}."
         )
-    for place, row in enumerate(content["rows"]):
+    rows: list[Row] = content["rows"]
+    for place, row in enumerate(rows):
         try:
             validate(row)
         except ResultsError as error:
             raise ResultsError(
                 f"Row {place} of {path} is unusable, {str(error).rstrip('.')}: {remedy}."
             ) from error
-    cases = [row["case"] for row in content["rows"]]
+    cases = [row["case"] for row in rows]
     twice = sorted({case for case in cases if cases.count(case) > 1})
     if twice:
         raise ResultsError(f"{path} holds the case {twice[0]!r} twice: {remedy}.")
-    return content["rows"]
+    return rows
 
 
 def _plain(value: Any, place: str) -> Any:
@@ -128,8 +129,8 @@ def _render(rows: Iterable[Row]) -> str:
         lines = []
         for name, value in row.items():
             text = dump(value)
-            if name == "layers" and value:
-                text = "[\n" + ",\n".join(f"   {dump(layer)}" for layer in value) + "\n  ]"
+            if name == "layers" and row["layers"]:
+                text = "[\n" + ",\n".join(f"   {dump(layer)}" for layer in row["layers"]) + "\n  ]"
             lines.append(f"  {dump(name)}: {text}")
         return " {\n" + ",\n".join(lines) + "\n }"
 

@@ -16,7 +16,8 @@ Role = Literal["headline", "link", "batch", "sweep", "extra"]
 Timing = Literal["measured", "emulated"]
 """Emulated: real parties, whose bytes a shaper delays."""
 ROLES: tuple[str, ...] = get_args(Role)
-CLOCKS = ("offline_s", "online_s", "total_s")
+Clock = Literal["offline_s", "online_s", "total_s"]
+CLOCKS: tuple[Clock, ...] = get_args(Clock)
 
 
 @checked
@@ -225,16 +226,15 @@ def _agrees(row: Row) -> Row:
     """Raises ValueError unless the parts of a row agree with each other."""
     name = f"the row {row['case']!r}"
     _check_link(row, name)
-    times: dict[str, list[float]] = {clock: row["times"][clock] for clock in CLOCKS}
-    for clock, seconds in times.items():
-        if len(seconds) != row["rounds"]["succeeded"]:
+    times, reference = row["times"], row["reference"]
+    for clock in CLOCKS:
+        if len(times[clock]) != row["rounds"]["succeeded"]:
             raise ValueError(
-                f"In {name} `times.{clock}` has {len(seconds)} rounds, "
+                f"In {name} `times.{clock}` has {len(times[clock])} rounds, "
                 f"`rounds.succeeded` {row['rounds']['succeeded']}: keep one time a successful round."
             )
-    reference = row["reference"]
-    for clock in CLOCKS if reference else ():
-        if len(reference[clock]) != len(times[clock]):
+    for clock in CLOCKS:
+        if reference is not None and len(reference[clock]) != len(times[clock]):
             raise ValueError(
                 f"In {name} `reference.{clock}` does not pair with `times.{clock}` "
                 f"({len(reference[clock])} rounds, {len(times[clock])}): "
