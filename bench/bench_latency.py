@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from pibench.measure.cases import Case
-from pibench.measure.laboratory import Laboratory
-from pibench.measure.measurement import Measurement
+from pibench.measure.case import Case
+from pibench.measure.rounds import Measurement
+from pibench.measure.session import Session
 
 
 def bench_latency(
-    case: Case, laboratory: Laboratory, benchmark: Any, announce: Callable[[str], None], request: Any
+    case: Case, session: Session, benchmark: Any, announce: Callable[[str], None], request: Any
 ) -> None:
     """Measures one case and writes its row."""
-    obstacle = laboratory.obstacle(case)
+    obstacle = session.obstacle(case)
     if obstacle is not None:
-        laboratory.skip(case)
+        session.skip(case)
         pytest.skip(obstacle)
     announce(f"{case.id} ...")
     total = sum("case" in getattr(item, "fixturenames", ()) for item in request.session.items)
@@ -30,6 +30,6 @@ def bench_latency(
     def timed(measurement: Measurement, rounds: int) -> None:
         benchmark.pedantic(measurement.online, setup=measurement.before, rounds=rounds, warmup_rounds=0)
 
-    row = laboratory.measure(case, timed)
+    row = session.measure(case, timed)
     benchmark.extra_info.update({key: row[key] for key in ("case", "cost", "traffic", "answer", "rounds")})
-    announce(laboratory.progress(row, total))
+    announce(session.progress(row, total))

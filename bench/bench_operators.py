@@ -19,12 +19,13 @@ from scipy import stats
 from torch import nn
 
 from pibench.engines.lean.local import check_relu
-from pibench.measure.cases import WIDTH
-from pibench.measure.laboratory import TIMEOUT_S, images
-from pibench.measure.measurement import Subject, context
+from pibench.measure.row import context
+from pibench.measure.session import TIMEOUT_S, images
+from pibench.measure.subject import Subject
 from pibench.models.files import replace_file
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, Traffic
+from pibench.store.settings import WIDTH
 
 ROUNDS = 15
 PAIRS = 30

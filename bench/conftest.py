@@ -13,8 +13,9 @@ import pytest
 from pibench.engines.base import ENGINES
 from pibench.hosts.remote import Remote, RemoteFailed, parse_ports
 from pibench.links.check import TWO_HOSTS
-from pibench.measure.cases import (
-    Case,
+from pibench.measure.case import Case
+from pibench.measure.session import Session
+from pibench.measure.suites import (
     default_cases,
     extra_cases,
     select,
@@ -23,7 +24,6 @@ from pibench.measure.cases import (
     sweep_cases,
     two_host_cases,
 )
-from pibench.measure.laboratory import Laboratory
 from pibench.report.command import REFERENCE, conclusion
 from pibench.store.results import ResultsError, read_rows
 
@@ -107,20 +107,20 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def laboratory(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Laboratory]:
+def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Session]:
     """The parties of this session."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
     run = uuid.uuid4().hex[:12]
     request.config.stash[MEASURED] = results, run
     try:
         remote = _remote(request.config)
-        laboratory = Laboratory(chosen, results, run, remote)
-        laboratory.__enter__()
+        session = Session(chosen, results, run, remote)
+        session.__enter__()
     except (ResultsError, RemoteFailed) as error:
         pytest.exit(str(error), returncode=1)
     with ExitStack() as stack:
-        stack.push(laboratory)
-        yield laboratory
+        stack.push(session)
+        yield session
 
 
 def _remote(config: pytest.Config) -> Remote | None:

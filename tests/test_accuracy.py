@@ -16,7 +16,7 @@ from training_setup import CLASSES, banded
 from pibench.engines.lean.plaintext import FixedPoint
 from pibench.measure import accuracy as command
 from pibench.measure.accuracy import AccuracyError, InFixedPoint, fixed_point, judge, sample
-from pibench.measure.measurement import TOLERANCE, WrongAnswer
+from pibench.measure.verdict import TOLERANCE, WrongAnswer
 from pibench.models.data import FOLDER, load_cifar100, normalised
 from pibench.models.rows import read_rows
 from pibench.models.training.rows import find_row, put_row
@@ -295,6 +295,15 @@ def test_one_command_judges_every_row_once(trained, monkeypatch, capsys):
     third = row_of(folder)
     assert third["private"].keys() == {"lean", "stock"}
     assert third["private"]["lean"] == second["private"]["lean"]
+
+
+def test_rows_are_judged_by_a_call_too(trained):
+    folder, _ = trained
+    said = []
+    places = {name: folder / name for name in ("data", "results", "weights")}
+    command.judge_rows(["baseline"], width=WIDTH, engines=["lean"], images=4, say=said.append, **places)
+    assert row_of(folder)["private"]["lean"]["images"] == 4
+    assert [line.split(":")[0] for line in said] == ["[1/1] baseline at width 2"]
 
 
 def test_weights_that_changed_without_their_row_are_judged_anew(trained, monkeypatch):

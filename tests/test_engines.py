@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pibench.measure.measurement import Subject
+from pibench.measure.subject import Subject
 from pibench.models.data import normalised, picture_crops
 from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import VARIANTS, calibrate

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pibench.measure.measurement import Subject, cost_of
+from pibench.measure.row import cost_of
+from pibench.measure.subject import Subject
 from pibench.models.data import normalised, picture_crops
 from pibench.models.variants import VARIANTS
 

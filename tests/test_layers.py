@@ -239,7 +239,7 @@ def test_reports_and_figures_need_neither_torch_nor_crypten(room):
 
 
 LIGHT = [
-    *("report", "figures", "store", "costs.literature", "measure.cases", "links"),
+    *("report", "figures", "store", "costs.literature", "measure.suites", "links"),
     *("models.catalogue", "models.base", "models.published"),
 ]
 

@@ -17,15 +17,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pibench import report
 from pibench.links import LINKS
-from pibench.measure.cases import TRAINED_WIDTH, Case, default_cases, select, smoke_cases, sweep_cases
-from pibench.measure.measurement import Measurement, Rounds, Subject, WrongAnswer, cost_of
+from pibench.measure.case import Case
+from pibench.measure.rounds import Measurement, Rounds
+from pibench.measure.row import cost_of, row_of
+from pibench.measure.session import Session
+from pibench.measure.subject import Subject
+from pibench.measure.suites import (
+    HEADLINE,
+    OTHERS,
+    TRAINED_WIDTH,
+    default_cases,
+    select,
+    small,
+    smoke_cases,
+    sweep_cases,
+)
+from pibench.measure.verdict import WrongAnswer
+from pibench.models.catalogue import variant_names
 from pibench.models.variants import VARIANTS
-from pibench.parties.driver import PartyFailed
-from pibench.store.results import validate
+from pibench.parties.driver import Parties, PartyFailed
+from pibench.store.results import Store, validate
 
 ROOT = Path(__file__).resolve().parent.parent
-CASE = Case("baseline", width=8, rounds=2)
+CASE = Case("baseline", width=8, rounds=2, profiles=1)
 
 
 def measure(model, images, parties, rounds: int = 2, reference: Subject | None = None) -> dict:
@@ -35,7 +51,7 @@ def measure(model, images, parties, rounds: int = 2, reference: Subject | None =
         measurement.before()
         measurement.online()
     context = {"machine": {}, "versions": {}, "commit": None, "dirty": None}
-    return measurement.row(cost_of(model, images), 1, "seeded", "noise", "test", context)
+    return row_of(measurement, cost_of(model, images), "seeded", "noise", "test", context)
 
 
 def test_right_answer_gives_a_full_row(block, images, stock):
@@ -217,6 +233,63 @@ def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():
     headline = {case.id for case in default if case.role == "headline"}
     assert not headline & {case.id for case in sweep}
     assert {case.reference.id for case in sweep if case.reference} <= headline | {case.id for case in sweep}
+
+
+def test_every_variant_of_the_catalogue_is_in_the_sweep():
+    assert set(HEADLINE) | set(OTHERS) == set(variant_names()) == set(VARIANTS)
+    assert not set(HEADLINE) & set(OTHERS)
+
+
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+def test_a_users_own_network_is_measured_like_a_variant(engine, block, images, tmp_path):
+    """Against another network of the user's, and that against a variant."""
+    block.eval()
+    other = copy.deepcopy(block)
+    other.relu = torch.nn.Identity()
+    settings = {"engine": engine, "rounds": 2, "profiles": 1}
+    variant_case = replace(CASE, engine=engine)
+    first = Case.of("linear", other, images, **settings, reference=variant_case)
+    second = Case.of("mine", block, images, **settings, batch=2, reference=first)
+    cases = (variant_case, first, second)
+    with Session(cases, tmp_path, "test") as session:
+        assert [session.obstacle(case) for case in cases] == [None] * 3
+        rows = [session.measure(case) for case in cases]
+    stored = Store(tmp_path / "bench.json").rows()
+    assert [row["case"] for row in stored] == [
+        *(f"{engine}/baseline/w8/b1/2p/loopback", f"{engine}/linear/w4/b1/2p/loopback"),
+        f"{engine}/mine/w4/b2/2p/loopback",
+    ]
+    assert {key: type(value) for key, value in rows[2].items()} == {
+        key: type(value) for key, value in rows[1].items()
+    }
+    assert rows[0].keys() == rows[2].keys()
+    mine, variant_row = stored[2], stored[1]
+    assert (mine["weights"], mine["images"], mine["cost"]["relus"]) == ("own", "own", 256)
+    assert mine["reference"]["case"] == first.id
+    assert len(mine["reference"]["online_s"]) == len(mine["times"]["online_s"]) == 2
+    assert variant_row["reference"]["case"] == variant_case.id
+    assert 0 < mine["answer"]["relative_error"] < 0.02
+    summary = report.summarize(stored).set_index("variant").loc["mine"]
+    assert (summary["engine"], summary["relus"], summary["reference_case"]) == (engine, 256, first.id)
+
+
+def test_a_users_network_that_the_parties_do_not_compute_is_found_out(block, images, tmp_path, monkeypatch):
+    wrong = copy.deepcopy(block.eval())
+    wrong.fc.weight.data[2, :16].neg_()
+    load = Parties.load
+    monkeypatch.setattr(Parties, "load", lambda parties, model, example: load(parties, wrong, example))
+    case = Case.of("mine", block, images, engine="lean", rounds=1)
+    with Session([case], tmp_path, "test") as session, pytest.raises(WrongAnswer, match="3 of 3 answers"):
+        session.measure(case)
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_names_that_a_users_network_cannot_bear(block, images):
+    with pytest.raises(ValueError, match="'baseline' is a variant's name: give your network another one"):
+        Case.of("baseline", block, images)
+    with pytest.raises(ValueError, match="without slashes, not 'a/b'"):
+        Case.of("a/b", block, images)
+    assert small(Case.of("mine", block, images)).width == 4
 
 
 def test_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path):

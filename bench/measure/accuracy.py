@@ -16,7 +16,6 @@ taken against float64. Seconds are no matter here: latency lives in bench.json.
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from pibench.engines.lean.plaintext import FixedPoint, PrecisionError
-from pibench.measure.measurement import IMPLAUSIBLE, TOLERANCE, WrongAnswer
+from pibench.measure.subject import expected_failures
+from pibench.measure.verdict import Truth, WrongAnswer, truth_of
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
@@ -124,30 +123,22 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, parties: Parties) ->
     Raises WrongAnswer unless wrong truncations explain every answer that is off by 2 % of the spread or more:
     repeated, the image must come out right, and there must be no more of them than the law allows.
     """
-    plain = model(images).argmax(1)
-    expected = copy.deepcopy(model).double()(images.double())
-    spread = (expected.max(0).values - expected.min(0).values).max().item()
+    plain, truth = model(images).argmax(1), truth_of(model, images)
     parties.load(model, images)
-    logits = _infer(parties, images).double()
-    errors = (logits - expected).abs().amax(1)
-    wrong = ~(errors < TOLERANCE * spread)  # a NaN is wrong too
-    law = 0.0 if parties.exact_truncation else parties.lowered.truncation_failures * len(images)
-    observed = int(wrong.sum())
+    logits = _infer(parties, images)
+    right, errors = truth.right(logits), truth.errors(logits)
+    law, observed = expected_failures(parties, len(images)), int((~right).sum())
     if observed:
-        chance = stats.poisson.sf(observed - 1, law) if law else 0.0
-        if chance < IMPLAUSIBLE or not _right(parties, images[wrong], expected[wrong], TOLERANCE * spread):
-            raise WrongAnswer(
-                f"{observed} of {len(images)} private answers are off by {TOLERANCE * spread:.3g} or more "
-                f"(2 % of the spread {spread:.3g} between images); the parties do not compute this network"
-            )
+        again = Truth(truth.logits[~right], truth.spread).right(_infer(parties, images[~right]))
+        truth.demand_explanation(observed, len(images), law, bool(again.all()), "private answers")
     predicted = logits.argmax(1)
     return Private(
         images=len(images),
         agreement=_share(predicted == plain),
         accuracy=_share(predicted == labels),
         accuracy_plaintext=_share(plain == labels),
-        max_logit_error=errors[~wrong].max().item() if observed < len(images) else None,
-        spread=spread,
+        max_logit_error=errors[right].max().item() if observed < len(images) else None,
+        spread=truth.spread,
         wrong_truncations={"expected": law, "observed": observed},
     )
 
@@ -159,10 +150,6 @@ def _infer(parties: Parties, images: Tensor) -> Tensor:
         parties.prepare(len(chunk))
         logits.append(parties.infer(chunk.clone()))  # a view would send every image each time
     return torch.cat(logits)
-
-
-def _right(parties: Parties, images: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return bool(((_infer(parties, images).double() - expected).abs() < tolerance).all())
 
 
 def _share(hits: Tensor) -> float:
@@ -243,6 +230,138 @@ def _cause(error: PartyFailed) -> str:
     return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
 
 
+@dataclass(frozen=True)
+class Store:
+    """Where trained networks of one `width` are: rows in `results`/accuracy.json, weights in `weights`."""
+
+    results: Path
+    weights: Path
+    width: int
+
+    @property
+    def path(self) -> Path:
+        """The file of the rows."""
+        return self.results / "accuracy.json"
+
+    def rows(self, names: Sequence[str] | None) -> list[Row]:
+        """Returns the rows to be judged, of all variants when no `names` are given.
+
+        Raises AccuracyError when one that was named, or every one, is missing.
+        """
+        rows, listed, width = read_rows(self.path), read_manifest(self.weights), self.width
+        found = {name: find_row(rows, name, width, 0) for name in names or VARIANTS}
+        for name in names or ():
+            if found[name] is None:
+                raise AccuracyError(
+                    f"{self.path} has no row of {name} at width {width}, seed 0: not trained yet, "
+                    f"{_train(name, width)}"
+                )
+            if file_name(name, width) not in listed:
+                raise AccuracyError(
+                    f"{self.weights} lists no {file_name(name, width)}: its weights are not stored, "
+                    f"{_train(name, width)}"
+                )
+        judged = [row for name, row in found.items() if row is not None and file_name(name, width) in listed]
+        if not judged:
+            raise AccuracyError(
+                f"{self.path} has no row at width {width} with stored weights: not trained yet, "
+                f"{_train('', width)}"
+            )
+        return judged
+
+    def load(self, row: Row) -> tuple[nn.Module, str]:
+        """Builds the network of a row from its stored weights; returns it with their SHA-256."""
+        name = file_name(row["variant"], self.width)
+        entry = read_manifest(self.weights)[name]
+        try:
+            model = variant(row["variant"]).build(
+                self.width, self.weights / name, classes=entry["classes"], image_size=entry["image_size"]
+            )
+        except WeightsError as error:
+            raise AccuracyError(
+                f"{error}: restore {self.weights / name}, or take it out of manifest.json there and "
+                f"{_train(row['variant'], self.width)}"
+            ) from error
+        return model, entry["sha256"]
+
+    def add(self, row: Row, digest: str, fresh: dict[str, Any]) -> None:
+        """Adds to the row, unless a training has replaced its weights in the meantime."""
+        name = file_name(row["variant"], self.width)
+        if read_manifest(self.weights).get(name, {}).get("sha256") != digest:
+            raise AccuracyError(f"{name} was trained again while it was judged: run the same command again")
+        update_row(self.path, row["variant"], self.width, 0, fresh)
+
+
+def _train(name: str, width: int) -> str:
+    rows = f"--rows {name} " if name else ""
+    return f'make train TRAIN="{rows}--width {width}"'
+
+
+def judge_rows(
+    rows: Sequence[str] | None = None,
+    *,
+    width: int = 16,
+    engines: Sequence[str] = ENGINES,
+    images: int = 100,
+    test_images: int | None = None,
+    data: Path = Path("data"),
+    results: Path = Path("results"),
+    weights: Path = Path("results/weights"),
+    again: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Judges the rows of these variants (None: all that are trained) and writes each when it is done.
+
+    A row that is up to date is judged if `again` asks for it. `images` are inferred by the parties of each
+    engine, `test_images` (None: all) in fixed point; `data` holds cifar-100-python. `say` is given a line a
+    row. Raises AccuracyError, and what reading rows, weights and images raises.
+    """
+    store = Store(results, weights, width)
+    judged = store.rows(rows)
+    pictures, labels = load_cifar100(data, "test")
+    if test_images is not None and not 2 <= test_images <= len(labels):
+        raise AccuracyError(f"--test-images takes 2 to {len(labels)}, not {test_images}")
+    some = slice(test_images)
+    wanted = Wanted(
+        normalised(pictures[some]),
+        labels[some],
+        test_images is None,
+        sample(labels[some], images),
+        engines,
+        again,
+    )
+    running: dict[str, Parties] = {}
+    with ExitStack() as stack:
+
+        def parties(engine: str) -> Parties:
+            if engine not in running:
+                running[engine] = stack.enter_context(Parties(engine=engine, timeout_s=TIMEOUT_S))
+            return running[engine]
+
+        for index, row in enumerate(judged, start=1):
+            started, name = time.monotonic(), row["variant"]
+            model, digest = store.load(row)
+            try:
+                fresh = additions(row, digest, model, wanted, parties)
+            except (AccuracyError, ExportError, PrecisionError) as error:
+                raise AccuracyError(f"{name} at width {width}: {error}") from error
+            if fresh:
+                store.add(row, digest, fresh)
+            said = summary({**row, **fresh}, time.monotonic() - started if fresh else None)
+            say(f"[{index}/{len(judged)}] {said}")
+
+
+def summary(row: Row, seconds: float | None) -> str:
+    """Says in one line what was found of a row, in how many seconds (None: before)."""
+    stated = row.get("accuracy_test")
+    parts = [] if stated is None else [f"{100 * stated:.2f} % in plaintext"]
+    parts.append(f"{100 * row['accuracy_fixed_point']:.2f} % in fixed point")
+    for engine, found in row.get("private", {}).items():
+        parts.append(f"{engine} agrees on {100 * found['agreement']:.4g} % of {found['images']}")
+    when = "judged before" if seconds is None else f"{seconds:.0f} s"
+    return f"{row['variant']} at width {row['width']}: {', '.join(parts)} ({when})"
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -262,112 +381,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def trained_rows(options: argparse.Namespace) -> list[Row]:
-    """Returns the rows to be judged; AccuracyError when one that was named, or every one, is missing."""
-    path, width = options.results / "accuracy.json", options.width
-    rows, listed = read_rows(path), read_manifest(options.weights)
-    names = options.rows or VARIANTS
-    found = {name: find_row(rows, name, width, 0) for name in names}
-    for name in options.rows or ():
-        if found[name] is None:
-            raise AccuracyError(
-                f"{path} has no row of {name} at width {width}, seed 0: not trained yet, "
-                f"{_train(name, width)}"
-            )
-        if file_name(name, width) not in listed:
-            raise AccuracyError(
-                f"{options.weights} lists no {file_name(name, width)}: its weights are not stored, "
-                f"{_train(name, width)}"
-            )
-    judged = [row for name, row in found.items() if row is not None and file_name(name, width) in listed]
-    if not judged:
-        raise AccuracyError(
-            f"{path} has no row at width {width} with stored weights: not trained yet, {_train('', width)}"
-        )
-    return judged
-
-
-def _train(name: str, width: int) -> str:
-    rows = f"--rows {name} " if name else ""
-    return f'make train TRAIN="{rows}--width {width}"'
-
-
-def _load(row: Row, options: argparse.Namespace) -> tuple[nn.Module, str]:
-    """Builds the network of a row from its stored weights; returns it with their SHA-256."""
-    name = file_name(row["variant"], options.width)
-    entry = read_manifest(options.weights)[name]
-    try:
-        model = variant(row["variant"]).build(
-            options.width, options.weights / name, classes=entry["classes"], image_size=entry["image_size"]
-        )
-    except WeightsError as error:
-        raise AccuracyError(
-            f"{error}: restore {options.weights / name}, or take it out of manifest.json there and "
-            f"{_train(row['variant'], options.width)}"
-        ) from error
-    return model, entry["sha256"]
-
-
-def judge_rows(options: argparse.Namespace) -> None:
-    """Judges the rows that are not up to date and writes each when it is done."""
-    rows = trained_rows(options)
-    images, labels = load_cifar100(options.data, "test")
-    if options.test_images is not None and not 2 <= options.test_images <= len(labels):
-        raise AccuracyError(f"--test-images takes 2 to {len(labels)}, not {options.test_images}")
-    some = slice(options.test_images)
-    wanted = Wanted(
-        normalised(images[some]),
-        labels[some],
-        options.test_images is None,
-        sample(labels[some], options.images),
-        options.engines,
-        options.again,
-    )
-    running: dict[str, Parties] = {}
-    with ExitStack() as stack:
-
-        def parties(engine: str) -> Parties:
-            if engine not in running:
-                running[engine] = stack.enter_context(Parties(engine=engine, timeout_s=TIMEOUT_S))
-            return running[engine]
-
-        for index, row in enumerate(rows, start=1):
-            started, name = time.monotonic(), row["variant"]
-            model, digest = _load(row, options)
-            try:
-                fresh = additions(row, digest, model, wanted, parties)
-            except (AccuracyError, ExportError, PrecisionError) as error:
-                raise AccuracyError(f"{name} at width {options.width}: {error}") from error
-            if fresh:
-                _write(row, digest, fresh, options)
-            said = summary({**row, **fresh}, time.monotonic() - started if fresh else None)
-            print(f"[{index}/{len(rows)}] {said}", file=sys.stderr)
-
-
-def _write(row: Row, digest: str, fresh: dict[str, Any], options: argparse.Namespace) -> None:
-    """Adds to the row, unless a training has replaced its weights in the meantime."""
-    name = file_name(row["variant"], options.width)
-    if read_manifest(options.weights).get(name, {}).get("sha256") != digest:
-        raise AccuracyError(f"{name} was trained again while it was judged: run the same command again")
-    update_row(options.results / "accuracy.json", row["variant"], options.width, 0, fresh)
-
-
-def summary(row: Row, seconds: float | None) -> str:
-    """Says in one line what was found of a row, in how many seconds (None: before)."""
-    stated = row.get("accuracy_test")
-    parts = [] if stated is None else [f"{100 * stated:.2f} % in plaintext"]
-    parts.append(f"{100 * row['accuracy_fixed_point']:.2f} % in fixed point")
-    for engine, found in row.get("private", {}).items():
-        parts.append(f"{engine} agrees on {100 * found['agreement']:.4g} % of {found['images']}")
-    when = "judged before" if seconds is None else f"{seconds:.0f} s"
-    return f"{row['variant']} at width {row['width']}: {', '.join(parts)} ({when})"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
-    options = arguments(argv)
+    options = vars(arguments(argv))
     try:
-        judge_rows(options)
+        judge_rows(**options, say=lambda line: print(line, file=sys.stderr))
     except (AccuracyError, ResultsError, TrainingError, DataError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,15 +1,17 @@
-"""What is measured: cases are data.
+"""The lists of cases that the commands measure.
 
-A case is a variant on an engine at a width and batch. `reference` names the case whose rounds are interleaved
-with its own, so that a ratio of the two is paired and outlives a drift of the machine.
+What is measured by default is chosen by hand, so that `make bench` takes ten minutes; a sweep takes every
+variant of the catalogue.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from pibench.store.settings import LINKED, TRAINED_WIDTH, WIDTH
+from pibench.measure.case import Case
+from pibench.models.catalogue import variant_names
+from pibench.store.settings import LINKED, TRAINED_WIDTH
 
 HEADLINE = (
     "baseline",
@@ -23,40 +25,8 @@ HEADLINE = (
     "joint-0.026",
     "merged-exact",
 )
-OTHERS = ("joint", "joint-0.09", "joint3-0.052", "snl-0.09", "deepreduce")
+OTHERS = tuple(name for name in variant_names() if name not in HEADLINE)
 SLOW = ("lan", "wan", "wan-slow")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of results/bench.json.
-
-    `rounds` are measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds
-    (their median); `reference` is the case measured in turn with this one;
-    `role` groups rows in reports: "headline", "batch" (more than one image), "link" (not loopback), "sweep"
-    (what `sweep_cases` adds on loopback) or "extra" (other settings). `link` is a key of
-    `pibench.links.LINKS`, a link such as "200Mbit/40ms" or, between two hosts, what `pibench.hosts.remote`
-    calls it.
-    """
-
-    variant: str
-    engine: str = "stock"
-    width: int = WIDTH
-    batch: int = 1
-    parties: int = 2
-    provider: str | None = None
-    link: str = "loopback"
-    role: str = "headline"
-    rounds: int = 8
-    warm_up: bool = True
-    profiles: int = 3
-    reference: Case | None = None
-
-    @property
-    def id(self) -> str:
-        """Names the case in files and reports."""
-        parts = [self.engine, self.variant, f"w{self.width}", f"b{self.batch}", f"{self.parties}p", self.link]
-        return "/".join(parts + ([self.provider] if self.provider else []))
 
 
 STOCK = Case("baseline")
@@ -64,7 +34,7 @@ LEAN = Case("baseline", engine="lean", profiles=9, reference=STOCK)
 
 
 def default_cases() -> tuple[Case, ...]:
-    """The cases of `make bench`: the headline on both engines, links and small batches, in ten minutes."""
+    """Returns the cases of `make bench`: the headline, links and small batches, in ten minutes."""
     reduced = [variant for variant in HEADLINE if variant != "baseline"]
     # A stock round takes two seconds, on a WAN twenty, most of it waiting.
     return (
@@ -84,7 +54,7 @@ def default_cases() -> tuple[Case, ...]:
 
 
 def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
-    """A case over a link.
+    """Returns a case over a link.
 
     On the LAN compute is a large part, so the same case on loopback is measured in turn: what the model of
     the link predicts from it is then of one time and state of the machine. Elsewhere the first inference
@@ -98,7 +68,7 @@ def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
 
 
 def sweep_cases() -> tuple[Case, ...]:
-    """All variants on every link, and at the width of the trained networks: `make sweep`.
+    """Returns all variants on every link, and at the width of the trained networks: `make sweep`.
 
     What the default cases measure on loopback is not measured again.
     """
@@ -132,7 +102,7 @@ def sweep_cases() -> tuple[Case, ...]:
 
 
 def extra_cases() -> tuple[Case, ...]:
-    """What `make bench` has no time for: 16 images at once, a third process that deals, three parties."""
+    """Returns what `make bench` has no time for: 16 images at once, CrypTen's TTP, three parties."""
     batch = replace(STOCK, batch=16, role="batch", rounds=1, warm_up=False, profiles=0)
     return (
         batch,
@@ -143,7 +113,7 @@ def extra_cases() -> tuple[Case, ...]:
 
 
 def two_host_cases(link: str) -> tuple[Case, ...]:
-    """The headline with party 1 on another host, over a link that is called so: `pytest --remote`."""
+    """Returns the headline with party 1 on another host, over a link that is called so: `pytest --remote`."""
 
     def moved(case: Case | None) -> Case | None:
         return case and replace(case, link=link, role="extra", reference=moved(case.reference))
@@ -152,10 +122,10 @@ def two_host_cases(link: str) -> tuple[Case, ...]:
 
 
 def small(case: Case | None, width: int = 8) -> Case | None:
-    """Takes a case through its code path once."""
+    """Returns the case that takes the same code path once, at a small width."""
     return case and replace(
         case,
-        width=width,
+        width=width if case.own is None else case.width,
         batch=min(case.batch, 2),
         rounds=1,
         warm_up=False,
@@ -165,7 +135,7 @@ def small(case: Case | None, width: int = 8) -> Case | None:
 
 
 def smoke_cases(width: int = 8) -> tuple[Case, ...]:
-    """Every code path of the default and extra cases once, at a small width."""
+    """Returns cases that take every code path of the default and extra ones once, at a small width."""
     seen: dict[str, Case] = {}
     for case in (*default_cases(), *extra_cases()):
         if case.role == "link" and (case.variant != "baseline" or case.link != "lan"):
@@ -175,7 +145,7 @@ def smoke_cases(width: int = 8) -> tuple[Case, ...]:
 
 
 def select(cases: Iterable[Case], engine: str | None = None) -> tuple[Case, ...]:
-    """The cases of one engine, without references to another."""
+    """Returns the cases of one engine, without references to another."""
     return tuple(
         replace(
             case, reference=case.reference if case.reference and case.reference.engine == engine else None

@@ -1,4 +1,4 @@
-"""Keeps the parties of a benchmark session: the case being measured and the references still needed.
+"""A session of measurements: the parties of the case being measured and of the references still needed.
 
 A reference stays loaded until the last case that pairs with it, in processes of its own; the other cases of
 one setting use the same processes one after the other, which give back an earlier network before the next.
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
 
 from pibench.hosts.remote import Remote
-from pibench.measure.cases import STOCK, Case
-from pibench.measure.measurement import Measurement, Subject, context, cost_of
-from pibench.models.cost import count_cost
+from pibench.measure.case import Case
+from pibench.measure.rounds import Measurement
+from pibench.measure.row import context, cost_of, row_of
+from pibench.measure.subject import Subject
+from pibench.models.cost import Cost
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
@@ -32,12 +34,15 @@ TIMEOUT_S = 600.0
 
 @cache
 def images(size: int = 32) -> tuple[torch.Tensor, str]:
-    """The default images [16, 3, size, size] and their source."""
+    """Returns the default images [16, 3, size, size] and their source."""
     return default_images(IMAGES, size)
 
 
-class Laboratory:
+class Session:
     """Measures cases one after the other; use it by `with`.
+
+        with Session(cases, Path("results"), run="a name") as session:
+            rows = [session.measure(case) for case in cases]
 
     With `remote` every party 1 runs on another host, which comes first.
     """
@@ -59,7 +64,7 @@ class Laboratory:
         self.started = time.monotonic()
         self.total_work = sum(map(_work, cases))
 
-    def __enter__(self) -> Laboratory:
+    def __enter__(self) -> Session:
         if self.remote is not None:
             self.remote.__enter__()
             self.context["hosts"] = [self.context["machine"], self.remote.machine]
@@ -75,29 +80,27 @@ class Laboratory:
         if self.remote is not None:
             self.remote.__exit__(None)
 
-    def measure(self, case: Case, timed: Callable[[Measurement, int], object]) -> dict:
+    def measure(
+        self, case: Case, timed: Callable[[Measurement, int], object] = Measurement.repeat
+    ) -> dict[str, Any]:
         """Measures `case` and stores its row at once.
 
-        `timed(measurement, rounds)` calls `before` and `online` of the measurement that many times.
+        `timed(measurement, rounds)` calls `before` and `online` of the measurement that many times. Raises
+        WrongAnswer, and stores nothing, when the parties do not compute the network.
         """
         try:
-            model = self.model(case)
-            pictures, source = images()
-            cost = cost_of(model, pictures)  # refuses what cannot be counted before anything is measured
+            model, cost = self.model(case), self.cost(case)  # refused before anything is measured
             subject = self.subject(case)
             reference = None if case.reference is None else self.subject(case.reference)
             measurement = Measurement(case, subject, reference)
             if case.warm_up:
                 measurement.warm_up()
             timed(measurement, case.rounds)
-            row = measurement.row(
-                cost,
-                profiles=case.profiles,
-                weights="trained" if model.meta["trained"] else "seeded",
-                images=source,
-                run=self.run,
-                context=self.context,
-            )
+            if case.own is not None:
+                weights, source = "own", "own"
+            else:
+                weights, source = "trained" if model.meta["trained"] else "seeded", images()[1]
+            row = row_of(measurement, cost, weights, source, self.run, self.context)
             self.store.add(row)
         finally:
             self.skip(case)
@@ -108,36 +111,40 @@ class Laboratory:
         self.waiting = [other for other in self.waiting if other.id != case.id]
         self.dismiss()
 
-    @staticmethod
-    @cache
-    def _built(variant_name: str, width: int) -> fx.GraphModule:
-        return variant(variant_name).build(width=width)
+    def model(self, case: Case) -> nn.Module:
+        """Returns the network of a case; a variant is built once."""
+        return _built(case.variant, case.width) if case.own is None else case.own.model
 
-    def model(self, case: Case) -> fx.GraphModule:
-        """The network of a case, built once."""
-        return self._built(case.variant, case.width)
+    def images(self, case: Case) -> torch.Tensor:
+        """Returns the images of a case, those of its batch first."""
+        pictures = images()[0] if case.own is None else case.own.images
+        return pictures[: max(COMPARED, case.batch)]
+
+    def cost(self, case: Case) -> Cost:
+        """Returns the static cost of a case's network for one image."""
+        if case.own is None:
+            return _counted(case.variant, case.width)
+        return cost_of(case.own.model, case.own.images)
 
     def subject(self, case: Case) -> Subject:
-        """The loaded parties of a case, started when they are not there yet."""
+        """Returns the loaded parties of a case, started when they are not there yet."""
         known = self.subjects.get(case.id)
         if known is not None and known.parties.pids:
             return known
         parties = self.parties(case)
         try:
-            self.subjects[case.id] = Subject(
-                self.model(case), images()[0][: max(COMPARED, case.batch)], case.batch, parties
-            )
+            self.subjects[case.id] = Subject(self.model(case), self.images(case), case.batch, parties)
         except BaseException:
             parties.__exit__(None, None, None)
             raise
         return self.subjects[case.id]
 
     def new(self, case: Case) -> Parties:
-        """Parties for a case, not started."""
+        """Returns parties for a case, not started."""
         return Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link, remote=self.remote)
 
     def parties(self, case: Case) -> Parties:
-        """Idle processes that fit, or new ones."""
+        """Returns idle processes that fit, or new ones."""
         wanted = self.new(case)
         for parties in self.idle:
             if parties.setting == wanted.setting and parties.pids:
@@ -157,7 +164,7 @@ class Laboratory:
             parties.__exit__(None, None, None)
 
     def obstacle(self, case: Case) -> str | None:
-        """Why a case cannot be measured here; None if it can.
+        """Returns why a case cannot be measured here; None if it can.
 
         The parties of a case hold its tuples in memory at once: about 352 bytes a ReLU on the stock engine,
         131 on the lean one, beside half a gigabyte for each process.
@@ -167,8 +174,10 @@ class Laboratory:
             return None
         alive = {subject.parties for subject in self.subjects.values()}
         wanted = [c for c in (case, case.reference) if c is not None and c.id not in self.subjects]
-        relus = count_cost(self.model(STOCK), images()[0][:1]).relus if wanted else 0
-        need = sum(c.parties * (5e8 + c.batch * relus * (131 if c.engine == "lean" else 352)) for c in wanted)
+        need = sum(
+            c.parties * (5e8 + c.batch * self.cost(c).relus * (131 if c.engine == "lean" else 352))
+            for c in wanted
+        )
         if need <= free:
             return None
         return (
@@ -177,7 +186,7 @@ class Laboratory:
         )
 
     def progress(self, row: dict[str, Any], total: int) -> str:
-        """One line: the case of `row`, its medians, how many of `total` cases are done, the time left."""
+        """Returns one line: the case of `row`, its medians, the cases done of `total`, the time left."""
         times = row["times"]
         medians = [
             f"{name} {statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else f"{name} -"
@@ -197,8 +206,18 @@ class Laboratory:
         return elapsed / done * left / 60 if done else float("nan")
 
 
+@cache
+def _built(variant_name: str, width: int) -> nn.Module:
+    return variant(variant_name).build(width=width)
+
+
+@cache
+def _counted(variant_name: str, width: int) -> Cost:
+    return cost_of(_built(variant_name, width), images()[0])
+
+
 def available_memory() -> float | None:
-    """Bytes of memory that new processes can use; None where the system does not say."""
+    """Returns the bytes of memory that new processes can use; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -207,13 +226,13 @@ def available_memory() -> float | None:
 
 
 def _one_round(case: Case) -> float:
-    """The expected time of a round, in units of a stock round of one image on loopback."""
+    """Returns the expected time of a round, in units of a stock round of one image on loopback."""
     compute, hops = (0.1, 0.2) if case.engine == "lean" else (1.0, 1.0)
     waiting = {"loopback": 0.0, "lan": 0.5, "wan-slow": 24.0}.get(case.link, 10.0)
     return compute * case.batch * (case.parties - 1) + hops * waiting
 
 
 def _work(case: Case) -> float:
-    """The expected time of a case, in the same units."""
+    """Returns the expected time of a case, in the same units."""
     pair = 0.0 if case.reference is None else _one_round(case.reference)
     return (case.rounds + case.warm_up) * (_one_round(case) + pair) + 2.0  # processes, loading, profiles

@@ -1,0 +1,82 @@
+"""The rounds of a case: offline and online time, with the answer judged beside the clock.
+
+A round is one offline phase and one online phase; when the case has a reference, a round of the reference
+comes right before it, so that the two pair up. The answer of every round is compared with the float64
+network. A round with a wrong answer is no measurement: it is counted, and must be explained
+(`pibench.measure.verdict`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import torch
+
+from pibench.measure.case import Case
+from pibench.measure.subject import Subject
+
+
+@dataclass
+class Rounds:
+    """Seconds of the rounds of one case, in order; None where an answer was wrong."""
+
+    offline_s: list[float | None] = field(default_factory=list)
+    online_s: list[float | None] = field(default_factory=list)
+
+    @property
+    def total_s(self) -> list[float | None]:
+        """Returns the offline and online seconds of each round together."""
+        return [
+            None if None in pair else sum(pair) for pair in zip(self.offline_s, self.online_s, strict=True)
+        ]
+
+    def as_dict(self) -> dict[str, list[float | None]]:
+        """Returns the three clocks."""
+        return {"offline_s": self.offline_s, "online_s": self.online_s, "total_s": self.total_s}
+
+
+class Measurement:
+    """The rounds of one case; `before` and `online` are called in turn.
+
+    `before` runs the reference's round and this case's offline phase, `online` what is timed.
+    """
+
+    def __init__(self, case: Case, subject: Subject, reference: Subject | None = None) -> None:
+        self.case = case
+        self.subject = subject
+        self.reference = reference
+        self.rounds = Rounds()
+        self.reference_rounds = Rounds()
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def before(self) -> None:
+        """Runs everything of a round that comes before the timed phase."""
+        if self.reference is not None:
+            offline = self.reference.prepare()
+            right = self.reference.right(self.reference.infer())
+            self.reference_rounds.offline_s.append(offline if right else None)
+            self.reference_rounds.online_s.append(self.reference.parties.online_s if right else None)
+        self.rounds.offline_s.append(self.subject.prepare())
+
+    def online(self) -> torch.Tensor:
+        """Runs the timed phase of a round."""
+        logits = self.subject.infer()
+        right = self.subject.right(logits)
+        self.rounds.online_s.append(self.subject.parties.online_s if right else None)
+        return logits
+
+    def warm_up(self) -> None:
+        """Runs a round whose times are dropped, but not its verdicts; the reference's only if it had none."""
+        if self.reference is not None and not self.reference.attempted:
+            self.before()
+        else:
+            self.subject.prepare()
+        self.online()
+        self.rounds, self.reference_rounds = Rounds(), Rounds()
+
+    def repeat(self, rounds: int) -> None:
+        """Runs this many rounds."""
+        for _ in range(rounds):
+            self.before()
+            self.online()

@@ -1,0 +1,151 @@
+"""A measured case as the row of results/bench.json."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pibench.costs import literature
+from pibench.engines.base import StepCost
+from pibench.measure.rounds import Measurement
+from pibench.measure.subject import Subject
+from pibench.measure.verdict import TOLERANCE
+from pibench.models.cost import Cost, count_cost
+from pibench.parties.driver import Traffic
+from pibench.store import provenance
+
+COUNTS = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
+
+
+def row_of(
+    measurement: Measurement, cost: Cost, weights: str, images: str, run: str, context: dict[str, Any]
+) -> dict[str, Any]:
+    """Profiles layers and returns the row of results/bench.json.
+
+    `weights` and `images` say where they are from. Raises WrongAnswer when wrong rounds have no explanation.
+    """
+    subject, case, reference = measurement.subject, measurement.case, measurement.reference
+    subject.demand_explanation()
+    if reference is not None:
+        reference.demand_explanation()
+    kept = [i for i, online in enumerate(measurement.rounds.online_s) if online is not None]
+    times = {clock: [values[i] for i in kept] for clock, values in measurement.rounds.as_dict().items()}
+    paired = (
+        {clock: [values[i] for i in kept] for clock, values in measurement.reference_rounds.as_dict().items()}
+        if reference is not None
+        else None
+    )
+    offline = subject.parties.offline
+    layers = layer_rows([subject.parties.profile(subject.images) for _ in range(case.profiles)], cost)
+    return {
+        "case": case.id,
+        "variant": case.variant,
+        "width": case.width,
+        "engine": case.engine,
+        "provider": subject.parties.provider,
+        "batch": case.batch,
+        "link": case.link,
+        "timing": "emulated" if subject.parties.link.shaped else "measured",
+        "link_check": subject.link_check.as_dict(),
+        "parties": case.parties,
+        "role": case.role,
+        "weights": weights,
+        "images": images,
+        "cost": {name: getattr(cost, name) for name in COUNTS},
+        "traffic": traffic_row(subject.traffic, subject.parties.hops),
+        "setup": {
+            "seconds": subject.set_up.seconds,
+            "rounds": subject.set_up.rounds,
+            "bytes_sent_by_party": list(subject.set_up.by_party),
+        },
+        "offline": {
+            "correlated_bytes_by_party": list(offline.correlated_bytes),
+            "dealt_bytes": offline.dealt_bytes,
+        },
+        "times": times,
+        "reference": paired
+        and {"case": case.reference.id, "link_check": reference.link_check.as_dict(), **paired},
+        "peak_memory_bytes_by_party": list(subject.parties.peak_memory()),
+        "truncation": {
+            "expected_per_inference": subject.expected_failures,
+            "expected": subject.expected_failures * subject.attempted,
+            "observed": subject.wrong,
+        },
+        "answer": {
+            "max_error": subject.max_error,
+            "spread": subject.truth.spread,
+            "relative_error": subject.max_error / subject.truth.spread,
+            "tolerance": TOLERANCE,
+        },
+        "rounds": {"attempted": len(measurement.rounds.online_s), "succeeded": len(kept)},
+        "layers": layers,
+        "network": network_row(case.variant, subject),
+        "conventions": provenance.CONVENTIONS,
+        **context,
+        "run": run,
+        "started": measurement.started,
+    }
+
+
+def traffic_row(traffic: Traffic, hops: int) -> dict[str, Any]:
+    """Returns traffic as it is stored; `hops` are one-way trips in sequence."""
+    return {
+        "rounds": traffic.rounds,
+        "bytes_sent": traffic.bytes_sent,
+        "bytes_sent_by_party": list(traffic.by_party),
+        "bytes_total": traffic.bytes_total,
+        "hops": hops,
+    }
+
+
+def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
+    """Returns the network as the literature's cost models see it; None if they do not price
+    one of its steps.
+    """
+    try:
+        described = literature.describe(name, subject.parties.lowered.program).as_dict()
+    except ValueError:
+        return None
+    return json.loads(json.dumps(described))
+
+
+def context() -> dict[str, Any]:
+    """Returns machine, versions and commit, as every row holds them."""
+    head, dirty = provenance.commit()
+    return {
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "commit": head,
+        "dirty": dirty,
+    }
+
+
+def layer_rows(profiles: Sequence[Sequence[StepCost]], cost: Cost) -> list[dict[str, Any]]:
+    """Joins profiled steps (the median over profiles) with the layers' static counts by name."""
+    static = {layer.name: layer for layer in cost.layers}
+    rows = []
+    for steps in zip(*profiles, strict=True):
+        layer = static.get(steps[0].name)
+        rows.append(
+            {
+                "name": steps[0].name,
+                "kind": steps[0].kind,
+                "seconds": statistics.median(step.seconds for step in steps),
+                "rounds": steps[0].rounds,
+                "bytes_sent": steps[0].bytes_sent,
+                "relus": layer.relus if layer else 0,
+                "macs": layer.macs if layer else 0,
+                "parameters": layer.parameters if layer else 0,
+            }
+        )
+    return rows
+
+
+def cost_of(model: nn.Module, images: torch.Tensor) -> Cost:
+    """Counts the static cost of `model` for one of `images`."""
+    return count_cost(model, images[:1])

@@ -1,0 +1,72 @@
+"""A network on running parties, with the answer that it must give."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pibench.measure.verdict import WrongAnswer, truth_of
+from pibench.parties.driver import Parties, Traffic
+
+
+class Subject:
+    """A network on parties, with the answer it must give.
+
+    `images` [M, C, H, W] with M >= 2: the first `batch` are inferred, all of them give the spread of logits.
+    """
+
+    def __init__(self, model: nn.Module, images: torch.Tensor, batch: int, parties: Parties) -> None:
+        if len(images) < max(2, batch):
+            raise ValueError(
+                f"{len(images)} images are too few: a batch of {batch} and two to compare are needed"
+            )
+        self.parties = parties
+        self.images = images[:batch].clone()  # a view would send every image each time
+        self.truth = truth_of(model, images).first(batch)
+        self.max_error = 0.0  # of the right answers
+        self.attempted = 0
+        self.wrong = 0
+        parties.load(model, images)
+        self.set_up = parties.set_up
+        self.link_check = parties.check_link()
+        self.traffic: Traffic | None = None
+
+    def prepare(self) -> float:
+        """Runs the offline phase; returns its seconds."""
+        return self.parties.prepare(len(self.images))
+
+    def infer(self) -> torch.Tensor:
+        """Runs the online phase; returns the logits. Every round must send the same."""
+        logits = self.parties.infer(self.images)
+        if self.traffic not in (None, self.parties.sent):
+            raise WrongAnswer(f"two rounds of one case sent {self.traffic} and {self.parties.sent}")
+        self.traffic = self.parties.sent
+        return logits
+
+    def right(self, logits: torch.Tensor) -> bool:
+        """Judges the answer of a round and keeps count."""
+        self.attempted += 1
+        if not self.truth.right(logits).all():
+            self.wrong += 1
+            return False
+        self.max_error = max(self.max_error, self.truth.errors(logits).max().item())
+        return True
+
+    @property
+    def expected_failures(self) -> float:
+        """Wrong local truncations expected in one inference of the batch (0 for an exact engine)."""
+        return expected_failures(self.parties, len(self.images))
+
+    def demand_explanation(self) -> None:
+        """Raises WrongAnswer unless truncation explains every wrong round so far."""
+        if not self.wrong:
+            return
+        self.prepare()
+        repeated = self.right(self.infer())
+        law = self.expected_failures * self.attempted
+        self.truth.demand_explanation(self.wrong, self.attempted, law, repeated, "answers")
+
+
+def expected_failures(parties: Parties, images: int) -> float:
+    """Returns how many wrong local truncations are expected in `images` inferences of the loaded network."""
+    return 0.0 if parties.exact_truncation else parties.lowered.truncation_failures * images
