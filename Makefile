@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: .venv install test lint bench operators sweep smoke report plots train accuracy data clean
+.PHONY: .venv install test lint bench operators sweep smoke report plots reference train accuracy data clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -25,10 +25,11 @@ lint: .venv
 test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 
-# Every default case at full width, then the tables and the figures, also when a case failed.
+# Every default case at full width, with a short table at the end; then pages and figures, also when a case
+# failed. All of it goes to git-ignored files in results/ and plots/, beside the committed reference.
 bench: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc; status=$$?; \
-	$(BIN)/python -m pibench.report || status=1; \
+	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
@@ -36,27 +37,36 @@ operators: .venv
 	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
 	$(BIN)/python -m pytest bench/bench_latency.py --extra --benchmark-disable-gc
 
-# All variants on every link, and at the width of the trained networks (half an hour), then tables and figures.
+# All variants on every link, and at the width of the trained networks (half an hour), then pages and figures.
 sweep: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc; status=$$?; \
-	$(BIN)/python -m pibench.report || status=1; \
+	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
-# Every code path of the benchmarks once, untimed, at width 8; writes nothing into results/ or plots/.
+# Every code path of the benchmarks once, untimed, at width 8; keeps nothing.
 smoke: .venv
 	$(BIN)/python -m pytest bench --smoke --benchmark-disable
 
+# The short table, tables and pages of your own run, of the reference when there is none.
 report: .venv
 	$(BIN)/python -m pibench.report
 
+# The figures of the same.
 plots: .venv
+	$(BIN)/python -m pibench.report --quiet
 	$(BIN)/python -m pibench.figures
 
-# All networks of the accuracy figure, resumable; TRAIN="--rows baseline --plan quick" chooses.
+# Makes your own run the committed reference: its rows, tables, figures, docs/results/ and the README's numbers.
+reference: .venv
+	$(BIN)/python -m pibench.report.reference
+	$(BIN)/python -m pibench.figures --results results/reference --plots plots/reference
+
+# All networks of the accuracy figure, resumable, weights in results/weights/;
+# TRAIN="--rows baseline --plan quick" chooses.
 train: .venv
 	$(BIN)/python -m pibench.models.training $(TRAIN)
 
-# Trained networks in fixed point and under the real protocol, added to results/accuracy.json.
+# Your trained networks in fixed point and under the real protocol, added to results/accuracy.json.
 accuracy: .venv
 	$(BIN)/python -m pibench.measure.accuracy $(ACCURACY)
 

@@ -1,7 +1,7 @@
 """Measures every case under pytest-benchmark: `make bench`.
 
-pytest-benchmark's own column is the driver's clock around one online phase; results/bench.json holds the
-parties' clocks, which reports use.
+Rows go to results/bench.json with the parties' own clocks, which reports use. pytest-benchmark's own table
+is the driver's clock around an online phase; --benchmark-columns or --benchmark-verbose asks for it.
 """
 
 from __future__ import annotations

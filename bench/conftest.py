@@ -1,4 +1,4 @@
-"""Options, fixtures and the progress line of the benchmarks."""
+"""Options, fixtures, the progress line and the closing table of the benchmarks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,13 @@ from pibench.measure.cases import (
     two_host_cases,
 )
 from pibench.measure.laboratory import Laboratory
-from pibench.store.results import ResultsError
+from pibench.report.command import REFERENCE, conclusion
+from pibench.store.results import ResultsError, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
+MEASURED = pytest.StashKey[tuple[Path, str]]()
+"""The folder of this session's rows and the name of its run, once parties have started."""
+ASK_FOR_RAW = ("--benchmark-columns", "--benchmark-verbose")
 CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}  # the first one asked for
 
 
@@ -48,6 +53,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--remote-name", default=TWO_HOSTS, help="what rows call the link (default: %(default)s)")
     group.addoption("--remote-ports", default="0", help="where processes of this host listen: 29501-29516")
     group.addoption("--remote-timeout", type=float, default=300.0, help="seconds to wait for the other host")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves out pytest-benchmark's own table, unless an option asks for it."""
+    if not any(str(each).startswith(ASK_FOR_RAW) for each in config.invocation_params.args):
+        config.option.benchmark_quiet = True
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints what this session measured in short, and how it compares with the reference."""
+    results, run = config.stash.get(MEASURED, (None, ""))
+    if results is None:
+        return
+    try:
+        rows = [row for row in read_rows(results / "bench.json") if row["run"] == run]
+        said = conclusion(rows, ROOT / "results" / REFERENCE) if rows else "No case has been measured."
+    except ResultsError as error:
+        said = str(error)
+    terminalreporter.section("measured")
+    terminalreporter.write_line(said)
 
 
 def _cases(config: pytest.Config) -> tuple[Case, ...]:
@@ -86,6 +111,7 @@ def laboratory(request: pytest.FixtureRequest, results: Path, smoke: bool) -> It
     """The parties of this session."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
     run = uuid.uuid4().hex[:12]
+    request.config.stash[MEASURED] = results, run
     try:
         remote = _remote(request.config)
         laboratory = Laboratory(chosen, results, run, remote)

@@ -23,24 +23,7 @@ from pibench.costs import literature
 from pibench.costs.literature import network_from_dict
 from pibench.report import interval_of_median, speedup, spread, statistics
 from pibench.report.cells import format_number
-from pibench.store.results import ResultsError, Store, validate
-
-README = """# Title
-before
-<!-- headline:begin -->
-<!-- headline:end -->
-<!-- accuracy:begin -->
-<!-- accuracy:end -->
-between
-<!-- engines:begin -->
-old
-<!-- engines:end -->
-<!-- links:begin -->
-<!-- links:end -->
-<!-- models:begin -->
-<!-- models:end -->
-after
-"""
+from pibench.store.results import ResultsError, validate
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,23 +42,6 @@ def rows():
 @pytest.fixture(scope="module")
 def summary(rows):
     return report.summarize(rows)
-
-
-@pytest.fixture
-def project(tmp_path):
-    store = Store(tmp_path / "results" / "bench.json")
-    for engine in ("stock", "lean"):
-        for variant in ("baseline", "senet-0.09"):
-            store.add(make_row(variant, engine))
-            store.add(make_row(variant, engine, link="wan", role="link", count=2))
-    (tmp_path / "README.md").write_text(README)
-    return tmp_path
-
-
-def run(project, *options):
-    return report.main(
-        ["--results", str(project / "results"), "--readme", str(project / "README.md"), *options]
-    )
 
 
 # Statistics
@@ -540,24 +506,7 @@ def test_models_section_ranks_and_marks(rows):
     assert "wan: 400 Mbit/s, RTT 40.0 ms" in section
 
 
-def test_rows_without_links_or_networks_say_so_in_one_line(project):
-    path = project / "results" / "bench.json"
-    bare = [row | {"network": None} for row in Store(path).rows() if row["role"] != "link"]
-    path.unlink()
-    for row in bare:
-        Store(path).add(row)
-    assert run(project) == 0
-    text = (project / "README.md").read_text()
-    for section, words in (("links", "over a shaped link yet"), ("models", "could price yet")):
-        content = text.split(f"<!-- {section}:begin -->")[1].split(f"<!-- {section}:end -->")[0].strip()
-        assert words in content
-        assert "run `make bench`" in content
-        assert "\n" not in content
-    for name in ("modelled", "break_even"):
-        assert pd.read_csv(project / "results" / f"{name}.csv").empty
-
-
-# The README
+# The sections
 
 
 def table_of(section):
@@ -669,96 +618,3 @@ def test_sections_without_data_say_what_to_do():
 )
 def test_numbers_have_three_digits_and_no_exponent(value, text):
     assert format_number(value) == text
-
-
-def test_the_report_is_idempotent_and_leaves_the_rest_of_the_readme(project):
-    assert run(project) == 0
-    first = (project / "README.md").read_text()
-    assert run(project) == 0
-    assert (project / "README.md").read_text() == first
-    assert first.startswith("# Title\nbefore\n<!-- headline:begin -->\n")
-    assert "\nbetween\n" in first
-    assert first.endswith("<!-- models:end -->\nafter\n")
-    assert "old" not in first
-    assert run(project, "--check") == 0
-
-
-@pytest.mark.parametrize("file", ["README.md", *(f"results/{name}.csv" for name in report.TABLES)])
-def test_check_finds_each_stale_file_and_writes_nothing(project, capsys, file):
-    run(project)
-    path = project / file
-    made = path.read_text()
-    changed = made.replace("senet-0.09", "senet-0.10", 1) if "senet-0.09" in made else f"{made}more\n"
-    path.write_text(changed)
-    assert run(project, "--check") == 1
-    assert capsys.readouterr().err == f"{path} is stale: run `make report`.\n"
-    assert path.read_text() == changed
-
-
-def test_new_rows_make_the_readme_stale(project):
-    run(project)
-    Store(project / "results" / "bench.json").add(make_row("senet-0.09", "lean", seed=5))
-    assert run(project, "--check") == 1
-
-
-def test_accuracy_that_is_there_is_used(project):
-    run(project)
-    content = [make_accuracy_row("baseline", accuracy_test=0.7531)]
-    (project / "results" / "accuracy.json").write_text(json.dumps(content))
-    assert run(project, "--check") == 1
-    assert run(project) == 0
-    assert (
-        "| `baseline` | 139.3 | 35.00 | 24 | – | 65.70 | 75.31 | 0 | 1 |"
-        in (project / "README.md").read_text()
-    )
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lambda p: (p / "results" / "bench.json").unlink(), "has no rows: run `make bench` first"),
-        (lambda p: (p / "results" / "bench.json").write_text("{"), "not valid JSON"),
-        (lambda p: (p / "results" / "accuracy.json").write_text("{"), "accuracy.json cannot be read"),
-    ],
-)
-def test_what_is_missing_is_said_in_one_line_and_nothing_is_written(project, capsys, spoil, reason):
-    spoil(project)
-    assert run(project) == 1
-    error = capsys.readouterr().err
-    assert reason in error
-    assert error.count("\n") == 1
-    assert not (project / "results" / "summary.csv").exists()
-    assert (project / "README.md").read_text() == README
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lambda p: p.unlink(), "README.md cannot be read"),
-        (lambda p: p.write_bytes(b"\xff"), "README.md cannot be read"),
-        (lambda p: p.write_text("none"), "needs the line <!-- headline:begin -->"),
-        (lambda p: p.write_text(README.replace("models:begin", "model:begin")), "<!-- models:begin -->"),
-        (lambda p: p.write_text(README + README), "once each"),
-    ],
-)
-def test_tables_are_written_before_an_unusable_readme_is_complained_about(project, capsys, spoil, reason):
-    readme = project / "README.md"
-    spoil(readme)
-    before = readme.read_bytes() if readme.exists() else None
-    assert run(project) == 1
-    error = capsys.readouterr().err
-    assert reason in error
-    assert error.count("\n") == 1
-    assert (readme.read_bytes() if readme.exists() else None) == before
-    for name in report.TABLES:
-        table = pd.read_csv(project / "results" / f"{name}.csv")
-        assert table.empty == (
-            name in ("accuracy", "equal_latency", "sensitivity", "tries")
-        )  # nothing is trained
-    assert run(project, "--check") == 1
-    assert "stale" not in capsys.readouterr().err
-
-
-def test_check_writes_nothing_at_all(project):
-    assert run(project, "--check") == 1
-    assert [path.name for path in (project / "results").iterdir()] == ["bench.json"]

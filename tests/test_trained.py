@@ -1,4 +1,4 @@
-"""The networks that are committed: rows of results/accuracy.json against the weights that they speak of."""
+"""The networks that are committed: rows of the reference against the weights that they speak of."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,8 @@ from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, read_manifest, read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-ACCURACY = read_rows(ROOT / "results" / "accuracy.json")
+REFERENCE = ROOT / "results" / "reference"
+ACCURACY = read_rows(REFERENCE / "accuracy.json")
 
 
 def row_of(name, width=16, seed=0):
@@ -39,7 +40,7 @@ def test_every_row_is_trained_and_the_pair_by_three_seeds():
 
 def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
     """Its weights are not part of the project: the row alone says that a network is trained."""
-    folder = ["--results", str(ROOT / "results"), "--plan", "long", "--width", "64"]
+    folder = ["--results", str(REFERENCE), "--plan", "long", "--width", "64"]
     assert command.main([*folder, "--device", "cpu", "--list"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines.keys() == set(ROWS)
@@ -73,7 +74,7 @@ def test_fixed_point_and_the_protocols_keep_what_was_learnt(name):
 
 
 def test_tries_saw_no_test_image():
-    tries = json.loads((ROOT / "results" / "tries.json").read_text())
+    tries = json.loads((REFERENCE / "tries.json").read_text())
     assert tries
     for row in tries:
         assert row["changes"]

@@ -81,7 +81,7 @@ def draw(name: str, tables: Tables, plots: Path) -> str:
             return f"{name}: skipped, {reason}"
         for path in paths:
             write(figure, path)
-    return f"{name}: {', '.join(str(path) for path in paths)}"
+    return f"{name}: drawn"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,11 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path} cannot be read ({error}): run `make report`.", file=sys.stderr)
             return 1
     try:
-        tables = Tables(**read, masks=read_masks(options.weights))
+        masks = read_masks(options.weights) | read_masks(options.results / "weights")
+        tables = Tables(**read, masks=masks)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # a second each, most of it fonts
-        for line in pool.map(partial(draw, tables=tables, plots=options.plots), FIGURES):
-            print(line, flush=True)
+        lines = list(pool.map(partial(draw, tables=tables, plots=options.plots), FIGURES))
+    skipped = [line for line in lines if not line.endswith(": drawn")]
+    print("\n".join([*skipped, f"{options.plots}: {len(lines) - len(skipped)} figures"]))
     return 0

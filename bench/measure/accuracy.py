@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from pibench.engines.lean.plaintext import FixedPoint, PrecisionError
 from pibench.measure.measurement import IMPLAUSIBLE, TOLERANCE, WrongAnswer
-from pibench.models import weights as checkpoint
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
@@ -258,7 +257,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-images", type=int, help="in fixed point: the first so many (default all)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--weights", type=Path, default=checkpoint.FOLDER)
+    parser.add_argument("--weights", type=Path, default=Path("results/weights"))
     parser.add_argument("--again", action="store_true", help="judge rows that are up to date, too")
     return parser.parse_args(argv)
 

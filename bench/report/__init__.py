@@ -1,4 +1,4 @@
-"""Tables from measured rows: results/bench.json -> the CSV files beside it and the README's tables.
+"""Tables and pages from measured rows: bench.json -> CSV files, Markdown pages, the short table.
 
 Every second is the slower party's clock. A speed-up is the median over pairs of reference / case, the two
 rounds of a pair having run one after the other, so that a machine which drifts slows both alike. Intervals
@@ -11,7 +11,8 @@ Measured, emulated and modelled seconds never share a column: times over a shape
 
 from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.accuracy_section import accuracy_section
-from pibench.report.command import TABLES, Report, csv_text, main, read_report, replace_section
+from pibench.report.collect import TABLES, Report, csv_text, read_report
+from pibench.report.command import main
 from pibench.report.engines import engines_section
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.headline import headline_section
@@ -38,7 +39,6 @@ __all__ = [
     "read_accuracy",
     "read_report",
     "read_sensitivity",
-    "replace_section",
     "speedup",
     "spread",
     "summarize",

@@ -54,13 +54,14 @@ def versions() -> dict[str, str | None]:
 def commit() -> tuple[str | None, bool | None]:
     """Returns the checkout's commit and whether its code differs from it; (None, None) outside a checkout.
 
-    A new file is a difference; what the benchmark itself writes (results/, plots/, README.md) is none.
+    A new file is a difference. What a run writes is ignored by git, and what `make reference` renews
+    (results/, plots/, docs/results/, README.md) is no code: neither is a difference.
     """
     try:
         if Path(_git("rev-parse", "--show-toplevel").strip()).resolve() != ROOT:
             return None, None  # unpacked inside another repository
         head = _git("rev-parse", "HEAD").strip()
-        written = (":!results", ":!plots", ":!README.md")
+        written = (":!results", ":!plots", ":!docs/results", ":!README.md")
         changed = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *written)
     except (OSError, subprocess.SubprocessError):
         return None, None

@@ -73,7 +73,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--weights", type=Path, default=checkpoint.FOLDER)
+    parser.add_argument("--weights", type=Path, default=Path("results/weights"))
     parser.add_argument("--list", action="store_true", help="only say which rows are finished")
     return parser.parse_args(argv)
 

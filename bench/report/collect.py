@@ -1,0 +1,90 @@
+"""Every table that follows from a folder of results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+from pibench.report.accuracy import read_accuracy, tabulate_accuracy
+from pibench.report.equal_latency import tabulate_equal_latency
+from pibench.report.models import tabulate_models
+from pibench.report.pairs import tabulate_pairs
+from pibench.report.sensitivity import read_sensitivity
+from pibench.report.tables import summarize, tabulate_layers
+from pibench.report.tries import tabulate_tries
+from pibench.store.results import ResultsError, Row, Store
+
+ONE_NETWORK = ["variant", "width", "seed"]
+ONE_TRY = [*ONE_NETWORK, "changes", "beside"]
+ONE_LAYER = ["width", "seed", "position"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measured rows, the folder `source` that they come from, and the tables that follow."""
+
+    source: Path
+    rows: list[Row]
+    summary: pd.DataFrame
+    layers: pd.DataFrame
+    modelled: pd.DataFrame
+    break_even: pd.DataFrame
+    accuracy: pd.DataFrame
+    pairs: pd.DataFrame
+    equal_latency: pd.DataFrame
+    tries: pd.DataFrame
+    sensitivity: pd.DataFrame
+
+    def csvs(self) -> dict[str, str]:
+        """The text of each table's file, by the name of the file."""
+        return {f"{name}.csv": csv_text(getattr(self, name)) for name in TABLES}
+
+
+TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "rows"))
+
+
+def read_report(results: Path, reference: Path | None = None) -> Report:
+    """Makes every table from the folder `results`, and from `reference` where it has nothing; writes nothing.
+
+    Measured rows are those of one folder: `reference` gives them only when `results` has none, since seconds
+    of two machines share no table. Trained networks are those of both folders, since an accuracy does not
+    depend on the machine; a row in `results` takes the place of the reference's row of the same network.
+    """
+    folders = [results] if reference is None else [results, reference]
+    for source in folders:
+        rows = Store(source / "bench.json").rows()
+        if rows:
+            break
+    else:
+        raise ResultsError(f"{results / 'bench.json'} has no rows: run `make bench` first.")
+    trained = _joined([read_accuracy(folder / "accuracy.json") for folder in folders], ONE_NETWORK)
+    accuracy = tabulate_accuracy(trained)
+    tries = [tabulate_tries(folder / "tries.json", accuracy) for folder in folders]
+    sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
+    return Report(
+        source,
+        rows,
+        summarize(rows, trained),
+        tabulate_layers(rows),
+        **tabulate_models(rows),
+        accuracy=accuracy,
+        pairs=tabulate_pairs(accuracy, rows),
+        equal_latency=tabulate_equal_latency(accuracy, rows),
+        tries=_joined(tries, ONE_TRY),
+        sensitivity=_joined(sensitivity, ONE_LAYER),
+    )
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as the text of its file."""
+    return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
+def _joined(frames: list[pd.DataFrame | None], key: list[str]) -> pd.DataFrame | None:
+    """One table: the lines of the first, then those of the others whose `key` no earlier table has."""
+    there = [frame for frame in frames if frame is not None and not frame.empty]
+    if len(there) < 2:
+        return next(iter(there), frames[0])
+    return pd.concat(there, ignore_index=True).drop_duplicates(key, ignore_index=True)

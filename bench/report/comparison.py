@@ -1,0 +1,201 @@
+"""What a run says in short: a table for each engine, and how the run compares with the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pibench.report.cells import format_count, format_number, format_ratio, is_true
+
+GROUP = ["engine", "timing", "width", "batch", "link", "parties"]
+HEAD = ("", "ReLUs, K", "MACs, M", "rounds", "MB sent", "offline, s", "online, s", "speed-up, online")
+COUNTS = {
+    "relus": "ReLUs",
+    "comparisons": "comparisons",
+    "macs": "MACs",
+    "parameters": "parameters",
+    "rounds": "rounds",
+    "hops": "hops",
+    "bytes_sent": "bytes sent",
+    "setup_bytes_sent": "bytes of set-up",
+    "offline_correlated_bytes": "bytes of correlated randomness",
+}
+"""What is deterministic: columns of `summarize` and what they are called."""
+MOST = 5  # cases that are named; of more the number is given
+
+
+def short_tables(summary: pd.DataFrame) -> str:
+    """One table for each engine and setting: counts, seconds and speed-ups of each variant.
+
+    Only the headline's cases are shown when there are any. `summary` is what `summarize` returns.
+    """
+    if summary.empty:
+        return "No case has been measured."
+    headline = summary[summary["role"] == "headline"]
+    shown = summary if headline.empty else headline
+    parts = [_table(group) for _, group in shown.groupby(GROUP, sort=False)]
+    parts += [
+        f"{case['engine']} over {case['reference_case'].partition('/')[0]}, {case['variant']}, online: "
+        f"{_speedup(case)}"
+        for _, case in shown.dropna(subset=["reference_case"]).iterrows()
+        if case["reference_case"].partition("/")[0] != case["engine"]
+    ]
+    parts.append(
+        "Seconds are medians; ~: noisy, the interquartile range exceeds 10 % of the median. A speed-up is\n"
+        "over the same engine's baseline: the median of paired repetitions, with a bootstrap 95 % interval\n"
+        "where they are six or more."
+    )
+    others = len(summary) - len(shown)
+    if others:
+        parts.append(f"Not shown: {others} cases of other links, batches and settings.")
+    return "\n\n".join(parts)
+
+
+def _table(group: pd.DataFrame) -> str:
+    """The cases of one engine and setting, one line a variant, under a line that names the setting."""
+    first = group.iloc[0]
+    prefix = "" if first["timing"] == "measured" else f"{first['timing']}_"
+    baseline = group.loc[group["variant"] == "baseline", f"{prefix}online_median_s"]
+    lines = []
+    for _, case in group.iterrows():
+        seconds = [_seconds(case, f"{prefix}{clock}") for clock in ("offline", "online")]
+        faster = _speedup(case)
+        if case["variant"] == "baseline":
+            faster = "1"
+        elif faster == "–" and len(baseline):  # over a link each case runs alone
+            faster = format_ratio(baseline.iloc[0] / case[f"{prefix}online_median_s"])
+        lines.append(
+            (
+                case["variant"],
+                format_number(case["relus"], 1e3, 4),
+                format_number(case["macs"], 1e6, 4),
+                format_count(case["rounds"]),
+                format_number(case["bytes_sent"], 1e6),
+                *seconds,
+                faster,
+            )
+        )
+    title = (
+        f"{first['engine']}: width {first['width']}, batch {first['batch']}, {first['link']}"
+        f"{', emulated' if prefix else ''}, {first['parties']} parties, "
+        f"{_repetitions(group['repetitions_succeeded'])}"
+    )
+    return f"{title}\n{_aligned([HEAD, *lines])}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells in columns: the first and the last to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    last = len(widths) - 1
+    rows = (
+        "  ".join(
+            cell.ljust(width) if place in (0, last) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+    return "\n".join(rows)
+
+
+def _repetitions(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low} repetition{'s' * (low != 1)}" if low == high else f"{low} to {high} repetitions"
+
+
+def _seconds(case: pd.Series, clock: str) -> str:
+    return ("~" if is_true(case[f"{clock}_noisy"]) else "") + format_number(case[f"{clock}_median_s"])
+
+
+def _speedup(case: pd.Series) -> str:
+    names = ("online_speedup", "online_speedup_low", "online_speedup_high")
+    return format_ratio(*(case.get(name, math.nan) for name in names))
+
+
+def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """How a run compares with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
+
+    Both are what `summarize` returns; cases are matched by name.
+    """
+    columns = list(own.columns)
+    both = own.merge(reference.reindex(columns=columns), on="case", suffixes=("", "_reference"))
+    if both.empty:
+        return "The reference (results/reference) has none of these cases: there is nothing to compare."
+    lines = [
+        f"Against the reference (results/reference), {len(both)} of {len(own)} cases:",
+        *_compare_counts(both),
+        *_compare_speedups(both),
+        *_compare_seconds(both),
+        *_compare_machines(both),
+    ]
+    return "\n".join(lines)
+
+
+def _compare_counts(both: pd.DataFrame) -> list[str]:
+    """Which counts differ; they are deterministic, so none should."""
+    found = []
+    for _, case in both.iterrows():
+        for column, name in COUNTS.items():
+            here, there = case[column], case[f"{column}_reference"]
+            if pd.isna(here) != pd.isna(there) or (not pd.isna(here) and here != there):
+                found.append(f"{case['case']}: {name} {format_count(here)}, not {format_count(there)}")
+    if not found:
+        return ["- counts (ReLUs, MACs, rounds, bytes): equal, exactly"]
+    return [f"- counts: {len(found)} DIFFER", *_named(found)]
+
+
+def _compare_speedups(both: pd.DataFrame) -> list[str]:
+    """In how many cases the interval of the speed-up meets the reference's, and the others."""
+    judged, apart = 0, []
+    for _, case in both.iterrows():
+        value, there = case["online_speedup"], case["online_speedup_low_reference"]
+        if pd.isna(value) or pd.isna(there) or case["reference_case"] != case["reference_case_reference"]:
+            continue
+        judged += 1
+        low, high = case["online_speedup_low"], case["online_speedup_high"]
+        low, high = (value, value) if pd.isna(low) else (low, high)
+        if high < there or low > case["online_speedup_high_reference"]:
+            known = [case[f"online_speedup{end}_reference"] for end in ("", "_low", "_high")]
+            apart.append(f"{case['case']}: {_speedup(case)}, not {format_ratio(*known)}")
+    if not judged:
+        return []
+    return [
+        f"- speed-ups: {judged - len(apart)} of {judged} agree within their intervals",
+        *_named(apart),
+    ]
+
+
+def _compare_seconds(both: pd.DataFrame) -> list[str]:
+    """How the machine's speed compares: the baseline's online seconds here and there, by engine."""
+    usual = both[(both["variant"] == "baseline") & (both["batch"] == 1) & (both["timing"] == "measured")]
+    return [
+        f"- {case['engine']} baseline online: {format_number(case['online_median_s'])} s, "
+        f"reference {format_number(case['online_median_s_reference'])} s"
+        for _, case in usual.iterrows()
+    ]
+
+
+def _compare_machines(both: pd.DataFrame) -> list[str]:
+    """What differs in machine and versions; seconds of two machines do not compare, counts do."""
+    names = ["cpu", "cores", "machine_memory_bytes", "system", "python"]
+    names += [name for name in both if name.startswith("version_") and not name.endswith("_reference")]
+    differing = []
+    for name in names:
+        here, there = (_values(both, column) for column in (name, f"{name}_reference"))
+        if here != there:
+            label = name.removeprefix("version_").removeprefix("machine_").replace("_", " ")
+            differing.append(f"{label} {here}, not {there}")
+    if not differing:
+        return ["- machine and versions: as the reference's"]
+    return [f"- machine and versions differ: {'; '.join(differing)}"]
+
+
+def _values(both: pd.DataFrame, column: str) -> str:
+    return " and ".join(sorted({"unknown" if pd.isna(value) else str(value) for value in both[column]}))
+
+
+def _named(found: Sequence[str]) -> list[str]:
+    """The first few complaints, one line each, and the number of the others."""
+    more = [f"  and {len(found) - MOST} more"] if len(found) > MOST else []
+    return [f"  {text}" for text in found[:MOST]] + more

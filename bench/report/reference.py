@@ -1,0 +1,185 @@
+"""Renews what is committed from a run of one's own: `make reference`.
+
+The run's rows take the places of the reference's rows of the same cases, networks, tries and operators; the
+other rows of the reference stay. Tables, pages in docs/results/ and the README's sections follow from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pibench.models import rows as trained_rows
+from pibench.models.catalogue import variant_names
+from pibench.models.files import replace_file
+from pibench.report.collect import Report, read_report
+from pibench.report.command import REFERENCE, find_stale, write_stale
+from pibench.report.findings import findings, short_headline
+from pibench.report.pages import make_pages
+from pibench.store.results import ResultsError, Store, read_rows
+
+SECTIONS = {"headline": short_headline, "findings": findings}
+"""The README's sections by the name of their markers."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folder of a checkout, and what is committed in it."""
+
+    top: Path
+
+    @property
+    def results(self) -> Path:
+        """The folder of one's own run."""
+        return self.top / "results"
+
+    @property
+    def reference(self) -> Path:
+        """The folder of the committed rows."""
+        return self.results / REFERENCE
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the committed weights."""
+        return self.top / "models" / "trained"
+
+    @property
+    def readme(self) -> Path:
+        """The README, with the markers of its sections."""
+        return self.top / "README.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Takes over the run's rows and writes what follows, or with --check says what is stale."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pibench.report.reference", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--top", type=Path, default=Path(), help="folder of the checkout (default: this one)")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    options = parser.parse_args(arguments)
+    project = Project(options.top)
+    try:
+        taken = [] if options.check else take_over(project)
+        made = make_reference(project)
+    except ResultsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for text in taken:
+        print(text)
+    if options.check:
+        stale = find_stale(made)
+        for path in stale:
+            print(f"{path} is stale: run `make reference`.", file=sys.stderr)
+        return int(bool(stale))
+    for path in write_stale(made):
+        print(f"{path}: written")
+    return 0
+
+
+def make_reference(project: Project) -> dict[Path, str]:
+    """The text of every committed file that follows from the reference's rows, by its path."""
+    report = read_report(project.reference)
+    made = {project.reference / name: text for name, text in report.csvs().items()}
+    docs = project.top / "docs"
+    plots = project.top / "plots" / REFERENCE
+    made |= make_pages(report, docs / "results", Path("results") / REFERENCE, plots, docs)
+    made[project.readme] = renew_readme(project.readme, report)
+    return made
+
+
+def renew_readme(path: Path, report: Report) -> str:
+    """The README at `path` with its sections made anew; ResultsError when it cannot be read or marked."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path} cannot be read ({error}): restore it from git.") from error
+    for section, make in SECTIONS.items():
+        text = replace_section(text, section, make(report))
+    return text
+
+
+def replace_section(text: str, section: str, content: str) -> str:
+    """Puts `content` between the markers `<!-- section:begin -->` and `<!-- section:end -->`."""
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ResultsError(
+            f"The README needs the line {begin} and after it the line {end}, once each: "
+            f"put them where the section `{section}` belongs."
+        )
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{content}\n\n{end}{tail}"
+
+
+def take_over(project: Project) -> list[str]:
+    """Puts the run's rows, training logs and weights into the reference; says in lines what it took."""
+    own, reference = project.results, project.reference
+    said = []
+    rows = read_rows(own / "bench.json")
+    store = Store(reference / "bench.json")
+    for row in rows:
+        store.add(row)
+    if rows:
+        said.append(f"{len(rows)} cases of {own / 'bench.json'}")
+    for name, read in (("accuracy", trained_rows.read_rows), ("tries", trained_rows.read_tries)):
+        trained = read(own / f"{name}.json")
+        if trained:
+            path = reference / f"{name}.json"
+            merged = sorted(_merged(read(path), trained, trained_rows.row_key), key=_place)
+            replace_file(path, (json.dumps(merged, indent=1) + "\n").encode())
+            said.append(f"{len(trained)} networks of {own / f'{name}.json'}")
+    operators = _read_json(own / "operators.json")
+    if operators:
+        path = reference / "operators.json"
+        known = _read_json(path) or operators
+        known["rows"] = _merged(known["rows"], operators["rows"], _operator)
+        replace_file(path, (json.dumps(known, indent=1) + "\n").encode())
+        said.append(f"{len(operators['rows'])} rows of {own / 'operators.json'}")
+    if (own / "training").exists():
+        shutil.copytree(own / "training", reference / "training", dirs_exist_ok=True)
+    fresh = _read_json(own / "weights" / "manifest.json")
+    if fresh:
+        for name in fresh:
+            replace_file(project.weights / name, (own / "weights" / name).read_bytes())
+        manifest = _read_json(project.weights / "manifest.json") or {}
+        text = json.dumps(manifest | fresh, indent=2, sort_keys=True) + "\n"
+        replace_file(project.weights / "manifest.json", text.encode())
+        said.append(f"weights of {len(fresh)} networks of {own / 'weights'}")
+    return said
+
+
+def _merged(old: Sequence[dict], fresh: Sequence[dict], key: Any) -> list[dict]:
+    """The old rows with the fresh ones in the places of those of the same key, new ones behind."""
+    rows = {key(row): row for row in old}
+    return list((rows | {key(row): row for row in fresh}).values())
+
+
+def _operator(row: Mapping[str, Any]) -> tuple:
+    return row["name"], row["engine"]
+
+
+def _place(row: Mapping[str, Any]) -> tuple:
+    """The place of a trained network's row in its file: by width, then as in the catalogue, then by seed."""
+    names = variant_names()
+    place = names.index(row["variant"]) if row["variant"] in names else len(names)
+    return row["width"], place, *trained_rows.row_key(row)[2:]
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds, None when there is none; ResultsError when it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read ({error}): move it away, nothing was renewed.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

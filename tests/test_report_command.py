@@ -1,0 +1,109 @@
+import json
+
+import pandas as pd
+import pytest
+from results_factory import make_accuracy_row, make_row, remember
+
+from pibench import report
+from pibench.report import interval_of_median, statistics
+from pibench.report.pages import PAGES
+from pibench.store.results import Store
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_intervals():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
+        yield
+
+
+def fill(folder, variants=("baseline", "senet-0.09"), links=True, **changes):
+    store = Store(folder / "bench.json")
+    for engine in ("stock", "lean"):
+        for variant in variants:
+            store.add(make_row(variant, engine, **changes))
+            if links:
+                store.add(make_row(variant, engine, link="wan", role="link", count=2, **changes))
+
+
+@pytest.fixture
+def project(tmp_path):
+    fill(tmp_path / "results")
+    return tmp_path
+
+
+def run(project, *options):
+    folders = [part for name in ("results", "plots", "docs") for part in (f"--{name}", str(project / name))]
+    return report.main([*folders, *options])
+
+
+def page(project, name):
+    return (project / "results" / "report" / f"{name}.md").read_text()
+
+
+def test_a_run_gives_tables_pages_and_the_short_table(project, capsys):
+    assert run(project) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("stock: width 64, batch 1, loopback, 2 parties, 15 repetitions\n")
+    assert "senet-0.09" in said
+    names = {path.name for path in (project / "results").iterdir()}
+    assert names == {"bench.json", "report", *(f"{name}.csv" for name in report.TABLES)}
+    assert {path.stem for path in (project / "results" / "report").iterdir()} == set(PAGES)
+    assert page(project, "latency").startswith("# Latency\n\n")
+    assert "](../../plots/latency_vs_relus.svg)" in page(project, "latency")
+    assert "](../../docs/literature.md)" in page(project, "models")
+    assert run(project, "--quiet") == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_rows_without_links_or_networks_say_so_in_one_line(tmp_path):
+    fill(tmp_path / "results", links=False, network=None)
+    assert run(tmp_path) == 0
+    for name, words in (("links", "over a shaped link yet"), ("models", "could price yet")):
+        assert words in page(tmp_path, name)
+        assert "run `make bench`" in page(tmp_path, name)
+    for name in ("modelled", "break_even"):
+        assert pd.read_csv(tmp_path / "results" / f"{name}.csv").empty
+
+
+def test_without_a_run_the_reference_is_shown_and_not_touched(tmp_path, capsys):
+    reference = tmp_path / "results" / "reference"
+    fill(reference)
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "These are the reference's own rows" in said
+    assert "(the reference: there is no run of your own yet)" in said
+    assert (tmp_path / "results" / "summary.csv").exists()
+    assert [path.name for path in reference.iterdir()] == ["bench.json"]
+
+
+def test_measured_rows_are_of_one_folder_trained_networks_of_both(tmp_path, capsys):
+    results = tmp_path / "results"
+    fill(results / "reference")
+    fill(results, variants=("baseline",), links=False, seed=5)
+    known = [make_accuracy_row(variant, accuracy_test=0.7) for variant in ("baseline", "joint")]
+    (results / "reference" / "accuracy.json").write_text(json.dumps(known))
+    (results / "accuracy.json").write_text(json.dumps([make_accuracy_row("baseline", accuracy_test=0.8)]))
+    assert run(tmp_path) == 0
+    assert "2 of 2 cases" in capsys.readouterr().out
+    assert set(pd.read_csv(results / "summary.csv")["variant"]) == {"baseline"}
+    found = pd.read_csv(results / "accuracy.csv").set_index("variant")["accuracy_test"]
+    assert found.to_dict() == {"baseline": 0.8, "joint": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda p: (p / "results" / "bench.json").unlink(), "has no rows: run `make bench` first"),
+        (lambda p: (p / "results" / "bench.json").write_text("{"), "not valid JSON"),
+        (lambda p: (p / "results" / "accuracy.json").write_text("{"), "accuracy.json cannot be read"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line_and_nothing_is_written(project, capsys, spoil, reason):
+    spoil(project)
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (project / "results" / "summary.csv").exists()
+    assert not (project / "results" / "report").exists()

@@ -1,0 +1,174 @@
+"""`make reference`: what a run of one's own changes in what is committed."""
+
+import json
+
+import pandas as pd
+import pytest
+from results_factory import VARIANTS, make_accuracy_row, make_row, remember
+
+from pibench import report
+from pibench.report import interval_of_median, statistics
+from pibench.report.reference import SECTIONS, Project, main, take_over
+from pibench.store.results import Store, read_rows
+
+README = """# Title
+before
+<!-- headline:begin -->
+<!-- headline:end -->
+between
+<!-- findings:begin -->
+old
+<!-- findings:end -->
+after
+"""
+TRAINED = ("baseline", *VARIANTS[1:], "joint-0.09")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_intervals():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
+        yield
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with a reference that has what the findings rest on, and no run."""
+    reference = tmp_path / "results" / "reference"
+    rows = []
+    for engine in ("stock", "lean"):
+        for variant in ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact"):
+            rows.append(make_row(variant, engine, count=6))
+            rows.append(make_row(variant, engine, link="wan", role="link", count=1))
+        rows.append(make_row("joint-0.09", engine, count=6, role="sweep"))
+        for variant in ("baseline", "senet-0.09", "joint-0.052"):
+            rows.append(
+                make_row(
+                    variant,
+                    engine,
+                    count=6,
+                    role="sweep",
+                    width=16,
+                    weights="trained",
+                    case=f"{engine}/{variant}/w16",
+                )
+            )
+    reference.mkdir(parents=True)
+    (reference / "bench.json").write_text(json.dumps({"schema": 1, "rows": rows}))
+    trained = [make_accuracy_row(variant, width=width) for width in (16, 64) for variant in TRAINED]
+    (reference / "accuracy.json").write_text(json.dumps(trained))
+    (tmp_path / "README.md").write_text(README)
+    return tmp_path
+
+
+def run(project, *options):
+    return main(["--top", str(project), *options])
+
+
+def test_tables_pages_and_readme_follow_from_the_reference(project):
+    assert run(project) == 0
+    first = (project / "README.md").read_text()
+    assert first.startswith("# Title\nbefore\n<!-- headline:begin -->\n\n**ResNet-18")
+    assert "\nbetween\n" in first
+    assert first.endswith("<!-- findings:end -->\nafter\n")
+    assert "old" not in first
+    page = (project / "docs" / "results" / "latency.md").read_text()
+    assert "](../../plots/reference/latency_vs_relus.svg)" in page
+    models = (project / "docs" / "results" / "models.md").read_text()
+    assert "`results/reference/modelled.csv`" in models
+    assert "](../literature.md)" in models
+    assert run(project) == 0
+    assert (project / "README.md").read_text() == first
+    assert run(project, "--check") == 0
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["README.md", "docs/results/links.md", "results/reference/summary.csv", "results/reference/pairs.csv"],
+)
+def test_check_finds_each_stale_file_and_writes_nothing(project, capsys, file):
+    run(project)
+    path = project / file
+    changed = path.read_text().replace("senet-0.09", "senet-0.10", 1)
+    path.write_text(changed)
+    assert run(project, "--check") == 1
+    assert capsys.readouterr().err == f"{path} is stale: run `make reference`.\n"
+    assert path.read_text() == changed
+
+
+def test_a_run_takes_the_places_of_its_cases_and_networks(project):
+    own, reference = project / "results", project / "results" / "reference"
+    before = read_rows(reference / "bench.json")
+    Store(own / "bench.json").add(make_row("senet-0.09", "lean", seed=5, count=6))
+    (own / "accuracy.json").write_text(json.dumps([make_accuracy_row("joint", width=64, accuracy_test=0.75)]))
+    tried = {"variant": "joint", "width": 16, "seed": 0, "changes": {"masks.epochs": 80}}
+    (own / "tries.json").write_text(json.dumps([tried]))
+    (own / "operators.json").write_text(
+        json.dumps({"schema": 1, "rows": [{"name": "relu", "engine": "lean"}]})
+    )
+    (own / "training" / "w16-s0-long").mkdir(parents=True)
+    (own / "training" / "w16-s0-long" / "joint.jsonl").write_text("{}\n")
+    (own / "weights").mkdir()
+    (own / "weights" / "joint-w16.safetensors").write_bytes(b"weights")
+    (own / "weights" / "manifest.json").write_text(json.dumps({"joint-w16.safetensors": {"sha256": "0"}}))
+    said = take_over(Project(project))
+    assert len(said) == 5
+    after = read_rows(reference / "bench.json")
+    assert [row["case"] for row in after] == [row["case"] for row in before]
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [(row["engine"], row["variant"], row["width"]) for row in changed] == [("lean", "senet-0.09", 64)]
+    trained = json.loads((reference / "accuracy.json").read_text())
+    assert len(trained) == 2 * len(TRAINED) + 1
+    assert [row["width"] for row in trained] == sorted(row["width"] for row in trained)
+    assert json.loads((reference / "tries.json").read_text()) == [tried]
+    assert json.loads((reference / "operators.json").read_text())["rows"][0]["name"] == "relu"
+    assert (reference / "training" / "w16-s0-long" / "joint.jsonl").exists()
+    weights = project / "models" / "trained"
+    assert (weights / "joint-w16.safetensors").read_bytes() == b"weights"
+    assert "joint-w16.safetensors" in json.loads(
+        (project / "models" / "trained" / "manifest.json").read_text()
+    )
+
+
+def test_without_a_run_nothing_is_taken(project):
+    before = (project / "results" / "reference" / "bench.json").read_bytes()
+    assert take_over(Project(project)) == []
+    assert (project / "results" / "reference" / "bench.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda p: (p / "README.md").unlink(), "README.md cannot be read"),
+        (lambda p: (p / "README.md").write_bytes(b"\xff"), "README.md cannot be read"),
+        (lambda p: (p / "README.md").write_text("none"), "needs the line <!-- headline:begin -->"),
+        (lambda p: (p / "README.md").write_text(README + README), "once each"),
+        (lambda p: (p / "results" / "tries.json").write_text("{"), "nothing was renewed"),
+        (lambda p: (p / "results" / "reference" / "accuracy.json").unlink(), "not both trained at width 64"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line_and_no_page_is_written(project, capsys, spoil, reason):
+    spoil(project)
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (project / "docs").exists()
+
+
+def test_a_case_that_a_finding_rests_on_is_named(project, capsys):
+    path = project / "results" / "reference" / "bench.json"
+    rows = [row for row in read_rows(path) if row["link"] != "wan"]
+    path.write_text(json.dumps({"schema": 1, "rows": rows}))
+    assert run(project) == 1
+    assert "lacks baseline on stock over wan" in capsys.readouterr().err
+
+
+def test_every_section_has_its_markers():
+    assert all(f"<!-- {name}:begin -->" in README for name in SECTIONS)
+
+
+def test_tables_can_be_read(project):
+    run(project)
+    for name in report.TABLES:
+        pd.read_csv(project / "results" / "reference" / f"{name}.csv")
