@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pibench.models.pairs import EQUAL, PAIRS
-from pibench.report.accuracy_section import MARGIN, format_accuracy, format_points
+from pibench.models.pairs import EQUAL, PAIRS, TYPICAL
 from pibench.report.cells import (
     conditions_line,
+    format_accuracy,
     format_count,
     format_number,
+    format_points,
     format_ratio,
     format_seconds,
     join_cells,
     markdown_table,
 )
 from pibench.report.collect import Report
-from pibench.report.order import ENGINES
+from pibench.report.pairs import MARGIN
 from pibench.report.provenance import provenance_lines
 from pibench.store.results import ResultsError
+from pibench.store.settings import ENGINES, TRAINED_WIDTH, WIDTH
 
 SIX = ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact")
-WIDTH = 64
 SETTING = {"width": WIDTH, "batch": 1, "parties": 2}
 
 
@@ -65,10 +66,10 @@ def findings(report: Report) -> str:
     senet, joint = EQUAL
     baseline = [_case(report, "baseline", engine) for engine in ENGINES]
     masked = [_case(report, senet, engine) for engine in ENGINES]
-    shallow = [_case(report, PAIRS[2][1], engine) for engine in ENGINES]
+    shallow = [_case(report, TYPICAL[1], engine) for engine in ENGINES]
     merged = [_case(report, "merged-exact", engine) for engine in ENGINES]
     equal = _pair(report, EQUAL, WIDTH)
-    budgets = [_pair(report, pair, width) for width in (16, WIDTH) for pair in PAIRS]
+    budgets = [_pair(report, pair, width) for width in (TRAINED_WIDTH, WIDTH) for pair in PAIRS]
     within = sum(pair["accuracy_difference"] >= -MARGIN for pair in budgets)
     losses = sorted(pair["accuracy_difference"] for pair in budgets)
     compared = report.equal_latency

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pibench.models import rows as trained_rows
 from pibench.models.catalogue import variant_names
 from pibench.models.files import replace_file
 from pibench.report.collect import Report, read_report
@@ -126,11 +127,11 @@ def take_over(project: Project) -> list[str]:
         store.add(row)
     if rows:
         said.append(f"{len(rows)} cases of {own / 'bench.json'}")
-    for name, key in (("accuracy", _network), ("tries", _try)):
-        trained = _read_list(own / f"{name}.json")
+    for name, read in (("accuracy", trained_rows.read_rows), ("tries", trained_rows.read_tries)):
+        trained = read(own / f"{name}.json")
         if trained:
             path = reference / f"{name}.json"
-            merged = sorted(_merged(_read_list(path), trained, key), key=_place)
+            merged = sorted(_merged(read(path), trained, trained_rows.row_key), key=_place)
             replace_file(path, (json.dumps(merged, indent=1) + "\n").encode())
             said.append(f"{len(trained)} networks of {own / f'{name}.json'}")
     operators = _read_json(own / "operators.json")
@@ -159,14 +160,6 @@ def _merged(old: Sequence[dict], fresh: Sequence[dict], key: Any) -> list[dict]:
     return list((rows | {key(row): row for row in fresh}).values())
 
 
-def _network(row: Mapping[str, Any]) -> tuple:
-    return row["variant"], row["width"], row["seed"]
-
-
-def _try(row: Mapping[str, Any]) -> tuple:
-    return *_network(row), json.dumps(row["changes"], sort_keys=True)
-
-
 def _operator(row: Mapping[str, Any]) -> tuple:
     return row["name"], row["engine"]
 
@@ -175,11 +168,7 @@ def _place(row: Mapping[str, Any]) -> tuple:
     """The place of a trained network's row in its file: by width, then as in the catalogue, then by seed."""
     names = variant_names()
     place = names.index(row["variant"]) if row["variant"] in names else len(names)
-    return row["width"], place, row["seed"], json.dumps(row.get("changes", {}), sort_keys=True)
-
-
-def _read_list(path: Path) -> list[dict]:
-    return _read_json(path) or []
+    return row["width"], place, *trained_rows.row_key(row)[2:]
 
 
 def _read_json(path: Path) -> Any:
