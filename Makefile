@@ -20,6 +20,9 @@ endif
 lint: .venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	rm -rf build/types && mkdir -p build/types/pibench
+	ln -s $(CURDIR)/bench/* build/types/pibench/ && ln -s $(CURDIR)/models build/types/pibench/models
+	$(BIN)/python -m mypy
 
 # One file stays in one process, so that its parties are started once. pytest-benchmark has nothing to do here.
 test: .venv lint

@@ -143,7 +143,7 @@ def bench_operator(
     profile()  # warm-up
     steps.clear()
     benchmark.pedantic(profile, rounds=1 if smoke else ROUNDS)
-    x, y = image[0].numel(), subject.expected.numel()
+    x, y = image[0].numel(), subject.truth.logits.numel()
     weights = sum(p.numel() for p in module.parameters())
     traffic = expected[engine](x, y, weights)
     assert (steps[0].rounds, steps[0].bytes_sent) == traffic

@@ -45,8 +45,8 @@ def lean() -> Iterator[Parties]:
 def assert_right(model: nn.Module, images: torch.Tensor, parties: Parties) -> None:
     subject = Subject(model, images, 1, parties)
     subject.prepare()
-    assert subject.right(subject.infer()), f"the answer is off by more than 2 % of {subject.spread:.3g}"
-    assert subject.spread > 0.1, "the logits hardly differ between images: the check proves nothing"
+    assert subject.right(subject.infer()), f"the answer is off by more than 2 % of {subject.truth.spread:.3g}"
+    assert subject.truth.spread > 0.1, "the logits hardly differ between images: the check proves nothing"
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -250,6 +250,12 @@ def test_what_must_be_light_is_imported_without_torch_and_crypten(module):
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
 
 
+def test_a_program_needs_numpy_alone():
+    outer = {name.split(".")[0] for name in imports_of("program.ir")} - {PACKAGE}
+    assert outer - set(sys.stdlib_module_names) == {"numpy"}
+    test_what_must_be_light_is_imported_without_torch_and_crypten("program.ir")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "models" / "reductions").glob("*.py")), ids=lambda p: p.stem)
 def test_a_reduction_is_imported_without_torch(path):
     test_what_must_be_light_is_imported_without_torch_and_crypten(module_of(path))

@@ -188,25 +188,29 @@ class Node(ABC):
 
     def run(self, shared: Any, after: Callable[[Step], None] | None = None) -> torch.Tensor | None:
         """Walks the program from the shared input to the opened output."""
-        last = self.program.last_uses()
-        values = {self.program.input: shared}
-        for step in self.program.steps:
+        program = self.program
+        if program is None:
+            raise RuntimeError("no program is loaded: call load first")
+        last = program.last_uses()
+        values = {program.input: shared}
+        for step in program.steps:
             values[step.name] = self.apply(step, *(values[name] for name in step.inputs))
             for name in {name for name in step.inputs if last.get(name) == step.name}:
                 del values[name]
             if after is not None:
                 after(step)
-        return self.reveal(values[self.program.output])
+        return self.reveal(values[program.output])
 
     def profile(self, shared: Any) -> list[StepCost]:
         """Runs once and returns the cost of each step, and of the opening as the last."""
         costs: list[StepCost] = []
-        mark = [time.perf_counter(), self.meter.rounds, self.meter.bytes_sent]
+        mark = (time.perf_counter(), self.meter.rounds, self.meter.bytes_sent)
 
         def note(name: str, kind: str) -> None:
-            now = [time.perf_counter(), self.meter.rounds, self.meter.bytes_sent]
+            nonlocal mark
+            now = (time.perf_counter(), self.meter.rounds, self.meter.bytes_sent)
             costs.append(StepCost(name, kind, now[0] - mark[0], now[1] - mark[1], now[2] - mark[2]))
-            mark[:] = now
+            mark = now
 
         self.run(shared, after=lambda step: note(step.name, step.kind))
         note("open", "open")
