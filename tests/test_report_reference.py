@@ -9,7 +9,7 @@ from results_factory import VARIANTS, make_accuracy_row, make_row, remember
 from pibench import report
 from pibench.report import interval_of_median, statistics
 from pibench.report.reference import SECTIONS, Project, main, take_over
-from pibench.store.results import Store, read_rows
+from pibench.store.results import ResultsError, Store, read_rows
 
 README = """# Title
 before
@@ -101,7 +101,7 @@ def test_a_run_takes_the_places_of_its_cases_and_networks(project):
     before = read_rows(reference / "bench.json")
     Store(own / "bench.json").add(make_row("senet-0.09", "lean", seed=5, count=6))
     (own / "accuracy.json").write_text(json.dumps([make_accuracy_row("joint", width=64, accuracy_test=0.75)]))
-    tried = {"variant": "joint", "width": 16, "seed": 0, "changes": {"masks.epochs": 80}}
+    tried = make_accuracy_row("joint", width=16) | {"changes": {"masks.epochs": 80}}
     (own / "tries.json").write_text(json.dumps([tried]))
     (own / "operators.json").write_text(
         json.dumps({"schema": 1, "rows": [{"name": "relu", "engine": "lean"}]})
@@ -130,6 +130,15 @@ def test_a_run_takes_the_places_of_its_cases_and_networks(project):
     )
 
 
+def test_a_file_that_cannot_be_read_changes_nothing(project):
+    before = (project / "results" / "reference" / "bench.json").read_bytes()
+    Store(project / "results" / "bench.json").add(make_row("senet-0.09", "lean", seed=5, count=6))
+    (project / "results" / "operators.json").write_text("{")
+    with pytest.raises(ResultsError, match="nothing was renewed"):
+        take_over(Project(project))
+    assert (project / "results" / "reference" / "bench.json").read_bytes() == before
+
+
 def test_without_a_run_nothing_is_taken(project):
     before = (project / "results" / "reference" / "bench.json").read_bytes()
     assert take_over(Project(project)) == []
@@ -143,7 +152,8 @@ def test_without_a_run_nothing_is_taken(project):
         (lambda p: (p / "README.md").write_bytes(b"\xff"), "README.md cannot be read"),
         (lambda p: (p / "README.md").write_text("none"), "needs the line <!-- headline:begin -->"),
         (lambda p: (p / "README.md").write_text(README + README), "once each"),
-        (lambda p: (p / "results" / "tries.json").write_text("{"), "nothing was renewed"),
+        (lambda p: (p / "results" / "tries.json").write_text("{"), "tries.json cannot be read"),
+        (lambda p: (p / "results" / "operators.json").write_text("{"), "nothing was renewed"),
         (lambda p: (p / "results" / "reference" / "accuracy.json").unlink(), "not both trained at width 64"),
     ],
 )

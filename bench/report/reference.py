@@ -118,39 +118,48 @@ def replace_section(text: str, section: str, content: str) -> str:
 
 
 def take_over(project: Project) -> list[str]:
-    """Puts the run's rows, training logs and weights into the reference; says in lines what it took."""
+    """Puts the run's rows, training logs and weights into the reference; says in lines what it took.
+
+    Everything is read before anything is written, so that a file that cannot be read changes nothing.
+    """
     own, reference = project.results, project.reference
+    measured = read_rows(own / "bench.json")
+    trained = {
+        path: (read(path), read(reference / path.name))
+        for path, read in (
+            (own / "accuracy.json", trained_rows.read_rows),
+            (own / "tries.json", trained_rows.read_tries),
+        )
+    }
+    operators, manifest = _read_json(own / "operators.json"), _read_json(own / "weights" / "manifest.json")
+    known_operators, known_manifest = (
+        _read_json(reference / "operators.json") or operators,
+        _read_json(project.weights / "manifest.json") or {},
+    )
     said = []
-    rows = read_rows(own / "bench.json")
     store = Store(reference / "bench.json")
-    for row in rows:
+    for row in measured:
         store.add(row)
-    if rows:
-        said.append(f"{len(rows)} cases of {own / 'bench.json'}")
-    for name, read in (("accuracy", trained_rows.read_rows), ("tries", trained_rows.read_tries)):
-        trained = read(own / f"{name}.json")
-        if trained:
-            path = reference / f"{name}.json"
-            merged = sorted(_merged(read(path), trained, trained_rows.row_key), key=_place)
-            replace_file(path, (json.dumps(merged, indent=1) + "\n").encode())
-            said.append(f"{len(trained)} networks of {own / f'{name}.json'}")
-    operators = _read_json(own / "operators.json")
+    if measured:
+        said.append(f"{len(measured)} cases of {own / 'bench.json'}")
+    for path, (fresh, old) in trained.items():
+        if fresh:
+            merged = sorted(_merged(old, fresh, trained_rows.row_key), key=_place)
+            replace_file(reference / path.name, (json.dumps(merged, indent=1) + "\n").encode())
+            said.append(f"{len(fresh)} networks of {path}")
     if operators:
-        path = reference / "operators.json"
-        known = _read_json(path) or operators
-        known["rows"] = _merged(known["rows"], operators["rows"], _operator)
-        replace_file(path, (json.dumps(known, indent=1) + "\n").encode())
+        rows = _merged(known_operators["rows"], operators["rows"], _operator)
+        text = json.dumps(known_operators | {"rows": rows}, indent=1) + "\n"
+        replace_file(reference / "operators.json", text.encode())
         said.append(f"{len(operators['rows'])} rows of {own / 'operators.json'}")
     if (own / "training").exists():
         shutil.copytree(own / "training", reference / "training", dirs_exist_ok=True)
-    fresh = _read_json(own / "weights" / "manifest.json")
-    if fresh:
-        for name in fresh:
+    if manifest:
+        for name in manifest:
             replace_file(project.weights / name, (own / "weights" / name).read_bytes())
-        manifest = _read_json(project.weights / "manifest.json") or {}
-        text = json.dumps(manifest | fresh, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(known_manifest | manifest, indent=2, sort_keys=True) + "\n"
         replace_file(project.weights / "manifest.json", text.encode())
-        said.append(f"weights of {len(fresh)} networks of {own / 'weights'}")
+        said.append(f"weights of {len(manifest)} networks of {own / 'weights'}")
     return said
 
 
