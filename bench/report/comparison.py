@@ -178,13 +178,13 @@ def _compare_seconds(both: pd.DataFrame) -> list[str]:
 
 def _compare_machines(both: pd.DataFrame) -> list[str]:
     """What differs in machine and versions; seconds of two machines do not compare, counts do."""
-    names = ["cpu", "cores", "machine_memory_bytes", "system", "python"]
+    names = ["cpu", "cores", "system", "python"]
     names += [name for name in both if name.startswith("version_") and not name.endswith("_reference")]
     differing = []
     for name in names:
         here, there = (_values(both, column) for column in (name, f"{name}_reference"))
         if here != there:
-            label = name.removeprefix("version_").removeprefix("machine_").replace("_", " ")
+            label = name.removeprefix("version_")
             differing.append(f"{label} {here}, not {there}")
     if not differing:
         return ["- machine and versions: as the reference's"]
