@@ -1,15 +1,10 @@
-"""Policy: how many ReLUs each layer keeps, at which positions, and which blocks become shallow."""
+"""Policy: how many ReLUs each layer keeps, and which blocks become shallow. Numbers alone, no torch."""
 
 from collections.abc import Mapping, Sequence
 from math import floor, prod
 
-import torch
-from torch import Tensor
-
+from pibench.models.layout import Layout
 from pibench.models.published import SENET_SENSITIVITY
-
-RESNET18_BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1))
-RESNET18_RELUS = ("relu", *(f"{block}.relu{index}" for block in RESNET18_BLOCKS for index in (1, 2)))
 
 
 def allocate(sizes: Sequence[int], sensitivity: Sequence[float], budget: int) -> list[int]:
@@ -64,82 +59,34 @@ def allocate_layers(
     return dict(zip(shapes, counts, strict=True))
 
 
-def stages(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Groups module names by stage, the part before the first dot; those without a dot are the "stem"'s."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.split(".")[0] if "." in name else "stem", []).append(name)
-    return {stage: tuple(members) for stage, members in groups.items()}
+def published_sensitivity(layout: Layout) -> dict[str, float]:
+    """Returns SENet's published sensitivity for each ReLU of a network.
+
+    It was measured on ResNet-18. Another network takes the value at the same relative depth, between two
+    values by linear interpolation: this is ours, and training measures instead. Source: arXiv 2301.09254.
+    """
+    known, relus = SENET_SENSITIVITY, layout.relus
+    result = {}
+    for index, name in enumerate(relus):
+        place, rest = divmod(index * (len(known) - 1), max(1, len(relus) - 1))
+        share = rest / max(1, len(relus) - 1)
+        result[name] = known[place] + (share * (known[place + 1] - known[place]) if rest else 0.0)
+    return result
 
 
 def least_sensitive_blocks(
-    n: int, blocks: Sequence[str] = RESNET18_BLOCKS, sensitivity: Sequence[float] = SENET_SENSITIVITY[1::2]
+    n: int, layout: Layout, sensitivity: Mapping[str, float] | None = None
 ) -> tuple[str, ...]:
     """Returns the n blocks whose mid ReLU (between their convolutions) is least sensitive, in network order.
 
-    `sensitivity` gives the mid ReLU's for each block; by default those of ResNet-18.
+    `sensitivity` is by ReLU; by default SENet's published one. Raises ValueError for a network with fewer
+    residual blocks.
     """
-    if len(blocks) != len(sensitivity):
-        raise ValueError(f"{len(blocks)} blocks but {len(sensitivity)} sensitivities")
+    blocks = layout.blocks
+    if not blocks:
+        raise ValueError("the network has no residual blocks, so none can become shallow or be merged")
     if not 0 <= n <= len(blocks):
         raise ValueError(f"{n} blocks asked for, the network has {len(blocks)}")
-    chosen = sorted(range(len(blocks)), key=lambda block: (sensitivity[block], block))[:n]
-    return tuple(blocks[block] for block in sorted(chosen))
-
-
-def _mask(shape: Sequence[int], positions: Tensor) -> Tensor:
-    mask = torch.zeros(prod(shape), dtype=torch.bool)
-    mask[positions] = True
-    return mask.view(*shape)
-
-
-def random_masks(
-    shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int], seed: int = 0
-) -> dict[str, Tensor]:
-    """Draws a mask for each layer with exactly its count of positions kept, from a seeded generator."""
-    if set(shapes) != set(counts):
-        raise ValueError(f"layers {sorted(set(shapes) ^ set(counts))} have only one of shape and count")
-    generator = torch.Generator().manual_seed(seed)
-    masks = {}
-    for name, shape in shapes.items():
-        if not 0 <= counts[name] <= prod(shape):
-            raise ValueError(f"{name} has {prod(shape)} ReLUs, {counts[name]} cannot be kept")
-        masks[name] = _mask(shape, torch.randperm(prod(shape), generator=generator)[: counts[name]])
-    return masks
-
-
-def random_network_masks(
-    shapes: Mapping[str, Sequence[int]], budget: int, seed: int = 0
-) -> dict[str, Tensor]:
-    """Draws masks that keep `budget` positions of the entire network, every position being equally likely."""
-    total = sum(prod(shape) for shape in shapes.values())
-    if not 0 <= budget <= total:
-        raise ValueError(f"a budget of {budget} ReLUs is not between 0 and all {total} of them")
-    kept = torch.zeros(total, dtype=torch.bool)
-    kept[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:budget]] = True
-    parts = kept.split([prod(shape) for shape in shapes.values()])
-    return {
-        name: part.view(*shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
-
-
-def largest_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Keeps in each layer its count of positions, those of the largest scores (of equals, the first)."""
-    masks = {}
-    for name, score in scores.items():
-        if not 0 <= counts[name] <= score.numel():
-            raise ValueError(f"{name} has {score.numel()} ReLUs, {counts[name]} cannot be kept")
-        order = score.flatten().argsort(descending=True, stable=True)
-        masks[name] = _mask(score.shape, order[: counts[name]])
-    return masks
-
-
-def largest_network_masks(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    """Keeps the `budget` positions of the entire network that have the largest scores."""
-    together = torch.cat([score.flatten() for score in scores.values()])
-    kept = largest_masks({"network": together}, {"network": budget})["network"]
-    parts = kept.split([score.numel() for score in scores.values()])
-    return {
-        name: part.view(score.shape).clone()
-        for (name, score), part in zip(scores.items(), parts, strict=True)
-    }
+    known = published_sensitivity(layout) if sensitivity is None else sensitivity
+    chosen = sorted(range(len(blocks)), key=lambda index: (known[blocks[index].mid], index))[:n]
+    return tuple(blocks[index].name for index in sorted(chosen))

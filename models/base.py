@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pibench.models.decisions import Step
+from pibench.models.layout import Layout
+
+if TYPE_CHECKING:
+    from pibench.models.training.phases import Phase
+    from pibench.models.training.schedules import Plan
+
+FOLD = Step("fold_batchnorm")
 
 
 @dataclass(frozen=True)
@@ -23,3 +35,40 @@ class Family:
     marker: str
     place: int
     shown: str = ""
+
+
+def family_name(variant: str) -> str:
+    """Returns a variant's name without the budget at its end: `senet-0.09` -> `senet`."""
+    return re.sub(r"-\d+(\.\d+)?$", "", variant)
+
+
+def original(layout: Layout) -> tuple[Step, ...]:
+    """The structure of a variant that changes no layer before its ReLUs are chosen."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """From an architecture to the network that is run; `pibench.models.variants` builds it.
+
+    `network` is an architecture of the zoo. `structure` names the transforms that make the trainable
+    structure of its layout, before BatchNorm is folded. `fraction` of the architecture's ReLUs is then kept
+    (None keeps those that are left), at positions that `masks` draws from the layout, the shapes of the ReLUs
+    that are left, their number and a seed; training chooses better ones. `finish` are the transforms after
+    calibration or training, BatchNorm folding first. `phase` gives the last phase of its training, None for
+    a variant that is not trained; `plan` is the plan of its committed rows.
+    """
+
+    name: str
+    phase: Callable[[Any, Plan], Phase] | None = None
+    structure: Callable[[Layout], tuple[Step, ...]] = original
+    fraction: float | None = None
+    masks: Callable[[Layout, Mapping[str, tuple[int, ...]], int, int], dict[str, Any]] | None = None
+    finish: tuple[Step, ...] = (FOLD,)
+    plan: str = "long"
+    network: str = "resnet18"
+
+    @property
+    def family(self) -> str:
+        """The name without the budget."""
+        return family_name(self.name)

@@ -1,18 +1,20 @@
-"""The catalogue of reductions: every family and the names of its variants, read from `models/reductions/`.
+"""The catalogue of reductions: every family and its variants, read from `models/reductions/`.
 
-Adding a file there adds its families everywhere: cases, report, figures, docs. Nothing here imports torch.
+Adding a file there adds its families everywhere: cases, training, report, figures, docs. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
 
 import pkgutil
-import re
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
 from pibench.models import reductions
-from pibench.models.base import Family
+from pibench.models.base import Family, Variant, family_name
+
+__all__ = ["families", "family_name", "modules", "shown_variants", "variant_names", "variants"]
 
 
 @cache
@@ -31,9 +33,15 @@ def families() -> dict[str, Family]:
 
 
 @cache
+def variants() -> dict[str, Variant]:
+    """Returns all variants by name: by family, each family's in its own order."""
+    return {variant.name: variant for module in modules() for variant in module.VARIANTS}
+
+
+@cache
 def variant_names() -> tuple[str, ...]:
-    """Returns the names of all variants: by family, each family's in its own order."""
-    return tuple(name for module in modules() for name in module.NAMES)
+    """Returns the names of all variants, in the same order."""
+    return tuple(variants())
 
 
 def shown_variants() -> tuple[str, ...]:
@@ -41,6 +49,7 @@ def shown_variants() -> tuple[str, ...]:
     return tuple(family.shown for family in families().values() if family.shown)
 
 
-def family_name(variant: str) -> str:
-    """Returns a variant's name without the budget at its end: `senet-0.09` -> `senet`."""
-    return re.sub(r"-\d+(\.\d+)?$", "", variant)
+def clear() -> None:
+    """Forgets what was found, for a reduction that is added while the program runs."""
+    for found in (modules, families, variants, variant_names):
+        found.cache_clear()

@@ -1,24 +1,29 @@
 """Trained weights on disk: safetensors files, listed with their SHA-256 in a manifest beside them.
 
 A file holds the state of a finished network (BatchNorm folded, skips absorbed), masks included, and in its
-header which ReLU layers are whole and which are gone, so that the structure can be made again before the
-weights are put in.
+header the decisions that made it (`pibench.models.decisions`): `load` builds the network from the file alone.
+Older files say in their header only which ReLUs are whole or masked; the variant that is asked for says the
+rest.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from pibench.models.cost import relu_shapes
+from pibench.models.decisions import Decisions, Step, tensor_name
 from pibench.models.files import replace_file
-from pibench.models.graph.moves import module_of, relu_nodes, trace
-from pibench.models.graph.relu import MaskedReLU
+from pibench.models.graph.moves import trace
+from pibench.models.transforms import BY_NAME
+from pibench.models.zoo import ZOO
 
 FOLDER = Path(__file__).with_name("trained")
 
@@ -29,16 +34,20 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weights file holds: tensors by name, and each remaining ReLU's mask (True if whole)."""
+    """What a weights file holds: tensors by name, and the decisions that made the network.
+
+    An older file has no `decisions`; its `relus` are each remaining ReLU's mask (True if whole).
+    """
 
     path: Path
     tensors: Mapping[str, Tensor]
-    relus: Mapping[str, Tensor | bool]
+    decisions: Decisions | None = None
+    relus: Mapping[str, Tensor | bool] = field(default_factory=dict)
 
 
-def file_name(variant: str, width: int) -> str:
-    """Returns the name of the weights file of a variant at a width."""
-    return f"{variant}-w{width}.safetensors"
+def file_name(variant: str, width: int, network: str = "resnet18") -> str:
+    """Returns the name of the weights file of a variant of a network, ResNet-18 if none is named."""
+    return f"{variant}{'' if network == 'resnet18' else f'-{network}'}-w{width}.safetensors"
 
 
 def read_manifest(folder: Path = FOLDER) -> dict[str, dict]:
@@ -59,27 +68,29 @@ def _sha256(path: Path) -> str:
 def save_weights(
     model: nn.Module,
     path: str | Path,
+    decisions: Decisions | None = None,
     dtype: torch.dtype = torch.float16,
-    classes: int = 100,
-    image_size: int = 32,
 ) -> None:
-    """Writes the weights and masks of a finished network to `path`, its SHA-256 to the manifest there.
+    """Writes a finished network and what made it to `path`, its SHA-256 to the manifest there.
 
-    Floating-point tensors are stored as `dtype`; masks stay boolean. A file appears complete or not at all.
+    `decisions` are by default those in the `meta` of a network that `Variant.build` returned. Floating-point
+    tensors are stored as `dtype`; masks stay boolean. A file appears complete or not at all.
     """
-    path = Path(path)
-    graph = trace(model)
-    relus = {
-        name: "masked" if module_of(graph, node, MaskedReLU) is not None else "whole"
-        for name, node in relu_nodes(graph).items()
-    }
+    path, graph = Path(path), trace(model)
+    decisions = model.meta["decisions"] if decisions is None else decisions
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in graph.state_dict().items()
     }
-    replace_file(path, save(tensors, metadata={"relus": json.dumps(relus)}))
+    if missing := sorted(decisions.tensors() - tensors.keys()):
+        raise ValueError(f"the decisions name a tensor that the network has not: {missing[0]}")
+    replace_file(path, save(tensors, metadata={"decisions": decisions.to_json()}))
     manifest = read_manifest(path.parent)
-    manifest[path.name] = {"sha256": _sha256(path), "classes": classes, "image_size": image_size}
+    manifest[path.name] = {
+        "sha256": _sha256(path),
+        "classes": decisions.classes,
+        "image_size": decisions.image_size,
+    }
     replace_file(
         path.parent / "manifest.json", (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
     )
@@ -103,11 +114,83 @@ def read_weights(path: str | Path) -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            kinds = json.loads(file.metadata()["relus"])
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path.name} is no weights file of this project: {error}") from error
-    relus = {name: True if kind == "whole" else tensors[f"{name}.mask"] for name, kind in kinds.items()}
-    return Checkpoint(path, tensors, relus)
+            header = file.metadata() or {}
+        if "decisions" in header:
+            decisions = Decisions.from_json(header["decisions"])
+            if missing := sorted(decisions.tensors() - tensors.keys()):
+                raise ValueError(f"its decisions name a tensor that it has not: {missing[0]}")
+            return Checkpoint(path, tensors, decisions)
+        kinds = json.loads(header["relus"])
+        relus = {name: True if kind == "whole" else tensors[f"{name}.mask"] for name, kind in kinds.items()}
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{path.name} is no weights file of this project: {error}; restore it from git, or train it again"
+        ) from error
+    return Checkpoint(path, tensors, relus=relus)
+
+
+def apply(model: nn.Module, steps: Iterable[Step], tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Returns `model` after the transforms that `steps` name; `tensors` are those that arguments stand for.
+
+    Raises ValueError for a transform that is not known, TypeError for arguments that it does not take, and
+    whatever it refuses.
+    """
+    for step in steps:
+        if step.transform not in BY_NAME:
+            raise ValueError(f"unknown transform {step.transform!r}: known are {', '.join(BY_NAME)}")
+        arguments = {name: _resolved(value, tensors or {}) for name, value in step.arguments.items()}
+        model = BY_NAME[step.transform](model, **arguments)
+    return model
+
+
+def _resolved(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns an argument with tensors in place of their names."""
+    name = tensor_name(value)
+    if name is not None:
+        return tensors[name]
+    if isinstance(value, Mapping):
+        return {key: _resolved(inner, tensors) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(inner, tensors) for inner in value]
+    return value
+
+
+def rebuilt(decisions: Decisions, stored: Checkpoint) -> fx.GraphModule:
+    """Returns the network that `decisions` describe with the tensors of a file, in eval mode.
+
+    torch's global generator is left as it was. Raises WeightsError when they do not fit each other.
+    """
+    if decisions.network not in ZOO:
+        raise WeightsError(
+            f"{stored.path.name} holds a network that is not known, {decisions.network!r}: "
+            f"known are {', '.join(ZOO)}"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = ZOO[decisions.network](classes=decisions.classes, width=decisions.width).eval()
+            model = apply(model, decisions.steps, stored.tensors)
+            relu_shapes(model, torch.zeros(1, 3, decisions.image_size, decisions.image_size))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise WeightsError(f"{stored.path.name} cannot be rebuilt from its decisions: {error}") from error
+    put_weights(model, stored)
+    return model
+
+
+def load(path: str | Path) -> fx.GraphModule:
+    """Returns the network of a weights file in eval mode, built from the file alone.
+
+    Its `meta` holds its `decisions`. Raises WeightsError for a damaged file, and for an older one, which does
+    not say what it is made of.
+    """
+    stored = read_weights(path)
+    if stored.decisions is None:
+        raise WeightsError(
+            f"{stored.path.name} is older than decisions in weights files: build its variant with it, "
+            "`variant(name).build(width, weights=path)`"
+        )
+    model = rebuilt(stored.decisions, stored)
+    model.meta.update(variant=stored.decisions.variant, trained=True, decisions=stored.decisions)
+    return model.requires_grad_(False).eval()
 
 
 def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -230,7 +230,7 @@ def rows_path(folder):
 def store(folder, name, seed):
     """Stores a seeded network as a trained one, and puts its row."""
     path = folder / "weights" / file_name(name, WIDTH)
-    save_weights(network(name, seed), path, classes=CLASSES)
+    save_weights(network(name, seed), path)
     images, labels = pictures(TEST_IMAGES)
     model = variant(name).build(WIDTH, path, classes=CLASSES)
     right = (logits_of(model, images).argmax(1) == labels).float().mean().item()
@@ -322,7 +322,7 @@ def test_weights_that_changed_without_their_row_are_judged_anew(trained, monkeyp
     assert command.main(options) == 0
     assert command.main(options) == 0
     assert len(calls) == 2  # an engine each
-    save_weights(network("baseline", 4), folder / "weights" / file_name("baseline", WIDTH), classes=CLASSES)
+    save_weights(network("baseline", 4), folder / "weights" / file_name("baseline", WIDTH))
     assert command.main([*options, "--engines", "lean"]) == 0
     assert len(calls) == 3
     assert row_of(folder)["private"].keys() == {"lean"}, "what other weights gave was kept"

@@ -28,6 +28,7 @@ from pibench.figures.style import family_style
 from pibench.models import catalogue
 from pibench.models.allocation import least_sensitive_blocks
 from pibench.models.published import PUBLISHED
+from pibench.models.zoo import layout_of
 from pibench.report import statistics
 from pibench.store.results import ResultsError
 
@@ -207,7 +208,9 @@ def test_sensitivity_is_measured_beside_published_with_the_layers_that_joint_dro
     assert any(list(line.get_ydata()) == pytest.approx(list(published)) for line in axes.lines)
     grey = {round(bar.get_x() + 0.5) for bar in axes.patches if bar.get_width() == pytest.approx(1.0)}
     layers = runs[runs["seed"] == 0].set_index("layer")["position"]
-    assert grey == {layers[f"{block}.relu1"] for block in least_sensitive_blocks(SHALLOW)}
+    assert grey == {
+        layers[f"{block}.relu1"] for block in least_sensitive_blocks(SHALLOW, layout_of("resnet18"))
+    }
     assert bars(axes)  # drawn from zero
 
 

@@ -36,9 +36,12 @@ MAY_IMPORT = {
     "store": ("models.facts", "engines", "links"),  # descriptions of engines and links: data alone
     "models.training": NETWORKS,
     "models": ("models.facts", "models.reductions", "models.transforms", "models.graph", "models.zoo"),
-    "models.reductions": ("models", "models.facts", "models.transforms", "models.graph", "models.zoo"),
+    "models.reductions": (
+        *("models", "models.facts", "models.training"),  # what trains; torch is imported when it does
+        *("models.transforms", "models.graph", "models.zoo"),
+    ),
     "models.transforms": ("models.graph",),
-    "models.zoo": ("models.graph",),
+    "models.zoo": ("models.graph", "models.facts"),  # the layout that a network tells
     "models.graph": (),
     "models.facts": ("models.reductions",),  # the catalogue reads the reductions' files
 }
@@ -53,6 +56,8 @@ ROOM_OF = {
         (
             "models.base",
             "models.catalogue",
+            "models.decisions",
+            "models.layout",
             "models.files",
             "models.machine",
             "models.pairs",

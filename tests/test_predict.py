@@ -38,9 +38,7 @@ def resnet(network, width: int, **arguments) -> nn.Module:
 def uncalibrated(name: str, width: int = 8) -> nn.Module:
     """A variant as `build` gives it, but for the statistics: traffic depends on none."""
     model = VARIANTS[name].trainable(width, classes=CLASSES, image_size=8).eval()
-    for transform in VARIANTS[name].finish:
-        model = transform(model)
-    return model.eval()
+    return VARIANTS[name].finished(model).eval()
 
 
 ZOO = {  # name -> (network, image size)

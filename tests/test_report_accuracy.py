@@ -13,7 +13,7 @@ from results_factory import (
 
 from pibench import report
 from pibench.models.catalogue import variant_names
-from pibench.models.training.recipes import ROWS
+from pibench.models.variants import VARIANTS
 from pibench.report.accuracy import Difference, difference
 from pibench.report.full_width import published_near
 
@@ -31,8 +31,8 @@ def rows():
 
 
 def test_the_variants_of_the_catalogue_are_those_that_have_a_recipe():
-    assert variant_names() == ROWS
-    assert set(ACCURACIES) == set(ROWS)
+    assert variant_names() == tuple(VARIANTS)
+    assert set(ACCURACIES) == set(VARIANTS)
 
 
 def test_accuracy_has_one_line_a_row_in_the_order_of_reports():

@@ -8,8 +8,8 @@ from results_factory import (
 )
 
 from pibench import report
-from pibench.models.allocation import RESNET18_RELUS
 from pibench.models.published import SENET_SENSITIVITY
+from pibench.models.zoo import layout_of
 from pibench.store.results import ResultsError
 
 
@@ -32,7 +32,7 @@ def test_sensitivity_stands_beside_the_published_one(tmp_path):
     assert list(of_rows["run"].unique()) == ["w16-s0-standard", "w16-s1-standard"]
     assert set(made["width"]) == {16}
     first = made[made["seed"] == 0]
-    assert tuple(first["layer"]) == RESNET18_RELUS
+    assert tuple(first["layer"]) == layout_of("resnet18").relus
     assert tuple(first["published_sensitivity"]) == SENET_SENSITIVITY
     assert made["measured_sensitivity"].max() < 1.0
     assert report.read_sensitivity(tmp_path / "none", untrained).empty

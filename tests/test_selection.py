@@ -3,18 +3,11 @@ from math import prod
 import pytest
 import torch
 
-from pibench.models.allocation import (
-    RESNET18_BLOCKS,
-    RESNET18_RELUS,
-    SENET_SENSITIVITY,
-    allocate,
-    least_sensitive_blocks,
-    random_masks,
-    random_network_masks,
-    stages,
-)
+from pibench.models.allocation import allocate, least_sensitive_blocks, published_sensitivity
 from pibench.models.cost import relu_shapes
-from pibench.models.zoo import resnet18
+from pibench.models.masks import largest_masks, largest_network_masks, random_masks, random_network_masks
+from pibench.models.published import SENET_SENSITIVITY
+from pibench.models.zoo import layout_of, resnet18
 
 SIZES = [65_536] * 5 + [32_768] * 4 + [16_384] * 4 + [8_192] * 4
 
@@ -56,30 +49,37 @@ def test_bad_allocations_are_refused():
             allocate([1, 2], [1.0, bad], 1)
 
 
-def test_the_names_and_sensitivities_are_those_of_the_network():
+def test_the_sensitivities_are_those_of_the_network():
     shapes = relu_shapes(resnet18(width=2), torch.zeros(1, 3, 32, 32))
-    assert tuple(shapes) == RESNET18_RELUS
-    assert len(SENET_SENSITIVITY) == 17
+    published = published_sensitivity(layout_of("resnet18"))
+    assert tuple(published) == tuple(shapes)
+    assert tuple(published.values()) == SENET_SENSITIVITY
     assert [32 * prod(shape) for shape in shapes.values()] == SIZES
 
 
-def test_stages():
-    groups = stages(RESNET18_RELUS)
-    assert {stage: len(names) for stage, names in groups.items()} == {
-        "stem": 1,
-        **{f"layer{stage}": 4 for stage in (1, 2, 3, 4)},
-    }
-    assert groups["layer2"][0] == "layer2.0.relu1"
+@pytest.mark.parametrize("name", ["resnet20", "resnet34", "wrn_22_8", "vgg16"])
+def test_another_network_takes_the_published_sensitivity_of_the_same_depth(name):
+    layout = layout_of(name)
+    values = list(published_sensitivity(layout).values())
+    assert len(values) == len(layout.relus)
+    assert (values[0], values[-1]) == (SENET_SENSITIVITY[0], SENET_SENSITIVITY[-1])
+    assert values == sorted(values)
+    if len(values) == 33:  # twice as many steps: every other value is a published one
+        assert values[::2] == pytest.approx(SENET_SENSITIVITY)
+        assert values[1] == pytest.approx((SENET_SENSITIVITY[0] + SENET_SENSITIVITY[1]) / 2)
 
 
 def test_least_sensitive_blocks():
-    assert least_sensitive_blocks(5) == RESNET18_BLOCKS[:5]
-    assert least_sensitive_blocks(0) == ()
-    assert least_sensitive_blocks(2, ["a", "b", "c"], [0.2, 0.3, 0.1]) == ("a", "c")
+    layout = layout_of("resnet18")
+    names = tuple(block.name for block in layout.blocks)
+    assert least_sensitive_blocks(5, layout) == names[:5]
+    assert least_sensitive_blocks(0, layout) == ()
+    falling = {block.mid: -float(index) for index, block in enumerate(layout.blocks)}
+    assert least_sensitive_blocks(2, layout, falling) == names[-2:]
     with pytest.raises(ValueError, match="9 blocks asked for, the network has 8"):
-        least_sensitive_blocks(9)
-    with pytest.raises(ValueError, match="1 blocks but 2"):
-        least_sensitive_blocks(1, ["a"], [0.1, 0.2])
+        least_sensitive_blocks(9, layout)
+    with pytest.raises(ValueError, match="no residual blocks"):
+        least_sensitive_blocks(1, layout_of("vgg16"))
 
 
 def test_random_masks_have_exact_counts_and_a_seed_of_their_own():
@@ -105,3 +105,15 @@ def test_masks_over_the_network_are_even():
     assert tuple(masks["b"].shape) == shapes["b"]
     with pytest.raises(ValueError, match="budget of 10001"):
         random_network_masks(shapes, 10_001)
+
+
+def test_largest_masks_keep_the_largest_and_of_equals_the_first():
+    scores = {"a": torch.tensor([[[1.0, 3.0], [3.0, 3.0]]]), "b": torch.tensor([2.0, 5.0])}
+    masks = largest_masks(scores, {"a": 2, "b": 0})
+    assert masks["a"].tolist() == [[[False, True], [True, False]]]
+    assert masks["b"].tolist() == [False, False]
+    together = largest_network_masks(scores, 4)
+    assert together["a"].tolist() == [[[False, True], [True, True]]]
+    assert together["b"].tolist() == [False, True]
+    with pytest.raises(ValueError, match="b has 2 ReLUs, 3 cannot be kept"):
+        largest_masks(scores, {"a": 1, "b": 3})

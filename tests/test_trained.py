@@ -11,12 +11,11 @@ from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.rows import read_rows
 from pibench.models.training import __main__ as command
-from pibench.models.training.recipes import ROWS
 from pibench.models.training.rows import find_row
-from pibench.models.training.schedules import plan_of
 from pibench.models.variants import VARIANTS
-from pibench.models.weights import file_name, read_manifest, read_weights
+from pibench.models.weights import file_name, load, read_manifest, read_weights
 
+ROWS = tuple(VARIANTS)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 ACCURACY = read_rows(REFERENCE / "accuracy.json")
@@ -31,7 +30,7 @@ def test_every_row_is_trained_and_the_pair_by_three_seeds():
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name != "joint"]
-    assert all(row["plan"] == plan_of(row["variant"]) for row in ACCURACY)
+    assert all(row["plan"] == VARIANTS[row["variant"]].plan for row in ACCURACY)
     for name in ("baseline", "senet-0.09", "joint-0.052"):
         assert {row["seed"] for row in ACCURACY if (row["variant"], row["width"]) == (name, 16)} == {0, 1, 2}
     assert row_of("baseline")["accuracy_test"] > 0.66
@@ -56,9 +55,11 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     cost = count_cost(model, torch.zeros(1, 3, 32, 32))
     assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
-    masks = read_weights(ROOT / "models" / "trained" / file_name(name, 16)).relus
-    kept = [module.mask for module in model.modules() if isinstance(module, MaskedReLU)]
-    assert len(kept) == sum(mask is not True and mask is not False for mask in masks.values())
+    path = ROOT / "models" / "trained" / file_name(name, 16)
+    kept = [f"{name}.mask" for name, module in model.named_modules() if isinstance(module, MaskedReLU)]
+    assert read_weights(path).decisions.tensors() == set(kept)
+    alone = load(path).state_dict()
+    assert all(torch.equal(alone[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ROWS)

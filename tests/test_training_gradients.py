@@ -12,10 +12,12 @@ from pibench.models.training.files import TrainingError
 from pibench.models.training.gradients import WARM_UP, Gradients, RecordedGradients
 from pibench.models.training.images import Images
 from pibench.models.training.loop import Losses, Setting, train
-from pibench.models.training.recipes import all_kept, put_gate, recipe_of
-from pibench.models.training.relus import SoftReLU, TrainingReLU, exchange_relus, mask_relus
-from pibench.models.training.schedules import GateSchedule, LassoSchedule, MaskSchedule, Schedule
-from pibench.models.training.tasks import SEARCH, TUNING, Gated, Lasso, MaskTuning, Supervised
+from pibench.models.training.relus import SoftReLU, TrainingReLU, exchange_relus
+from pibench.models.training.schedules import GateSchedule, LassoSchedule, Schedule
+from pibench.models.training.shallow import put_gate
+from pibench.models.training.tasks.gated import Gated
+from pibench.models.training.tasks.lasso import Lasso
+from pibench.models.training.tasks.supervised import Supervised
 from pibench.models.transforms import shallow_blocks
 from pibench.models.zoo import resnet18
 
@@ -86,18 +88,18 @@ def test_a_replayed_step_takes_the_new_batch_and_the_new_weights():
 def test_tasks_name_what_their_loss_depends_on():
     model, structured = network(), shallow_blocks(network(), ["layer2.1"])
     put_gate(model, structured, "layer2.1")
-    fading = Gated(model, GateSchedule(2, 0.05, fading=0.5), network(), network())
+    fading = Gated(model, GateSchedule(2, 0.05, fading=0.5), network(), (), network())
     fading.before_step(0.4)
     assert fading.constants() is None
     fading.before_step(0.5)
-    assert fading.constants() == TUNING
+    assert fading.constants() == ()
     model = network()
-    mask_relus(model, all_kept(relu_shapes(network(), torch.zeros(1, 3, 32, 32))))
-    searching = MaskTuning(model, MaskSchedule(2, 0.05, search=0.5), network(), network(), 10)
-    searching.before_step(0.4)
-    assert searching.constants() == SEARCH
-    searching.before_step(0.5)
-    assert searching.constants() == TUNING
+    exchange_relus(model, {"relu": SoftReLU((2, 32, 32))})
+    selecting = Lasso(model, LassoSchedule(1, 0.02), 10)
+    for stopped in (False, True):
+        selecting.extra["full"] = torch.tensor(stopped)
+        selecting.before_step(0.5)
+        assert selecting.constants() is stopped
 
 
 def test_a_loss_that_is_no_number_is_found_where_it_was(tmp_path):
@@ -141,7 +143,7 @@ def test_what_a_recorded_step_reads_stays_in_its_place():
     model = network()
     shapes = relu_shapes(network(), torch.zeros(1, 3, 32, 32))
     exchange_relus(model, {name: SoftReLU(shape) for name, shape in shapes.items()})
-    task = Lasso(model, LassoSchedule(1, 0.02, checks=1), network(), 10)
+    task = Lasso(model, LassoSchedule(1, 0.02, checks=1), 10)
     task.optimizers(task.schedule, 1)
     task.before_step(0.0)
     place, weight = task.extra["weight"].data_ptr(), float(task.extra["weight"])
@@ -164,6 +166,6 @@ def test_recorded_steps_train_the_network_that_computed_ones_do(tmp_path, monkey
     for recorded in (True, False):
         run = tiny_run(tmp_path / str(recorded))
         run.setting = Setting(on_device, device, recorded=recorded)
-        digests.append([phase.digest for phase in recipe_of(row)(run, row).phases])
+        digests.append([phase.digest for phase in run.trained(row).phases])
     assert digests[0] == digests[1]
     assert recordings

@@ -20,9 +20,11 @@ from pibench.models.training import files, loop
 from pibench.models.training.files import TrainingError, digest, locked, write_bytes
 from pibench.models.training.images import Images, accuracy
 from pibench.models.training.loop import Progress, Setting, train
-from pibench.models.training.recipes import ROWS, recipe_of
-from pibench.models.training.schedules import PLANS, MaskSchedule, Schedule
-from pibench.models.training.tasks import SparseProxy, Supervised
+from pibench.models.training.phases import plan_named, planned
+from pibench.models.training.schedules import PLANS, MaskSchedule, Plan, Schedule, assembled
+from pibench.models.training.tasks.sparse_proxy import SparseProxy, densities
+from pibench.models.training.tasks.supervised import Supervised
+from pibench.models.variants import VARIANTS
 from pibench.models.zoo import resnet18
 
 SCHEDULE = Schedule(3, 0.1, batch=BATCH)
@@ -57,13 +59,14 @@ def test_the_rate_is_torchs_one_cycle():
 
 
 def test_schedules_are_scaled_and_checked():
-    for plan in PLANS.values():
+    for plan in map(plan_named, PLANS):
         short = plan.scaled(1e-9)
-        assert {part.epochs for part in vars(short).values() if part is not None} == {1}
+        assert {part.epochs for part in short.parts.values() if part is not None} == {1}
         assert plan.scaled(1) == plan
-        assert plan.scaled(2).masks == dataclasses.replace(plan.masks, epochs=2 * plan.masks.epochs)
+        twice = dataclasses.replace(plan["masks"], epochs=2 * plan["masks"].epochs)
+        assert plan.scaled(2)["masks"] == twice
     with pytest.raises(ValueError, match="positive factor"):
-        PLANS["quick"].scaled(0)
+        plan_named("quick").scaled(0)
     with pytest.raises(ValueError, match="no schedule"):
         MaskSchedule(0, 0.1)
 
@@ -169,11 +172,10 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from training_setup import tiny_run
-from pibench.models.training.recipes import recipe_of
 run = tiny_run(Path(sys.argv[1]))
 run.stream = sys.stdout
 for name in ("senet-0.09", "joint-0.09"):
-    print(name, recipe_of(name)(run, name).digest, flush=True)
+    print(name, run.trained(name).digest, flush=True)
 """
 
 
@@ -189,7 +191,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
         )
 
     whole = tiny_run(tmp_path / "whole")
-    expected = [f"{name} {recipe_of(name)(whole, name).digest}" for name in ("senet-0.09", "joint-0.09")]
+    expected = [f"{name} {whole.trained(name).digest}" for name in ("senet-0.09", "joint-0.09")]
     for _ in range(2):
         with start(tmp_path / "killed") as process:
             for _ in range(chance.randint(1, 4)):
@@ -333,24 +335,34 @@ def test_a_changed_plan_takes_the_phases_that_are_the_same(tmp_path, monkeypatch
 
 
 def test_plans_are_changed_by_name():
-    plan = PLANS["standard"]
-    changed = plan.changed({"masks.search": 0, "gated.epochs": 3, "sensitivity": None})
-    assert changed.masks == dataclasses.replace(plan.masks, search=0.0)
-    assert isinstance(changed.masks.search, float)
-    assert (changed.gated.epochs, changed.sensitivity, changed.tune) == (3, None, plan.tune)
-    together = {"masks.score": "published", "masks.search": 0.5}  # the first alone is refused
-    assert (plan.changed(together).masks.score, plan.changed(together).tune) == ("published", plan.tune)
-    assert plan.changed({"sensitivity.epochs": 3, "sensitivity": None}).sensitivity is None
+    plan = plan_named("standard")
+    changed = plan.changed({"masks.peak": 1, "gated.epochs": 3, "sensitivity": None})
+    assert changed["masks"] == dataclasses.replace(plan["masks"], peak=1.0)
+    assert isinstance(changed["masks"].peak, float)
+    assert (changed["gated"].epochs, changed["sensitivity"], changed["tune"]) == (3, None, plan["tune"])
+    assert plan.changed({"sensitivity.epochs": 3, "sensitivity": None})["sensitivity"] is None
     for changes, reason in (
-        ({"masks.serch": 0}, r"no 'masks.serch': known are masks.epochs, .*masks.search"),
-        ({"mask.search": 0}, r"no 'mask.search': known are baseline, sensitivity, gated"),
+        ({"masks.imges": 0}, r"no 'masks.imges': known are masks.epochs, .*masks.images"),
+        ({"mask.images": 0}, r"no 'mask.images': known are baseline, tune, sensitivity"),
         ({"masks": 0}, r"no 'masks': known are masks.epochs"),
         ({"masks.epochs": 1.5}, r"masks.epochs is 14 in the plan and cannot be 1.5"),
-        ({"masks.score": 1}, r"masks.score is 'own' in the plan and cannot be 1"),
+        ({"masks.descending": "yes"}, r"masks.descending is False in the plan and cannot be 'yes'"),
         ({"masks.epochs": 0}, r"no schedule"),
     ):
         with pytest.raises(ValueError, match=reason):
             plan.changed(changes)
+
+
+def test_a_plan_is_assembled_from_what_reductions_declare():
+    one, two = Schedule(1, 0.1), Schedule(2, 0.1)
+    declared = {"a": {"long": one}, "b": {"long": one, "quick": two, "standard": None}}
+    assert assembled([declared], "quick") == Plan({"a": one, "b": two})
+    assert assembled([declared], "standard") == Plan({"a": one, "b": None})
+    assert assembled([declared], "extended") == Plan({"a": one, "b": one})
+    with pytest.raises(ValueError, match="two reductions declare the phase 'a'"):
+        assembled([declared, {"a": {"long": one}}], "long")
+    with pytest.raises(ValueError, match="unknown plan 'short': known are quick, standard, long, extended"):
+        assembled([declared], "short")
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path):
@@ -364,7 +376,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
 
 
 def test_the_proxy_keeps_its_number_of_weights_and_moves_them(tmp_path):
-    schedule = dataclasses.replace(TINY.sensitivity, epochs=3, density=0.1)
+    schedule = dataclasses.replace(TINY["sensitivity"], epochs=3, density=0.1)
     task = SparseProxy(network(4), schedule)
     before = {name: mask.clone() for name, mask in task.extra.items()}
     trained(tmp_path, task, schedule)
@@ -373,13 +385,13 @@ def test_the_proxy_keeps_its_number_of_weights_and_moves_them(tmp_path):
     assert any(int(before[name].sum()) != int(task.extra[name].sum()) for name in before)
     for name, conv in task.convs.items():
         assert not conv.weight[~task.extra[name]].any()
-    densities = task.densities()
+    shares = densities(task.extra)
     sizes = {name: conv.weight.numel() for name, conv in task.convs.items()}
-    total = sum(densities[name] * size for name, size in sizes.items())
+    total = sum(shares[name] * size for name, size in sizes.items())
     assert total == pytest.approx(0.1 * sum(sizes.values()), rel=0.02)
 
 
-def test_every_row_has_a_recipe_and_a_run_is_its_seed(tmp_path):
-    assert all(callable(recipe_of(name)) for name in ROWS)
-    digests = {digest(tiny_run(tmp_path, seed).network().state_dict()) for seed in (0, 1, 0)}
+def test_every_row_has_a_phase_and_a_run_is_its_seed(tmp_path):
+    assert all(phases for phases in (planned(recipe, TINY) for recipe in VARIANTS.values()))
+    digests = {digest(tiny_run(tmp_path, seed).original().state_dict()) for seed in (0, 1, 0)}
     assert len(digests) == 2

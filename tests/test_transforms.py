@@ -571,13 +571,37 @@ def test_shallow_weights_are_seeded():
         ("resnet18", "layer9.0", "no block named 'layer9.0'"),
         ("resnet18", "conv1", "no block named 'conv1'"),
         ("vgg16", "features", "is no sum of its input"),
-        ("wrn_22_8", "group1.1", "begins with an activation"),
-        ("wrn_22_8", "group2.0", "has other users"),
     ],
 )
 def test_what_is_no_residual_block_cannot_become_shallow(model, block, reason):
     with pytest.raises(ValueError, match=reason):
         shallow_blocks(small(model), [block])
+
+
+@pytest.mark.parametrize("block", ["group1.1", "group2.0"])
+def test_a_block_that_activates_first_keeps_what_comes_before_its_convolutions(block):
+    """Its convolution reads ReLU(BN(x)), as its shortcut does where there is one, and has a bias."""
+    model = small("wrn_22_8")
+    shallow = shallow_blocks(model, [block])
+    old, new = model.get_submodule(block), shallow.get_submodule(block)
+    assert {name for name, _ in new.named_children()} == {
+        *("bn1", "relu1", "shallow"),
+        *(["shortcut"] if old.shortcut is not None else []),
+    }
+    values = {}
+    hooks = [
+        shallow.get_submodule(name).register_forward_hook(
+            lambda module, inputs, value, name=name: values.update({name: (inputs[0], value)})
+        )
+        for name in (f"{block}.bn1", f"{block}.shallow")
+    ]
+    shallow(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    for hook in hooks:
+        hook.remove()
+    entered, activated = values[f"{block}.bn1"][0], values[f"{block}.shallow"][0]
+    torch.testing.assert_close(activated, torch.relu(old.bn1(entered)))
+    assert new.shallow.bias is not None
+    assert new.shallow.stride == old.conv1.stride
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from pibench.models import variants
 from pibench.models import weights as checkpoint
-from pibench.models.allocation import RESNET18_RELUS, SENET_SENSITIVITY, allocate
+from pibench.models.allocation import allocate
 from pibench.models.cost import count_cost
 from pibench.models.data import normalised, picture_crops
 from pibench.models.graph.relu import MaskedReLU
-from pibench.models.variants import VARIANTS, UnknownVariantError, calibrate, is_trained, variant
-from pibench.models.weights import WeightsError, read_weights, save_weights
+from pibench.models.published import SENET_SENSITIVITY
+from pibench.models.variants import VARIANTS, UnknownVariantError, calibrate, variant
+from pibench.models.weights import WeightsError, load, read_weights, save_weights
+from pibench.models.zoo import layout_of
 
+RESNET18_RELUS = layout_of("resnet18").relus
 WIDTH = 4
 IMAGES = normalised(picture_crops(4))
 ORIGINAL = 557_056
@@ -167,7 +171,7 @@ def test_classes_and_image_size_are_free():
 def test_an_unknown_variant_is_an_error_that_names_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.36, "):
         variant("senet-0.5")
-    assert variant("baseline") is VARIANTS["baseline"]
+    assert variant("baseline") == VARIANTS["baseline"]
     with pytest.raises(KeyError) as error:
         VARIANTS["typo"]
     assert str(error.value).startswith("unknown variant 'typo': known are baseline, senet-0.36, ")
@@ -219,9 +223,7 @@ def test_stored_weights_and_masks_come_back(name):
     recipe = VARIANTS[name]
     trained = recipe.build(width=WIDTH, weights=None, seed=5)
     path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
-    assert not is_trained(name, WIDTH)
     save_weights(trained, path)
-    assert is_trained(name, WIDTH)
     loaded = recipe.build(width=WIDTH)
     assert loaded.meta["trained"] is True
     assert next(loaded.parameters()).dtype == torch.float32
@@ -247,7 +249,7 @@ def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
     shapes = {name: (WIDTH, 32, 32) for name in ("relu", "layer1.0.relu1")}
     budget = recipe.budget(WIDTH)
 
-    def masks(_, count, __):
+    def masks(layout, shapes_of_all, count, seed):
         keep = dict.fromkeys(RESNET18_RELUS, False)
         keep["layer4.1.relu2"] = True
         rest = count - 8 * WIDTH * 16
@@ -284,6 +286,40 @@ def test_a_damaged_file_is_refused(stored):
         VARIANTS["senet-0.09"].build(width=WIDTH)
 
 
+def older(path):
+    """Rewrites a weights file as the project wrote it before files carried decisions; returns its network."""
+    stored = read_weights(path)
+    model = load(path)
+    relus = {
+        name: "masked" if isinstance(module, MaskedReLU) else "whole"
+        for name, module in model.named_modules()
+        if isinstance(module, (MaskedReLU, nn.ReLU))
+    }
+    save_file(dict(stored.tensors), path, metadata={"relus": json.dumps(relus)})
+    listed(path)
+    return model
+
+
+def listed(path):
+    """Puts the SHA-256 that a file has now into the manifest."""
+    manifest = path.parent / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries[path.name]["sha256"] = checkpoint._sha256(path)
+    manifest.write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize("name", ["senet-0.09", "joint-0.052", "deepreduce", "merged-exact"])
+def test_an_older_file_is_built_by_its_variant(name):
+    path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
+    save_weights(VARIANTS[name].build(width=WIDTH, weights=None), path)
+    model = older(path)
+    again = VARIANTS[name].build(width=WIDTH)
+    assert again.meta["decisions"] == model.meta["decisions"]
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
+    with pytest.raises(WeightsError, match=r"is older than decisions in weights files: build its variant"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "reason"),
     [
@@ -303,9 +339,67 @@ def test_a_damaged_file_is_refused(stored):
         ),
     ],
 )
-def test_weights_of_another_architecture_are_refused(stored, name, arguments, reason):
+def test_older_weights_of_another_architecture_are_refused(stored, name, arguments, reason):
+    older(stored)
     with pytest.raises(WeightsError, match=reason):
         VARIANTS[name].build(weights=stored, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("senet-0.18", {"width": WIDTH}),
+        ("joint-0.09", {"width": WIDTH}),
+        ("senet-0.09", {"width": 2}),
+        ("senet-0.09", {"width": WIDTH, "image_size": 64}),
+        ("senet-0.09", {"width": WIDTH, "classes": 3}),
+    ],
+)
+def test_weights_of_another_network_are_refused(stored, name, arguments):
+    with pytest.raises(
+        WeightsError, match=r"was made for another network: .* \('senet-0\.09', 'resnet18', 4"
+    ):
+        VARIANTS[name].build(weights=stored, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 2}, "not of format 1"),
+        ({"width": 0}, "its width is no positive whole number"),
+        ({"classes": True}, "its classes is no positive whole number"),
+        ({"variant": 3}, "its variant is no text"),
+        ({"more": 1}, "lack or do not know 'more'"),
+        ({"steps": {}}, "its steps are no list"),
+        ({"steps": [["fold_batchnorm"]]}, "no pair of a transform's name and its arguments"),
+        ({"steps": [["nonsense", {}]]}, "unknown transform 'nonsense': known are"),
+        ({"steps": [["fold_batchnorm", {"odd": 1}]]}, "cannot be rebuilt from its decisions"),
+        ({"steps": [["merge_convs", {"names": {"tensor": "none"}}]]}, "name a tensor that it has not: none"),
+        ({"network": "lenet"}, "a network that is not known, 'lenet'"),
+        ({"network": "resnet20"}, "cannot be rebuilt from its decisions: no ReLU named"),
+        ({"image_size": 64}, "cannot be rebuilt from its decisions: .*the image size or width differs"),
+        ({"classes": 7}, r"another architecture: fc\.bias is \[100\] instead of \[7\]"),
+    ],
+)
+def test_a_header_is_checked(stored, change, reason):
+    content = json.loads(read_weights(stored).decisions.to_json()) | change
+    tensors = dict(read_weights(stored).tensors)
+    save_file(tensors, stored, metadata={"decisions": json.dumps(content)})
+    listed(stored)
+    with pytest.raises(WeightsError, match=reason) as error:
+        load(stored)
+    assert str(error.value).startswith(stored.name)
+
+
+def test_a_file_is_built_from_itself_alone(stored):
+    other = stored.with_name("anything.safetensors")
+    model = VARIANTS["joint-0.09"].build(width=WIDTH, weights=None, seed=3, classes=7)
+    save_weights(model, other, dtype=torch.float32)
+    state = torch.get_rng_state()
+    again = load(other)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert again.meta["decisions"] == model.meta["decisions"]
 
 
 def test_weights_of_another_structure_are_refused():

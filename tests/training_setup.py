@@ -6,7 +6,7 @@ import torch
 
 from pibench.models.training.images import Images
 from pibench.models.training.loop import Setting
-from pibench.models.training.recipes import Run
+from pibench.models.training.run import Run
 from pibench.models.training.schedules import (
     GateSchedule,
     LassoSchedule,
@@ -19,12 +19,14 @@ from pibench.models.training.schedules import (
 CLASSES = 4
 BATCH = 40
 TINY = Plan(
-    baseline=Schedule(2, 0.1, batch=BATCH),
-    sensitivity=SparseSchedule(2, 0.1, batch=BATCH),
-    gated=GateSchedule(2, 0.05, batch=BATCH, images=40),
-    masks=MaskSchedule(2, 0.02, batch=BATCH, search=0.5, images=40),
-    lasso=LassoSchedule(2, 0.02, batch=BATCH),
-    tune=Schedule(1, 0.02, batch=BATCH),
+    {
+        "baseline": Schedule(2, 0.1, batch=BATCH),
+        "sensitivity": SparseSchedule(2, 0.1, batch=BATCH),
+        "gated": GateSchedule(2, 0.05, batch=BATCH, images=40),
+        "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
+        "lasso": LassoSchedule(2, 0.02, batch=BATCH),
+        "tune": Schedule(1, 0.02, batch=BATCH),
+    }
 )
 
 
@@ -42,6 +44,7 @@ def tiny_images(count=100, heldout=20):
     return Images.split(*banded(count), heldout, CLASSES)
 
 
-def tiny_run(folder, seed=0, plan=TINY, **changes):
+def tiny_run(folder, seed=0, plan=TINY, network="resnet18", width=2, **changes):
     setting = Setting(tiny_images(), seed=seed, **changes)
-    return Run(setting, plan, 2, folder / "checkpoints", folder / "logs", io.StringIO())
+    folders = folder / "checkpoints", folder / "logs"
+    return Run(setting, plan, width, *folders, io.StringIO(), network=network)

@@ -1,6 +1,23 @@
 """joint: the least sensitive blocks become one convolution each; of the other ReLUs a budget is kept."""
 
-from pibench.models.base import Family
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pibench.models.allocation import least_sensitive_blocks
+from pibench.models.base import FOLD, Family, Variant
+from pibench.models.decisions import Step
+from pibench.models.layout import Layout
+from pibench.models.reductions import baseline, senet
+from pibench.models.training.phases import Phase
+from pibench.models.training.schedules import GateSchedule, Plan, Schedules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pibench.models.training.loop import Task
+    from pibench.models.training.run import Run, Trained
 
 FAMILIES = (
     Family(
@@ -23,4 +40,70 @@ FAMILIES = (
         place=40,
     ),
 )
-NAMES = ("joint", "joint-0.208", "joint-0.104", "joint-0.09", "joint-0.052", "joint-0.026", "joint3-0.052")
+SCHEDULES: Schedules = {
+    "gated": {
+        "quick": GateSchedule(8, 0.1),
+        "standard": GateSchedule(14, 0.1),
+        "long": GateSchedule(24, 0.1),
+        "extended": GateSchedule(40, 0.1, bounded=True),
+    },
+}
+
+
+def structure(layout: Layout, count: int) -> tuple[Step, ...]:
+    """Makes the `count` blocks with the least sensitive mid ReLU shallow.
+
+    Their kernels are drawn from the network's own generator.
+    """
+    blocks = list(least_sensitive_blocks(count, layout))
+    return (Step("shallow_blocks", {"blocks": blocks, "seed": None}),)
+
+
+def gated(variant: Any, plan: Plan, count: int) -> Phase:
+    """Learns the shallow structure by gates that fall, all its ReLUs kept; shared by all budgets of it."""
+
+    def task(run: Run, start: Trained) -> Task:
+        import copy
+
+        from pibench.models.training.shallow import put_gate
+        from pibench.models.training.tasks.gated import Gated
+
+        structured, model = run.structured(variant), copy.deepcopy(start.model)
+        for block in least_sensitive_blocks(count, run.layout):
+            put_gate(model, structured, block)
+        return Gated(model, plan["gated"], run.teacher(start), run.layout.stages, run.frozen(start.model))
+
+    def settle(run: Run, learnt: Task) -> nn.Module:
+        import torch
+
+        structured, state = run.structured(variant), learnt.model.state_dict()
+        structured.load_state_dict({key: state[key] for key in structured.state_dict()})
+        return structured.to(run.setting.device, memory_format=torch.channels_last).eval()
+
+    after = (baseline.trained(variant, plan),)
+    return Phase(f"gated-{count}", plan["gated"], task, after, settle)
+
+
+def trained(variant: Variant, plan: Plan, count: int) -> Phase:
+    """Learns the shallow structure, then SENet's masks on what is left, if there is a budget."""
+    start = gated(variant, plan, count)
+    return start if variant.fraction is None else senet.masked(variant, plan, start)
+
+
+def _variant(name: str, fraction: float | None = None, count: int = 5, **changes: Any) -> Variant:
+    return Variant(
+        name,
+        partial(trained, count=count),
+        partial(structure, count=count),
+        fraction,
+        None if fraction is None else senet.masks,
+        (FOLD, Step("absorb_skips")),
+        **changes,
+    )
+
+
+VARIANTS = (
+    _variant("joint", plan="extended"),
+    *(_variant(f"joint-{fraction}", fraction) for fraction in (0.208, 0.104, 0.09, 0.052, 0.026)),
+    _variant("joint3-0.052", 0.052, count=3),
+)

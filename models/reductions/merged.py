@@ -1,6 +1,21 @@
 """merged-exact: the least sensitive blocks lose their middle ReLU; their convolutions are merged exactly."""
 
-from pibench.models.base import Family
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pibench.models.allocation import least_sensitive_blocks
+from pibench.models.base import FOLD, Family, Variant
+from pibench.models.decisions import Step
+from pibench.models.layout import Block, Layout
+from pibench.models.reductions import baseline
+from pibench.models.training.phases import Phase
+from pibench.models.training.schedules import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pibench.models.training.run import Run, Trained
 
 FAMILIES = (
     Family(
@@ -14,4 +29,53 @@ FAMILIES = (
         shown="merged-exact",
     ),
 )
-NAMES = ("merged-exact",)
+COUNT = 5
+
+
+def blocks(layout: Layout) -> list[Block]:
+    """Returns the blocks that are merged: the `COUNT` ones with the least sensitive mid ReLU."""
+    names = least_sensitive_blocks(COUNT, layout)
+    return [block for block in layout.blocks if block.name in names]
+
+
+def structure(layout: Layout) -> tuple[Step, ...]:
+    """Removes the mid ReLUs of the blocks."""
+    return (Step("linearize_relus", {"keep": {block.mid: False for block in blocks(layout)}}),)
+
+
+def hoist_in_training(model: nn.Module, merged: list[Block]) -> None:
+    """Moves the padding of each block's second convolution to its first, in place, BatchNorm between them.
+
+    What is trained is then what merging computes, borders included: conv1 pads by p1 + s1 p2, conv2 by
+    nothing (the same formula as in `pibench.models.transforms.hoist_padding`, which finds nothing left to
+    do).
+    """
+    for block in merged:
+        conv1, conv2 = (model.get_submodule(conv) for conv in (block.conv1, block.conv2))
+        pairs = zip(conv1.padding, conv1.stride, conv2.padding, strict=True)
+        conv1.padding = tuple(p1 + s1 * p2 for p1, s1, p2 in pairs)
+        conv2.padding = (0, 0)
+
+
+def trained(variant: Variant, plan: Plan) -> Phase:
+    """Cuts the mid ReLUs and hoists the paddings, then tunes the baseline's weights."""
+
+    def network(run: Run, start: Trained) -> nn.Module:
+        from pibench.models.training.relus import cut_relus
+
+        merged = blocks(run.layout)
+        model = cut_relus(start.model, [block.mid for block in merged])
+        hoist_in_training(model, merged)
+        return model
+
+    return baseline.tuned(variant, plan, network)
+
+
+VARIANTS = (
+    Variant(
+        "merged-exact",
+        trained,
+        structure,
+        finish=(FOLD, Step("hoist_padding"), Step("merge_convs"), Step("absorb_skips")),
+    ),
+)

@@ -1,6 +1,21 @@
-"""SNL: reLUs are removed position by position, chosen by a lasso on trained slopes."""
+"""SNL: ReLUs are removed position by position, chosen by a lasso on trained slopes."""
 
-from pibench.models.base import Family
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pibench.models.base import Family, Variant
+from pibench.models.layout import Layout
+from pibench.models.reductions import baseline
+from pibench.models.training.phases import Phase
+from pibench.models.training.schedules import LassoSchedule, Plan, Schedules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pibench.models.training.loop import Task
+    from pibench.models.training.run import Run, Trained
 
 FAMILIES = (
     Family(
@@ -13,4 +28,53 @@ FAMILIES = (
         place=20,
     ),
 )
-NAMES = ("snl-0.09",)
+SCHEDULES: Schedules = {
+    "lasso": {
+        "quick": LassoSchedule(3, 0.02),
+        "standard": LassoSchedule(6, 0.02),
+        "long": LassoSchedule(8, 0.02),
+    },
+}
+
+
+def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> dict[str, Any]:
+    """Draws one random mask over the entire network: the even distribution is ours, SNL learns another."""
+    from pibench.models.masks import random_network_masks
+
+    return random_network_masks(shapes, budget, seed)
+
+
+def selection(variant: Variant, plan: Plan) -> Phase:
+    """Trains weights and slopes of the baseline with a lasso, down to the variant's budget."""
+
+    def task(run: Run, start: Trained) -> Task:
+        import copy
+
+        from pibench.models.training.relus import SoftReLU, exchange_relus
+        from pibench.models.training.tasks.lasso import Lasso
+
+        model = copy.deepcopy(start.model)
+        exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in run.shapes(start.model).items()})
+        return Lasso(model, plan["lasso"], run.budget(variant))
+
+    return Phase(f"{variant.name}-lasso", plan["lasso"], task, (baseline.trained(variant, plan),))
+
+
+def trained(variant: Variant, plan: Plan) -> Phase:
+    """Keeps the largest slopes of the entire network as ReLUs, and tunes what the lasso leaves."""
+
+    def network(run: Run, teacher: Trained, selected: Trained) -> nn.Module:
+        import copy
+
+        from pibench.models.masks import largest_network_masks
+        from pibench.models.training.relus import mask_relus, named_relus
+
+        model = copy.deepcopy(selected.model)
+        slopes = {relu: soft.alpha.detach()[0].cpu() for relu, soft in named_relus(model).items()}
+        mask_relus(model, largest_network_masks(slopes, run.budget(variant)))
+        return model
+
+    return baseline.tuned(variant, plan, network, (selection(variant, plan),))
+
+
+VARIANTS = (Variant("snl-0.09", trained, fraction=0.09, masks=masks),)

@@ -10,7 +10,8 @@ memory format than the activation more than doubles the time of an epoch.
 `SoftReLU` is SNL's: y = a ReLU(x) + (1 - a) x with a trained slope a in [0, 1] for every position.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -86,6 +87,13 @@ def exchange_relus(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 def mask_relus(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Makes a `TrainingReLU` of every ReLU named in `masks` ([C, H, W] each), in place."""
     exchange_relus(model, {name: TrainingReLU(mask) for name, mask in masks.items()})
+
+
+def cut_relus(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Returns a copy of `model` without the ReLUs of these names."""
+    copied = copy.deepcopy(model)
+    exchange_relus(copied, {name: CutReLU() for name in names})
+    return copied
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:

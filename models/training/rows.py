@@ -16,9 +16,9 @@ from pibench.models.machine import cpu_name
 from pibench.models.rows import check_row, read_rows, row_key
 from pibench.models.training.files import TrainingError, locked, make_folder, write_bytes
 from pibench.models.training.images import accuracy
-from pibench.models.training.recipes import Run, Trained, deployed
+from pibench.models.training.run import Run, Trained
 from pibench.models.variants import VARIANTS
-from pibench.models.weights import file_name, save_weights
+from pibench.models.weights import file_name, load, save_weights
 
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ def machine(device: torch.device) -> str:
 def weights_path(folder: Path, run: Run, name: str) -> Path:
     """Returns where weights go: into `folder` if they are published, else beside their checkpoints."""
     published = is_published(run.width, run.setting.seed, run.tried)
-    return (folder if published else run.checkpoints) / file_name(name, run.width)
+    return (folder if published else run.checkpoints) / file_name(name, run.width, run.network)
 
 
 def is_published(width: int, seed: int, tried: bool) -> bool:
@@ -104,15 +104,16 @@ def finish_row(
     """
     images, size = run.setting.images, run.setting.images.size
     path = weights_path(weights, run, name)
+    model, decisions = run.deployed(run.variant(name), trained)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent):
-            save_weights(deployed(name, trained.model), path, classes=run.classes, image_size=size)
+            save_weights(model, path, decisions)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{path} cannot be written ({error}): make room, then run the same command to go on"
         ) from error
-    model = run.variant(name).build(run.width, path, classes=run.classes, image_size=size)
+    model = load(path)
     cost = count_cost(model, torch.zeros(1, 3, size, size))
     model = model.to(run.setting.device, memory_format=torch.channels_last)
     where = run.setting.device

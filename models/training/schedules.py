@@ -1,7 +1,7 @@
 """How long and how fast each phase is trained: data, no code."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import cos, inf, pi
 from typing import Any
@@ -42,95 +42,30 @@ class Schedule:
         return dataclasses.replace(self, epochs=max(1, round(self.epochs * factor)))
 
 
-def check_known(what: str, value: str, known: Sequence[str]) -> None:
-    """Raises ValueError, naming the known ones, unless `value` is one of them."""
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}: known are {', '.join(known)}")
-
-
-STARTS = ("least-squares", "random")
-"""Of a shallow kernel: fitted to the branch that it replaces, or drawn as for a network of its own."""
-
-
 @dataclass(frozen=True)
 class GateSchedule(Schedule):
     """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start.
 
-    Unless `deep_learns`, the branch that fades keeps its weights. If `bounded` it learns, but the scale and
-    shift of its last BatchNorm stay: it cannot grow against the gate. `start` is one of `STARTS`. `blocks`
-    says which become shallow: "sensitivity" (the variant's own, by published sensitivity), "cheapest" (least
-    accuracy lost for the operations saved, measured on the baseline), or names with commas between them.
+    If `bounded`, the layer that ends the fading branch (its last BatchNorm, or the convolution of a block
+    that activates first) keeps its weights: the branch cannot grow against the gate.
     """
 
     fading: float = 0.5
     images: int = 2000
-    deep_learns: bool = True
     bounded: bool = False
-    start: str = STARTS[0]
-    blocks: str = "sensitivity"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_known("start of the shallow kernels", self.start, STARTS)
-
-
-ERRORS = ("own", "reference", "published")
-"""That making a position linear brings to its layer: see `tasks.linearisation_error`."""
-
-SCORES = (*ERRORS, "taylor")
-"""By which positions get their ReLU: those errors, or the one of the loss (`tasks.taylor_error`)."""
-
-ALLOCATIONS = ("sensitivity", "network", "lasso")
-"""Of a budget: by SENet's rule layer by layer, to the best scores of the network, or by SNL's lasso."""
 
 
 @dataclass(frozen=True)
 class MaskSchedule(Schedule):
-    """In the first `search` of the epochs the masks are chosen anew after every epoch.
-
-    They are scored on `images` images. The search ends early when under `epsilon` of a network's kept
-    positions change. `score` is one of `SCORES`, `allocation` one of `ALLOCATIONS`.
-
-    In the first `shrinking` of the epochs the budget falls from all ReLUs of the start to the variant's, by
-    the same factor after every epoch, the masks being chosen anew: gradual pruning (arXiv 1710.01878) of
-    ReLUs, ours.
+    """Masks are chosen once, scored on `images` images, and stay.
 
     With `descending` a variant starts from the trained one of its family with about twice its ReLUs, if there
     is one, and keeps some of those: every budget goes through the larger ones, at no cost where these are
-    rows too. Ours. With `shrinking` beside it ReLUs may also come back while the budget falls.
-
-    With `rewind` a lasso leaves its choice alone: the weights go back to those that it started from.
+    rows too. Ours.
     """
 
-    search: float = 0.0
     images: int = 5000
-    epsilon: float = 0.01
-    score: str = SCORES[0]
-    allocation: str = ALLOCATIONS[0]
-    shrinking: float = 0.0
-    rewind: bool = False
     descending: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_known("score", self.score, SCORES)
-        check_known("allocation", self.allocation, ALLOCATIONS)
-        if not (0 <= self.search <= 1 and 0 <= self.shrinking <= 1):
-            raise ValueError(f"search and shrinking are fractions of the epochs: {self}")
-        later = self.search or self.shrinking
-        if self.allocation == "lasso" and (later or self.score != "own"):
-            raise ValueError("masks that a lasso has chosen are neither scored nor searched nor shrunk")
-        if self.descending and (self.search or self.allocation == "lasso"):
-            raise ValueError("descending masks are neither chosen by a lasso nor searched")
-        if self.rewind and self.allocation != "lasso":
-            raise ValueError("rewind is for masks that a lasso chooses")
-        if self.score in ("reference", "published") and not later:
-            raise ValueError(f"the score {self.score!r} is for masks that are searched or shrink")
-
-    def budgets(self, total: int, budget: int) -> list[int]:
-        """Returns the ReLUs of each epoch in which the budget still falls, from `total` to `budget`."""
-        falling = round(self.shrinking * self.epochs)
-        return [round(total * (budget / total) ** ((epoch + 1) / (falling + 1))) for epoch in range(falling)]
 
 
 @dataclass(frozen=True)
@@ -151,8 +86,7 @@ class LassoSchedule(Schedule):
     """SNL's selection: lasso from `weight`, times `growth` at each of `checks` an epoch that stalls.
 
     `threshold` is the slope above which a ReLU counts. The slopes have an Adam of their own, whose rate lets
-    them travel from 1 to 0 `travels` times in the phase (ours, so that any number of epochs will do). What
-    is learnt beside the lasso are the labels, as in SNL, or if `distilled` what fine-tuning learns.
+    them travel from 1 to 0 `travels` times in the phase (ours, so that any number of epochs will do).
     """
 
     weight: float = 1e-5
@@ -160,103 +94,83 @@ class LassoSchedule(Schedule):
     checks: int = 20
     threshold: float = 1e-2
     travels: float = 4.0
-    distilled: bool = False
+
+
+PLANS = {
+    "quick": "a first look on two cores at width 16",
+    "standard": "three hours for all rows there",
+    "long": "the committed rows: a quarter of an hour for all of one width on an H200",
+    "extended": "a gate that cannot grow, learnt longer; budgets that descend",
+}
+"""Plans by name. A phase that does not name its schedule under a plan takes the one of `USUAL`'s."""
+
+USUAL: dict[str, Any] = {"plan": "long", "epochs_scale": 1.0, "precision": "bfloat16"}
+"""What committed rows are trained with, but for variants that name another plan."""
+
+Schedules = Mapping[str, Mapping[str, Schedule | None]]
+"""What a reduction declares: kind of phase -> plan -> schedule, None where the phase is left out."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedules of all recipes. `sensitivity` None takes SENet's published values, measuring nothing."""
+    """The schedule of each kind of phase, None for one that is left out."""
 
-    baseline: Schedule
-    sensitivity: SparseSchedule | None
-    gated: GateSchedule
-    masks: MaskSchedule
-    lasso: LassoSchedule
-    tune: Schedule
+    parts: Mapping[str, Schedule | None]
+
+    def __getitem__(self, kind: str) -> Any:
+        """Returns the schedule of a kind of phase."""
+        return self.parts[kind]
 
     def scaled(self, factor: float) -> "Plan":
         """Returns the plan with all epochs multiplied, one at least in every phase."""
         if not 0 < factor < inf:
             raise ValueError(f"epochs can be multiplied by a positive factor, not by {factor}")
-        return Plan(**{name: part and part.scaled(factor) for name, part in self._parts().items()})
-
-    def _parts(self) -> dict[str, Schedule | None]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Plan({kind: part and part.scaled(factor) for kind, part in self.parts.items()})
 
     def changed(self, changes: Mapping[str, Any]) -> "Plan":
-        """Returns the plan with some values changed: {"masks.search": 0}, or {"sensitivity": None}.
+        """Returns the plan with some values changed: {"masks.epochs": 80}, or {"sensitivity": None}.
 
         ValueError names what the plan does not have, and a value of another type.
         """
-        parts = self._parts()
+        parts = dict(self.parts)
         fields: dict[str, dict[str, Any]] = {}  # all of a part at once: one may need the other
         for key, value in changes.items():
-            name, _, field = key.partition(".")
-            part = parts.get(name)
-            if name == "sensitivity" and not field and value is None:
-                parts[name] = None
-                fields.pop(name, None)
+            kind, _, field = key.partition(".")
+            part = parts.get(kind)
+            if kind in parts and not field and value is None:
+                parts[kind] = None
+                fields.pop(kind, None)
                 continue
             known = {} if part is None else dataclasses.asdict(part)
             if field not in known:
-                names = ", ".join(f"{name}.{one}" for one in known) if known else ", ".join(parts)
+                names = ", ".join(f"{kind}.{one}" for one in known) if known else ", ".join(parts)
                 raise ValueError(f"the plan has no {key!r}: known are {names}")
             if not isinstance(value, type(known[field])) and not (
                 isinstance(known[field], float) and type(value) is int
             ):
                 raise ValueError(f"{key} is {known[field]!r} in the plan and cannot be {value!r}")
-            fields.setdefault(name, {})[field] = type(known[field])(value)
-        for name, values in fields.items():
-            parts[name] = dataclasses.replace(parts[name], **values)
-        return Plan(**parts)
+            fields.setdefault(kind, {})[field] = type(known[field])(value)
+        for kind, values in fields.items():
+            parts[kind] = dataclasses.replace(parts[kind], **values)
+        return Plan(parts)
 
 
-PLANS = {
-    "quick": Plan(
-        baseline=Schedule(14, 0.4),
-        sensitivity=None,
-        gated=GateSchedule(8, 0.1),
-        masks=MaskSchedule(6, 0.05),
-        lasso=LassoSchedule(3, 0.02),
-        tune=Schedule(3, 0.05),
-    ),
-    "standard": Plan(
-        baseline=Schedule(24, 0.4),
-        sensitivity=SparseSchedule(6, 0.4),
-        gated=GateSchedule(14, 0.1),
-        masks=MaskSchedule(14, 0.05),
-        lasso=LassoSchedule(6, 0.02),
-        tune=Schedule(10, 0.05),
-    ),
-    "long": Plan(
-        baseline=Schedule(40, 0.4),
-        sensitivity=SparseSchedule(10, 0.4),
-        gated=GateSchedule(24, 0.1),
-        masks=MaskSchedule(40, 0.05),
-        lasso=LassoSchedule(8, 0.02),
-        tune=Schedule(24, 0.05),
-    ),
-}
-PLANS["extended"] = PLANS["long"].changed(
-    {"gated.bounded": True, "gated.epochs": 40, "masks.descending": True, "masks.epochs": 32}
-)
-"""quick: a first look on two cores at width 16; standard: three hours there; long: the committed rows, a
-quarter of an hour for all of one width on an H200; extended: a gate that cannot grow and has 40 epochs,
-budgets that descend in 32 epochs each, otherwise long."""
+def assembled(declared: Iterable[Schedules], name: str) -> Plan:
+    """Returns the plan of this name from what reductions declare.
 
-USUAL: dict[str, Any] = {"plan": "long", "epochs_scale": 1.0, "precision": "bfloat16"}
-"""What the committed rows are trained with, but for `ROW_PLANS`."""
-
-ROW_PLANS = {"joint": "extended"}
-"""The plans of committed rows that are not trained with the usual one."""
+    ValueError for a name that is none of `PLANS`, and for a kind of phase that two of them declare.
+    """
+    if name not in PLANS:
+        raise ValueError(f"unknown plan {name!r}: known are {', '.join(PLANS)}")
+    parts: dict[str, Schedule | None] = {}
+    for schedules in declared:
+        for kind, by_plan in schedules.items():
+            if kind in parts:
+                raise ValueError(f"two reductions declare the phase {kind!r}: give one of them another name")
+            parts[kind] = by_plan.get(name, by_plan[USUAL["plan"]])
+    return Plan(parts)
 
 
-def plan_of(row: str) -> str:
-    """Returns the plan that a committed row is trained with."""
-    return ROW_PLANS.get(row, USUAL["plan"])
-
-
-def unusual(facts: Mapping[str, Any], row: str) -> dict[str, Any]:
-    """Returns what of `facts`, which has the keys of `USUAL`, differs from what a row is trained with."""
-    usual = USUAL | {"plan": plan_of(row)}
-    return {key: facts[key] for key, value in usual.items() if facts[key] != value}
+def unusual(facts: Mapping[str, Any], plan: str) -> dict[str, Any]:
+    """Returns what of `facts`, which has the keys of `USUAL`, differs from training by the plan `plan`."""
+    return {key: facts[key] for key, value in (USUAL | {"plan": plan}).items() if facts[key] != value}

@@ -2,7 +2,9 @@
 
     y = g deep(x) + (1 - g) shallow(x),   then ReLU(y + shortcut(x))
 
-deep is the block's Conv BN ReLU Conv BN, shallow one 3x3 convolution of the block's stride with BN. The gate
+deep is the block's Conv BN ReLU Conv BN, shallow one 3x3 convolution of the block's stride with BN. In a
+block that activates first, deep is Conv BN ReLU Conv of the activated input, shallow one convolution of the
+same with a bias, and no ReLU follows the sum. The gate
 g falls from 1 to 0 while the network is trained; at 0 the deep branch is not computed any more, so what is
 left is exactly the block that `pibench.models.transforms.shallow_blocks` makes. After arXiv 2304.13274, which
 does not publish the gate's form, its schedule, the kernel or the start: those are ours.
@@ -12,7 +14,8 @@ entry 1) and the outputs d(x) [O] at all positions of all images,
 
     K = argmin sum |K a - d|^2,   K (sum a a^T) = sum d a^T,
 
-and the BatchNorm after it is given the statistics of K's output, so that it changes nothing.
+and the BatchNorm after it, if there is one, is given the statistics of K's output, so that it changes
+nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,31 +25,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pibench.models.training.taps import run_tapped
-from pibench.models.zoo.resnet import BasicBlock
 
 
 class GatedBlock(nn.Module):
-    """A `BasicBlock` and its shallow replacement; `gate` is set from outside and not saved."""
+    """A residual block of the zoo and its shallow replacement; `gate` is set from outside and not saved.
 
-    def __init__(self, block: BasicBlock, shallow: nn.Conv2d, shallow_bn: nn.BatchNorm2d) -> None:
+    Its parts keep the block's names. `end` names the one whose output is the deep branch's.
+    """
+
+    def __init__(self, block: nn.Module, shallow: nn.Conv2d, shallow_bn: nn.BatchNorm2d | None) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu1 = block.conv1, block.bn1, block.relu1
-        self.conv2, self.bn2 = block.conv2, block.bn2
-        self.shortcut, self.relu2 = block.shortcut, block.relu2
+        self.kind, self.end = type(block), block.end
+        self.shortcut = None
+        for name, part in block.named_children():
+            setattr(self, name, part)
         self.shallow, self.shallow_bn = shallow, shallow_bn
         self.gate = 1.0
 
-    def deep(self) -> nn.ModuleList:
-        """The branch that fades."""
-        return nn.ModuleList([self.conv1, self.bn1, self.conv2, self.bn2])
-
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x [N, C, H, W] to ReLU(gate deep(x) + (1 - gate) shallow(x) + shortcut(x)), [N, O, H', W']."""
-        y = self.shallow_bn(self.shallow(x))
+        """Maps x [N, C, H, W] to the block's sum of gate deep(x) + (1 - gate) shallow(x) and its shortcut."""
+        entered = self.kind.enter(self, x)
+        y = self.shallow(entered)
+        if self.shallow_bn is not None:
+            y = self.shallow_bn(y)
         if self.gate > 0:
-            deep = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-            y = torch.lerp(y, deep, self.gate)
-        return self.relu2(y + (x if self.shortcut is None else self.shortcut(x)))
+            y = torch.lerp(y, self.kind.deep(self, entered), self.gate)
+        return self.kind.leave(self, y, x, entered)
+
+
+def put_gate(model: nn.Module, structured: nn.Module, block: str) -> GatedBlock:
+    """Makes a block of `model` a gated one, in place, with the shallow branch of `structured`; returns it."""
+    branch = structured.get_submodule(block)
+    gate = GatedBlock(model.get_submodule(block), branch.shallow, getattr(branch, "shallow_bn", None))
+    model.set_submodule(block, gate)
+    return gate
 
 
 class LeastSquares:
@@ -82,22 +94,27 @@ class LeastSquares:
 def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches: Iterable[Tensor]) -> None:
     """Sets the shallow branch of each block, in place, to the least-squares fit of `reference`'s deep branch.
 
-    `blocks` are named as in `reference`, a network of `BasicBlock`s in eval mode; `batches` are normalised
-    images [N, 3, H, W].
+    `blocks` are named as in `reference`, a network of the zoo in eval mode; `batches` are normalised images
+    [N, 3, H, W].
     """
     sums = {
         name: LeastSquares(block.shallow.in_channels, block.shallow.out_channels, block.shallow.stride)
         for name, block in blocks.items()
     }
+    ends = {name: f"{name}.{block.end}" for name, block in blocks.items()}
+    firsts = {name: f"{name}.conv1" for name in blocks}
     for x in batches:
-        _, outputs, inputs = run_tapped(reference, x, [f"{name}.bn2" for name in blocks], list(blocks))
+        _, outputs, inputs = run_tapped(reference, x, list(ends.values()), list(firsts.values()))
         for name, squares in sums.items():
-            squares.add(inputs[name], outputs[f"{name}.bn2"])
+            squares.add(inputs[firsts[name]], outputs[ends[name]])
     for name, block in blocks.items():
         kernel, bias = sums[name].solve()
-        mean, variance = sums[name].statistics(kernel)
-        norm = block.shallow_bn
         block.shallow.weight.copy_(kernel)
+        norm = block.shallow_bn
+        if norm is None:
+            block.shallow.bias.copy_(bias)
+            continue
+        mean, variance = sums[name].statistics(kernel)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
         norm.weight.copy_((variance + norm.eps).sqrt())

@@ -4,10 +4,6 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from pibench.models.allocation import RESNET18_BLOCKS
-
-STAGE_OUTPUTS = tuple(f"{block}.relu2" for block in RESNET18_BLOCKS[1::2])
-
 
 def run_tapped(
     model: nn.Module, x: Tensor, outputs: Collection[str] = (), inputs: Collection[str] = ()

@@ -21,8 +21,14 @@ Transform = Callable[[nn.Module], fx.GraphModule]
 EXACT = (fold_batchnorm, absorb_skips, merge_convs)
 APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools)
 
+BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
+    transform.__name__: transform for transform in (*EXACT, *APPROXIMATE)
+}
+"""What a weights file may ask for; arguments after the model are JSON, or tensors of the file."""
+
 __all__ = [
     "APPROXIMATE",
+    "BY_NAME",
     "EXACT",
     "Transform",
     "absorb_skips",

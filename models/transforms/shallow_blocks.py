@@ -3,13 +3,18 @@
     ReLU(BN(Conv(ReLU(BN(Conv(x))))) + shortcut(x))  ->  ReLU(BN(Conv'(x)) + shortcut(x))
 
 Conv' is 3x3 with "same" padding, the branch's channels and the product of its strides. Where the branch ends
-in a BatchNorm, a fresh one follows Conv' (fold_batchnorm takes it away). The block's last ReLU and its skip
-stay; absorb_skips folds the skip in. Exact merging would give a 5x5 or 7x7 kernel and more operations.
+in a BatchNorm, a fresh one follows Conv' (fold_batchnorm takes it away), elsewhere Conv' has a bias. What a
+pre-activation block does before its first convolution stays, and Conv' reads it:
+
+    Conv(ReLU(BN(Conv(a)))) + shortcut  ->  Conv'(a) + shortcut,   a = ReLU(BN(x))
+
+The block's last ReLU and its skip stay; absorb_skips folds the skip in. Exact merging would give a 5x5 or 7x7
+kernel and more operations.
 
 Approximate: only the structure is made here, the weights are drawn at random and learnt elsewhere
 (after arXiv 2304.13274; kernel size and gate are not published there, so the 3x3 is our choice). Refuses what
 is not a residual block: a sum of the block's input, or a shortcut of it, and a chain of at least two
-convolutions with "same" padding; and a chain that begins with an activation (pre-activation blocks).
+convolutions with "same" padding.
 """
 
 from collections.abc import Collection
@@ -39,7 +44,8 @@ def _convolutions(graph: fx.GraphModule, nodes: list[fx.Node]) -> list[nn.Conv2d
 def deep_branch(graph: fx.GraphModule, block: str) -> tuple[list[fx.Node], fx.Node, fx.Node]:
     """Returns the nodes of the deep branch of `block`, its input and the addition that ends it.
 
-    Raises ValueError with the reason when `block` is no residual block.
+    The branch begins with its first convolution; what comes before is part of its input. Raises
+    ValueError with the reason when `block` is no residual block.
     """
     inside = [n for n in graph.graph.nodes if n.op == "call_module" and n.target.startswith(f"{block}.")]
     if not inside:
@@ -53,6 +59,8 @@ def deep_branch(graph: fx.GraphModule, block: str) -> tuple[list[fx.Node], fx.No
             continue
         deep = max(left, right, key=lambda nodes: len(_convolutions(graph, nodes)))
         if len(_convolutions(graph, deep)) >= 2:
+            while module_of(graph, deep[0], nn.Conv2d) is None:
+                start = deep.pop(0)
             if any(len(inner.users) > 1 for inner in deep):
                 raise ValueError(
                     f"{block} cannot become shallow: a value inside its deep branch has other users"
@@ -70,10 +78,6 @@ def obstacle(graph: fx.GraphModule, block: str) -> str | None:
         deep, _, _ = deep_branch(graph, block)
     except ValueError as error:
         return str(error)
-    if module_of(graph, deep[0], nn.Conv2d) is None:
-        return (
-            f"{block} cannot become shallow: its deep branch begins with an activation, which would be lost"
-        )
     for conv in _convolutions(graph, deep):
         if conv.groups != 1:
             return f"{block} cannot become shallow: its convolutions are grouped"

@@ -1,5 +1,10 @@
 """The networks of the private-inference literature; every ReLU is a module of its own."""
 
+from functools import cache
+
+import torch
+
+from pibench.models.layout import Layout
 from pibench.models.zoo.resnet import ResNet, resnet18, resnet20, resnet32, resnet34
 from pibench.models.zoo.vgg import VGG, vgg16
 from pibench.models.zoo.wide_resnet import WideResNet, wrn_22_8
@@ -13,11 +18,22 @@ ZOO = {
     "vgg16": vgg16,
 }
 
+
+@cache
+def layout_of(network: str) -> Layout:
+    """Returns the layout of a network of `ZOO`, which no size changes; ValueError names the known ones."""
+    if network not in ZOO:
+        raise ValueError(f"unknown network {network!r}: known are {', '.join(ZOO)}")
+    with torch.device("meta"):
+        return ZOO[network](width=1).layout()
+
+
 __all__ = [
     "VGG",
     "ZOO",
     "ResNet",
     "WideResNet",
+    "layout_of",
     "resnet18",
     "resnet20",
     "resnet32",

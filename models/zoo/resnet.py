@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pibench.models.layout import Block, Layout
 from pibench.models.zoo.initialise import check_sizes, initialise
 
 
@@ -13,8 +14,11 @@ class BasicBlock(nn.Module):
     """Computes ReLU(BN(Conv(ReLU(BN(Conv(x))))) + shortcut(x)), both convolutions 3x3.
 
     The shortcut is the identity, or a 1x1 convolution with BatchNorm where stride or channels change
-    (the paper's option B): [N, C, H, W] -> [N, O, H / stride, W / stride].
+    (the paper's option B): [N, C, H, W] -> [N, O, H / stride, W / stride]. `end` names the module whose
+    output is the deep branch's.
     """
+
+    end = "bn2"
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -29,9 +33,21 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
         self.relu2 = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        deep = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+    def enter(self, x: Tensor) -> Tensor:
+        """Returns what the deep branch reads: the block's input itself."""
+        return x
+
+    def deep(self, entered: Tensor) -> Tensor:
+        """Returns the output of the deep branch, [N, O, H / stride, W / stride]."""
+        return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(entered)))))
+
+    def leave(self, deep: Tensor, x: Tensor, entered: Tensor) -> Tensor:
+        """Adds the shortcut of x to a deep branch's output, and activates."""
         return self.relu2(deep + (x if self.shortcut is None else self.shortcut(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        entered = self.enter(x)
+        return self.leave(self.deep(entered), x, entered)
 
 
 class ResNet(nn.Module):
@@ -74,6 +90,19 @@ class ResNet(nn.Module):
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))
+
+    def layout(self) -> Layout:
+        """Returns the network's blocks, ReLUs and stage outputs."""
+        names = [f"{stage}.{index}" for stage in self.stages for index in range(len(getattr(self, stage)))]
+        blocks = tuple(
+            Block(name, *(f"{name}.{part}" for part in ("conv1", "relu1", "conv2", "relu2")))
+            for name in names
+        )
+        convolutions = {"relu": "conv1"}
+        for block in blocks:
+            convolutions |= {block.mid: block.conv1, block.other: block.conv2}
+        ends = tuple(f"{stage}.{len(getattr(self, stage)) - 1}.relu2" for stage in self.stages)
+        return Layout(convolutions, ends, blocks)
 
 
 def resnet18(classes: int = 100, width: int = 64, stem: str = "cifar") -> ResNet:

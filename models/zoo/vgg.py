@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from pibench.models.layout import Layout
 from pibench.models.zoo.initialise import check_sizes, initialise
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -48,6 +49,19 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+    def layout(self) -> Layout:
+        """Returns the network's ReLUs and group outputs; it has no residual blocks.
+
+        The ReLUs of hidden linear layers count as the last convolution's.
+        """
+        relus = [name for name, module in self.named_modules() if isinstance(module, nn.ReLU)]
+        last = f"features.conv{len(_CONVOLUTIONS)}_{_CONVOLUTIONS[-1]}"
+        convolutions = {
+            name: name.replace("relu", "conv") if name.startswith("features.") else last for name in relus
+        }
+        ends = (f"features.relu{group}_{count}" for group, count in enumerate(_CONVOLUTIONS, start=1))
+        return Layout(convolutions, tuple(ends))
 
 
 def vgg16(classes: int = 100, width: int = 64, hidden: bool = False) -> VGG:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pibench.models.layout import Block, Layout
 from pibench.models.zoo.initialise import check_sizes, initialise
 
 
@@ -10,8 +11,10 @@ class PreActivationBlock(nn.Module):
     """Computes Conv(ReLU(BN(Conv(ReLU(BN(x)))))) + shortcut, both convolutions 3x3.
 
     The shortcut is x itself, or where stride or channels change a 1x1 convolution of ReLU(BN(x)):
-    [N, C, H, W] -> [N, O, H / stride, W / stride].
+    [N, C, H, W] -> [N, O, H / stride, W / stride]. `end` names the module whose output is the deep branch's.
     """
+
+    end = "conv2"
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -25,10 +28,21 @@ class PreActivationBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
+    def enter(self, x: Tensor) -> Tensor:
+        """Returns what the deep branch's convolutions read: the activated input."""
+        return self.relu1(self.bn1(x))
+
+    def deep(self, entered: Tensor) -> Tensor:
+        """Returns the output of the deep branch, [N, O, H / stride, W / stride]."""
+        return self.conv2(self.relu2(self.bn2(self.conv1(entered))))
+
+    def leave(self, deep: Tensor, x: Tensor, entered: Tensor) -> Tensor:
+        """Adds x, or the shortcut of the activated input, to a deep branch's output."""
+        return deep + (x if self.shortcut is None else self.shortcut(entered))
+
     def forward(self, x: Tensor) -> Tensor:
-        active = self.relu1(self.bn1(x))
-        deep = self.conv2(self.relu2(self.bn2(self.conv1(active))))
-        return deep + (x if self.shortcut is None else self.shortcut(active))
+        entered = self.enter(x)
+        return self.leave(self.deep(entered), x, entered)
 
 
 class WideResNet(nn.Module):
@@ -64,6 +78,23 @@ class WideResNet(nn.Module):
         for group in self.groups:
             x = self.get_submodule(group)(x)
         return self.fc(torch.flatten(self.avgpool(self.relu(self.bn(x))), 1))
+
+    def layout(self) -> Layout:
+        """Returns the network's blocks, ReLUs and stage outputs.
+
+        The first ReLU after a group activates its output: there it is compared with a teacher's.
+        """
+        names = [f"{group}.{index}" for group in self.groups for index in range(len(getattr(self, group)))]
+        blocks = tuple(
+            Block(name, *(f"{name}.{part}" for part in ("conv1", "relu2", "conv2", "relu1")))
+            for name in names
+        )
+        convolutions, before = {}, "conv1"
+        for block in blocks:
+            convolutions |= {block.other: before, block.mid: block.conv1}
+            before = block.conv2
+        ends = (*(f"{group}.0.relu1" for group in self.groups[1:]), "relu")
+        return Layout(convolutions | {"relu": before}, ends, blocks)
 
 
 def wrn_22_8(classes: int = 100, width: int = 16) -> WideResNet:

@@ -1,0 +1,70 @@
+"""Masks of ReLUs: which positions of a layer, or of the entire network, are kept."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+def _mask(shape: Sequence[int], positions: Tensor) -> Tensor:
+    mask = torch.zeros(prod(shape), dtype=torch.bool)
+    mask[positions] = True
+    return mask.view(*shape)
+
+
+def random_masks(
+    shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int], seed: int = 0
+) -> dict[str, Tensor]:
+    """Draws a mask for each layer with exactly its count of positions kept, from a seeded generator."""
+    if set(shapes) != set(counts):
+        raise ValueError(f"layers {sorted(set(shapes) ^ set(counts))} have only one of shape and count")
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, shape in shapes.items():
+        if not 0 <= counts[name] <= prod(shape):
+            raise ValueError(f"{name} has {prod(shape)} ReLUs, {counts[name]} cannot be kept")
+        masks[name] = _mask(shape, torch.randperm(prod(shape), generator=generator)[: counts[name]])
+    return masks
+
+
+def random_network_masks(
+    shapes: Mapping[str, Sequence[int]], budget: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Draws masks that keep `budget` positions of the entire network, every position being equally likely."""
+    total = sum(prod(shape) for shape in shapes.values())
+    if not 0 <= budget <= total:
+        raise ValueError(f"a budget of {budget} ReLUs is not between 0 and all {total} of them")
+    kept = torch.zeros(total, dtype=torch.bool)
+    kept[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:budget]] = True
+    parts = kept.split([prod(shape) for shape in shapes.values()])
+    return {
+        name: part.view(*shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def all_kept(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Returns masks that keep everything."""
+    return {name: torch.ones(*shape, dtype=torch.bool) for name, shape in shapes.items()}
+
+
+def largest_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Keeps in each layer its count of positions, those of the largest scores (of equals, the first)."""
+    masks = {}
+    for name, score in scores.items():
+        if not 0 <= counts[name] <= score.numel():
+            raise ValueError(f"{name} has {score.numel()} ReLUs, {counts[name]} cannot be kept")
+        order = score.flatten().argsort(descending=True, stable=True)
+        masks[name] = _mask(score.shape, order[: counts[name]])
+    return masks
+
+
+def largest_network_masks(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
+    """Keeps the `budget` positions of the entire network that have the largest scores."""
+    together = torch.cat([score.flatten() for score in scores.values()])
+    kept = largest_masks({"network": together}, {"network": budget})["network"]
+    parts = kept.split([score.numel() for score in scores.values()])
+    return {
+        name: part.view(score.shape).clone()
+        for (name, score), part in zip(scores.items(), parts, strict=True)
+    }

@@ -1,0 +1,235 @@
+"""Training rows: every variant that is asked for and not finished, from where it stopped."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from pibench.models import catalogue
+from pibench.models import weights as checkpoint
+from pibench.models.data import load_cifar100
+from pibench.models.rows import read_rows
+from pibench.models.training.files import TrainingError
+from pibench.models.training.images import Images
+from pibench.models.training.loop import Setting
+from pibench.models.training.phases import last_phase, phases, plan_named, planned, schedules_of
+from pibench.models.training.rows import (
+    Row,
+    find_row,
+    finish_row,
+    is_published,
+    put_row,
+    weights_path,
+)
+from pibench.models.training.run import Run
+from pibench.models.training.schedules import USUAL, Plan, unusual
+from pibench.models.variants import variant
+from pibench.models.weights import read_manifest
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where images are read, and where rows, checkpoints and weights are written."""
+
+    data: Path = Path("data")
+    results: Path = Path("results")
+    checkpoints: Path = Path("checkpoints")
+    weights: Path = Path("results/weights")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How rows are trained.
+
+    `plan` None is each row's own, `USUAL`'s for a try. `changes` of the plan, as `Plan.changed` takes them,
+    make a try, which is judged by held-out images alone and goes to tries.json; `tried` makes one without.
+    `device` is "auto" (a CUDA device if there is one) or a device of torch's. `recorded` says whether a CUDA
+    device replays recorded steps.
+    """
+
+    network: str = "resnet18"
+    width: int = 16
+    seed: int = 0
+    plan: str | None = None
+    epochs_scale: float = USUAL["epochs_scale"]
+    precision: str = USUAL["precision"]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    tried: bool = False
+    device: str = "auto"
+    recorded: bool = True
+    folders: Folders = Folders()
+
+    @property
+    def is_try(self) -> bool:
+        """Whether what is trained is a try."""
+        return self.tried or bool(self.changes)
+
+    def plan_of(self, row: str) -> str:
+        """Returns the name of the plan that a row is trained with."""
+        return self.plan or (USUAL["plan"] if self.is_try else variant(row).plan)
+
+    def schedules(self, plan: str) -> Plan:
+        """Returns the plan of this name, scaled and changed."""
+        return plan_named(plan).scaled(self.epochs_scale).changed(self.changes)
+
+    def facts(self, plan: str) -> dict[str, Any]:
+        """Returns what a row says of its training."""
+        return {"plan": plan, "epochs_scale": self.epochs_scale, "precision": self.precision}
+
+    def changes_of(self, row: str, plan: str) -> dict[str, Any]:
+        """Returns in what a try differs from a row's usual training, nothing for what is no try."""
+        return unusual(self.facts(plan), variant(row).plan) | dict(self.changes) if self.is_try else {}
+
+    @property
+    def accuracy(self) -> Path:
+        """The file of the rows: another network than ResNet-18 has one of its own."""
+        name = "tries" if self.is_try else "accuracy"
+        return self.folders.results / f"{name}{'' if self.network == 'resnet18' else f'-{self.network}'}.json"
+
+    def run_name(self, plan: str) -> str:
+        """Names the folders of a run of a plan that is not changed."""
+        name = "" if self.network == "resnet18" else f"{self.network}-"
+        name += f"w{self.width}-s{self.seed}-{plan}"
+        name += "" if self.epochs_scale == 1 else f"-x{self.epochs_scale:g}"
+        return name + ("" if self.precision == USUAL["precision"] else f"-{self.precision}")
+
+
+def usable_device(name: str) -> torch.device:
+    """Returns a device of torch; TrainingError for one that cannot be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # where steps are recorded
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def remaining(run: Run, rows: Iterable[str]) -> str:
+    """Says how many epochs the rows still need, and for how long at the mean pace so far."""
+    waiting = {phase.name: phase for row in rows for phase in phases(run.phase(row))}
+    histories = [run.history(phase) for phase in waiting.values()]
+    done = [epoch["wall_s"] for history in histories for epoch in history]
+    epochs = sum(phase.schedule.epochs for phase in waiting.values()) - len(done)
+    if not done:
+        return f"{epochs} epochs to go"
+    minutes = epochs * sum(done) / len(done) / 60
+    return f"{epochs} epochs to go, about {int(minutes // 60)}:{int(minutes % 60):02} h"
+
+
+def _same_training(name: str, row: Row, plan: Plan, options: Options) -> bool:
+    """Returns whether a row went through the phases that `plan` has for it, under whatever plan's name."""
+    try:
+        of_row = plan_named(row["plan"]).scaled(row["epochs_scale"]).changed(options.changes)
+        trained, precision = row["phases"], row["precision"]
+    except (KeyError, ValueError):
+        return False
+    known = variant(name)
+    same = schedules_of(known, of_row) == schedules_of(known, plan) and precision == options.precision
+    return same and trained == planned(known, plan)
+
+
+def finished(rows: Iterable[str], options: Options) -> list[str]:
+    """Returns the rows that are trained, by the phases and the precision that `options` ask for."""
+    found, result = read_rows(options.accuracy), []
+    manifest = read_manifest(options.folders.weights)
+    published = is_published(options.width, options.seed, options.is_try)
+    for row in rows:
+        plan = options.plan_of(row)
+        line = find_row(found, row, options.width, options.seed, options.changes_of(row, plan))
+        name = checkpoint.file_name(row, options.width, options.network)
+        stored = not published or name in manifest
+        if line and stored and _same_training(row, line, options.schedules(plan), options):
+            result.append(row)
+    return result
+
+
+Data = tuple[Images, tuple[Tensor, Tensor] | None]
+"""Training and held-out images, and the test set, which a try does not get."""
+
+
+def train(rows: Iterable[str], options: Options, stream: TextIO | None = None) -> list[Row]:
+    """Trains the rows that are not finished, writes each when it is, and returns those that it trained.
+
+    What happens is told on `stream`, stderr by default. The rows of the usual plan come first: others take
+    their phases. Raises TrainingError, ResultsError, DataError, WeightsError or ValueError, each with one
+    sentence.
+    """
+    rows, output = [row for row in catalogue.variant_names() if row in set(rows)], stream or sys.stderr
+    torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
+    torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
+    device = usable_device(options.device)
+    by_plan: dict[str, list[str]] = {}
+    for row in rows:
+        plan = options.plan_of(row)
+        if options.is_try and not options.changes_of(row, plan):
+            raise TrainingError(f"no try: nothing differs from what {row} is trained with (--set, --plan)")
+        known = replace(variant(row), network=options.network)
+        last_phase(known, options.schedules(plan))
+        _ = known.steps  # refuses a network that it cannot be made of before anything is trained
+        by_plan.setdefault(plan, []).append(row)
+    done = finished(rows, options)
+    for row in done:
+        print(f"{row}: finished before, see {options.accuracy}", file=output)
+
+    @cache
+    def data() -> Data:
+        images = Images.cifar100(options.folders.data, device)
+        return images, None if options.is_try else load_cifar100(options.folders.data, "test")
+
+    result = []
+    for plan in sorted(by_plan, key=lambda plan: (plan != USUAL["plan"], plan)):
+        waiting = [row for row in by_plan[plan] if row not in done]
+        if waiting:
+            result += _train_plan(waiting, plan, options, data, device, output)
+    return result
+
+
+def _train_plan(
+    rows: Sequence[str],
+    plan: str,
+    options: Options,
+    data: Callable[[], Data],
+    device: torch.device,
+    output: TextIO,
+) -> list[Row]:
+    """Trains rows of one plan."""
+    images, test = data()
+    folders, own = options.folders, options.run_name(plan)
+    name = own + "".join(f"-{key}={value}" for key, value in sorted(options.changes.items()))
+    others = dict.fromkeys((own, options.run_name(USUAL["plan"])))
+    apart = options.is_try and not options.changes
+    run = Run(
+        Setting(images, device, options.precision, options.seed, options.recorded),
+        options.schedules(plan),
+        options.width,
+        folders.checkpoints / name,
+        folders.results / "training" / (f"{name}-try" if apart else name),
+        output,
+        shared=[folders.checkpoints / other for other in others if other != name],
+        tried=options.is_try,
+        network=options.network,
+    )
+    result = []
+    for index, row in enumerate(rows, start=1):
+        left = remaining(run, rows)
+        print(f"[{index}/{len(rows)}] {row} at width {options.width}; in all {left}", file=output)
+        trained = run.trained(row)
+        said = options.facts(plan)
+        said |= {"changes": options.changes_of(row, plan)} if options.is_try else {}
+        line = finish_row(run, row, trained, test, said, folders.weights)
+        put_row(options.accuracy, line)
+        result.append(line)
+        right = f"{100 * line['accuracy_heldout']:.2f} % held out"
+        right += f", {100 * line['accuracy_test']:.2f} % test" if test else ""
+        place = weights_path(folders.weights, run, row)
+        print(f"{row}: {right}, {line['relus']:,} ReLUs -> {place}", file=output)
+    return result

@@ -1,0 +1,173 @@
+"""A run: one seed of all variants at one width, and what it has trained so far."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import nn
+
+from pibench.models.cost import relu_shapes
+from pibench.models.decisions import Decisions, Step
+from pibench.models.layout import Layout
+from pibench.models.training.files import read_history
+from pibench.models.training.loop import Outcome, Setting, phase_identity, train
+from pibench.models.training.phases import Phase, last_phase
+from pibench.models.training.relus import deployed_relus, masks_of
+from pibench.models.training.schedules import Plan
+from pibench.models.training.tasks.distilled import frozen
+from pibench.models.transforms import fold_batchnorm
+from pibench.models.variants import Variant, variant
+from pibench.models.zoo import ZOO, layout_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network in its training form, and all phases that it went through, in order.
+
+    `chosen` are the transforms that training chose for its structure, None if they are the variant's own.
+    """
+
+    model: nn.Module
+    phases: tuple[Outcome, ...]
+    chosen: tuple[Step, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the last phase's state."""
+        return self.phases[-1].digest
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of all phases, from random weights on."""
+        return sum(len(phase.history) for phase in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of all phases, from random weights on."""
+        return sum(phase.seconds for phase in self.phases)
+
+
+@dataclass
+class Run:
+    """One seed of all variants of a network at one width: settings, folders, what has been trained so far.
+
+    Phases that are the same in a run of another plan are taken from its checkpoints, the folders `shared`. A
+    run that is `tried` publishes no weights.
+    """
+
+    setting: Setting
+    plan: Plan
+    width: int
+    checkpoints: Path
+    logs: Path
+    stream: TextIO | None = None
+    shared: Sequence[Path] = ()
+    tried: bool = False
+    network: str = "resnet18"
+    done: dict[str, Trained] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of the images."""
+        return self.setting.images.classes
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the network."""
+        return layout_of(self.network)
+
+    def variant(self, name: str) -> Variant:
+        """Returns a variant of the run's network."""
+        return replace(variant(name), network=self.network)
+
+    def phase(self, name: str) -> Phase:
+        """Returns the last phase of a variant's training.
+
+        Raises ValueError for one that cannot be made of the run's network.
+        """
+        known = self.variant(name)
+        _ = known.steps
+        return last_phase(known, self.plan)
+
+    def trained(self, name: str) -> Trained:
+        """Trains a variant, goes on with it, or loads it."""
+        return self.train(self.phase(name))
+
+    def train(self, phase: Phase) -> Trained:
+        """Trains one phase and those before it, goes on with them, or loads them."""
+        if phase.name not in self.done:
+            after = [self.train(before) for before in phase.after]
+            task = phase.task(self, *after)
+            outcome = train(
+                task,
+                phase.schedule,
+                self.setting,
+                phase.name,
+                self.checkpoints,
+                self.logs / f"{phase.name}.jsonl",
+                " ".join(parent.digest[:16] for parent in after),
+                self.stream,
+                self.shared,
+            )
+            before = {earlier.name: earlier for parent in after for earlier in parent.phases}
+            model = task.model if phase.settle is None else phase.settle(self, task)
+            inherited = next((p.chosen for p in reversed(after) if p.chosen is not None), None)
+            chosen = inherited if phase.chosen is None else phase.chosen(self, task)
+            self.done[phase.name] = Trained(model, (*before.values(), outcome), chosen)
+        return self.done[phase.name]
+
+    def history(self, phase: Phase) -> Sequence[Mapping[str, Any]]:
+        """Returns the epochs of a phase that are behind: done here, in its checkpoint, or all of a shared."""
+        if phase.name in self.done:
+            return self.done[phase.name].phases[-1].history
+        wanted = phase_identity(phase.name, phase.schedule, self.setting)
+        own, *others = (
+            read_history(folder / f"{phase.name}.pt", wanted) for folder in (self.checkpoints, *self.shared)
+        )
+        whole = next((epochs for epochs in others if len(epochs) == phase.schedule.epochs), None)
+        return own if whole is None else whole
+
+    def seeded(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """Returns what `make` returns, its weights drawn from the run's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.setting.seed)
+            return make()
+
+    def original(self) -> nn.Module:
+        """Returns the original network with random weights."""
+        return self.seeded(lambda: ZOO[self.network](classes=self.classes, width=self.width))
+
+    def structured(self, variant: Variant) -> nn.Module:
+        """Returns a variant's trainable structure with random weights."""
+        return self.seeded(lambda: variant.structured(self.width, self.classes))
+
+    def budget(self, variant: Variant) -> int | None:
+        """Returns how many ReLUs a variant keeps at the run's width and image size; None without a budget."""
+        return variant.budget(self.width, self.setting.images.size)
+
+    def frozen(self, model: nn.Module) -> nn.Module:
+        """Returns a copy of a network on the run's device that learns nothing."""
+        return frozen(model, self.setting.device)
+
+    def teacher(self, trained: Trained) -> nn.Module:
+        """Returns a trained network as it answers fastest: BatchNorm folded."""
+        return self.frozen(fold_batchnorm(copy.deepcopy(trained.model).eval()))
+
+    def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each ReLU's activation."""
+        size = self.setting.images.size
+        example = torch.zeros(1, 3, size, size, device=self.setting.device)
+        return relu_shapes(copy.deepcopy(model), example)
+
+    def deployed(self, variant: Variant, trained: Trained) -> tuple[nn.Module, Decisions]:
+        """Returns a trained network as it is run, on the CPU, and the decisions that rebuild it.
+
+        Masks are final, BatchNorm is folded, and what else the variant's `finish` says is done.
+        """
+        copied = copy.deepcopy(trained.model).cpu().to(memory_format=torch.contiguous_format).eval()
+        size = self.setting.images.size
+        decisions = variant.decisions(self.width, self.classes, size, masks_of(copied), trained.chosen)
+        return variant.finished(deployed_relus(copied)).requires_grad_(False), decisions

@@ -1,0 +1,93 @@
+"""The promise of the house: a reduction is one file. This one lies in a folder of the test's."""
+
+import sys
+
+import pytest
+import torch
+from training_setup import CLASSES, tiny_images, tiny_run
+
+from pibench.models import catalogue, reductions
+from pibench.models.training.phases import plan_named, planned
+from pibench.models.training.rows import finish_row
+from pibench.models.variants import VARIANTS, variant
+from pibench.models.weights import file_name, load, read_weights
+
+TOY = '''
+"""toy: keeps the ReLU layers whose activations are largest."""
+from pibench.models.base import Family, Variant
+from pibench.models.decisions import Step
+from pibench.models.reductions import baseline
+from pibench.models.training.phases import Phase
+from pibench.models.training.schedules import Schedule
+
+FAMILIES = (Family("toy", "toy", "this test", "Whole layers go, by size.", "#777777", "x", 90),)
+SCHEDULES = {"toy": {"long": Schedule(1, 0.01, batch=40)}}
+
+
+def removed(names):
+    return (Step("linearize_relus", {"keep": dict.fromkeys(names, False)}),)
+
+
+def structure(layout):
+    return removed(layout.relus[1::2])
+
+
+def trained(variant, plan):
+    def task(run, start):
+        from pibench.models.training.relus import cut_relus
+        from pibench.models.training.tasks.supervised import Supervised
+
+        return Supervised(cut_relus(start.model, run.layout.relus[::3]), plan["toy"])
+
+    def chosen(run, task):
+        return removed(run.layout.relus[::3])
+
+    return Phase(variant.name, plan["toy"], task, (baseline.trained(variant, plan),), chosen=chosen)
+
+
+VARIANTS = (Variant("toy", trained, structure), Variant("toy-0.5", structure=structure))
+'''
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Adds the reduction to the catalogue."""
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(reductions, "__path__", [*reductions.__path__, str(tmp_path)])
+    catalogue.clear()
+    yield
+    sys.modules.pop("pibench.models.reductions.toy", None)
+    vars(reductions).pop("toy", None)
+    catalogue.clear()
+
+
+def test_it_is_in_the_catalogue_built_and_not_trained_yet(toy):
+    assert catalogue.families()["toy"].label == "toy"
+    assert catalogue.variant_names()[-2:] == ("toy", "toy-0.5")
+    model = variant("toy").build(2, None, classes=CLASSES)
+    assert model.meta["trained"] is False
+    assert "toy" in VARIANTS
+    with pytest.raises(ValueError, match=r"toy-0\.5 is not trained: its reduction declares no phase"):
+        planned(variant("toy-0.5"), plan_named("long"))
+
+
+def test_it_is_trained_and_what_it_chose_is_saved_and_loaded(toy, tmp_path):
+    plan = plan_named("long").changed({"baseline.epochs": 1, "baseline.batch": 40})
+    run = tiny_run(tmp_path, plan=plan)
+    assert run.setting.images.steps(40) == 2  # two steps of training
+    trained = run.trained("toy")
+    assert planned(variant("toy"), plan) == {"baseline": 1, "toy": 1}
+    row = finish_row(run, "toy", trained, None, {}, tmp_path / "weights")
+    path = tmp_path / "weights" / file_name("toy", 2)
+    (removed, _) = read_weights(path).decisions.steps
+    assert removed.transform == "linearize_relus"
+    assert list(removed.arguments["keep"]) == list(run.layout.relus[::3])  # chosen, not the variant's own
+    x = torch.cat(list(tiny_images().sample(20)))
+    expected, answer = trained.model(x), load(path)(x)
+    assert (answer - expected).abs().max() < 0.03 * expected.std()
+    assert row["phases"] == {"baseline": 1, "toy": 1}
+
+
+def test_it_is_gone_after_the_test():
+    assert "toy" not in catalogue.variant_names()
+    assert "toy" not in VARIANTS

@@ -1,0 +1,288 @@
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+from training_setup import TINY, banded
+
+from pibench.models import weights as checkpoint
+from pibench.models.data import FOLDER, load_cifar100
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.rows import ResultsError, read_rows
+from pibench.models.training import command, rows, run
+from pibench.models.training.__main__ import main
+from pibench.models.training.files import TrainingError
+from pibench.models.training.images import Images
+from pibench.models.training.rows import put_row, update_row
+from pibench.models.variants import VARIANTS
+from pibench.models.weights import WeightsError
+
+
+def test_rows_are_replaced_and_kept_in_order(tmp_path):
+    path = tmp_path / "accuracy.json"
+    assert read_rows(path) == []
+    for name, seed, value in (
+        ("senet-0.09", 1, 0.1),
+        ("senet-0.09", 0, 0.2),
+        ("baseline", 0, 0.3),
+        ("senet-0.09", 1, 0.4),
+    ):
+        put_row(path, {"variant": name, "width": 16, "seed": seed, "accuracy_test": value})
+    assert [(row["variant"], row["seed"], row["accuracy_test"]) for row in read_rows(path)] == [
+        ("baseline", 0, 0.3),
+        ("senet-0.09", 0, 0.2),
+        ("senet-0.09", 1, 0.4),
+    ]
+    update_row(path, "senet-0.09", 16, 1, {"more": 5})
+    assert [row.get("more") for row in read_rows(path)] == [None, None, 5]
+    with pytest.raises(TrainingError, match=r"no row of joint-0.09, width 16, seed 1: train it first"):
+        update_row(path, "joint-0.09", 16, 1, {"more": 5})
+    put_row(path, {"variant": "senet-0.09", "width": 16, "seed": 1, "accuracy_test": 0.6})
+    assert "more" not in read_rows(path)[-1]
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(lambda seed: put_row(path, {"variant": "snl-0.09", "width": 8, "seed": seed}), range(32))
+        )
+    assert [row["seed"] for row in read_rows(path) if row["width"] == 8] == list(range(32))
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match="`accuracy_test` is 60 where a share from 0 to 1"):
+        put_row(path, {"variant": "baseline", "width": 16, "seed": 0, "accuracy_test": 60})
+    with pytest.raises(ResultsError, match=r"`relus` is 1\.5 where a whole number"):
+        update_row(path, "baseline", 16, 0, {"relus": 1.5})
+    assert path.read_bytes() == before
+    for content, reason in (
+        ("{", r"accuracy\.json cannot be read"),
+        ("[1]", r"Row 0 of .*accuracy\.json is unusable, `the row` is 1 where an object"),
+        ('[{"variant": "baseline"}]', r"Row 0 of .*accuracy\.json is unusable, the row lacks `width`"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ResultsError, match=reason):
+            put_row(path, {"variant": "baseline", "width": 16, "seed": 0})
+        assert path.read_text() == content
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """Tiny files in CIFAR's format, and the command made to take them; returns common options."""
+    folder = tmp_path / "data" / FOLDER
+    folder.mkdir(parents=True)
+    for seed, (split, count) in enumerate((("train", 100), ("test", 40))):
+        images, labels = banded(count, seed)
+        entries = {b"data": np.asarray(images.view(count, -1)), b"fine_labels": labels.tolist()}
+        (folder / split).write_bytes(pickle.dumps(entries, protocol=4))
+    monkeypatch.setattr(Images, "cifar100", partial(Images.cifar100, heldout=20, checksums=None))
+    monkeypatch.setattr(command, "load_cifar100", partial(load_cifar100, checksums=None))
+    plans = {"long": TINY, "extended": TINY}
+    monkeypatch.setattr(command, "plan_named", plans.__getitem__)
+    options = ["--width", "2", "--device", "cpu", "--data", str(tmp_path / "data")]
+    for name in ("results", "checkpoints", "weights"):
+        options += [f"--{name}", str(tmp_path / name)]
+    return tmp_path, options, plans
+
+
+def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
+    folder, options, _ = cifar
+    assert main([*options, "--rows", "senet-0.09", "baseline"]) == 0
+    found = read_rows(folder / "results" / "accuracy.json")
+    assert [row["variant"] for row in found] == ["baseline", "senet-0.09"]
+    assert (folder / "results" / "training" / "w2-s0-long" / "senet-0.09.jsonl").exists()
+    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    loaded = VARIANTS["senet-0.09"].build(width=2)
+    assert loaded.meta["trained"]
+    assert any(isinstance(module, MaskedReLU) for module in loaded.modules())
+    capsys.readouterr()
+    assert main([*options, "--rows", "baseline", "--list"]) == 0
+    assert capsys.readouterr().out == "baseline         finished\n"
+    monkeypatch.setattr(run, "train", None)
+    assert main([*options, "--rows", "baseline", "senet-0.09"]) == 0
+    assert "baseline: finished before" in capsys.readouterr().err
+    older = found[1] | {"phases": found[1]["phases"] | {"sensitivity": 1}}
+    put_row(folder / "results" / "accuracy.json", older)  # by another recipe, or other lengths
+    assert main([*options, "--rows", "baseline", "senet-0.09", "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["baseline", "finished", "senet-0.09", "to", "be", "trained"]
+    path = folder / "weights" / "baseline-w2.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError, match="is damaged"):
+        VARIANTS["baseline"].build(width=2)
+
+
+def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, monkeypatch, capsys):
+    folder, options, plans = cifar
+    monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
+    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    read, decoded = Images.cifar100, []
+    monkeypatch.setattr(Images, "cifar100", lambda *args: decoded.append(args) or read(*args))
+    assert main([*options, "--rows", "joint", "baseline"]) == 0
+    assert len(decoded) == 1  # for both plans
+    rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
+    assert {name: row["plan"] for name, row in rows.items()} == {"baseline": "long", "joint": "extended"}
+    assert rows["joint"]["phases"] == {"baseline": 2, "gated-5": 3}
+    assert capsys.readouterr().err.count("baseline  epoch") == 2
+    assert VARIANTS["joint"].build(width=2).meta["trained"]
+    assert main([*options, "--rows", "joint", "baseline", "--list"]) == 0
+    assert capsys.readouterr().out.count("finished") == 2
+    assert main([*options, "--rows", "joint", "--plan", "long", "--list"]) == 0
+    assert "to be trained" in capsys.readouterr().out
+    assert main([*options, "--rows", "joint", "--plan", "extended", "--try"]) == 1
+    assert "no try: nothing differs from what joint is trained with" in capsys.readouterr().err
+    assert main([*options, "--rows", "joint", "--plan", "long", "--try"]) == 0
+    assert main([*options, "--rows", "joint", "--set", "gated.fading=0.9"]) == 0
+    changes = [row["changes"] for row in json.loads((folder / "results" / "tries.json").read_text())]
+    assert {"plan": "long"} in changes
+    assert {"plan": "long", "gated.fading": 0.9} in changes
+
+
+def test_a_try_of_a_plan_takes_what_that_plan_has_taken(cifar, monkeypatch, capsys):
+    """The baseline is the usual plan's: the other plan takes it from there, and so must its tries."""
+    folder, options, plans = cifar
+    monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
+    assert main([*options, "--rows", "joint", "baseline"]) == 0
+    assert not (folder / "checkpoints" / "w2-s0-extended" / "baseline.pt").exists()
+    capsys.readouterr()
+    tried = [*options, "--rows", "joint", "--plan", "extended", "--set", "gated.fading=0.9"]
+    assert main(tried) == 0
+    said = capsys.readouterr().err
+    assert "gated-5  epoch" in said
+    assert "baseline  epoch" not in said
+
+
+def test_a_row_is_finished_by_whatever_plan_has_the_same_phases(cifar, monkeypatch, capsys):
+    folder, options, plans = cifar
+    monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True}))
+    assert main([*options, "--rows", "baseline", "joint", "--plan", "long"]) == 0
+    capsys.readouterr()
+    for plan, state in (("long", "finished"), ("extended", "to be trained")):
+        assert main([*options, "--rows", "baseline", "joint", "--plan", plan, "--list"]) == 0
+        lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert lines == {"baseline": "finished", "joint": state}
+    path = folder / "results" / "accuracy.json"
+    put_row(path, read_rows(path)[0] | {"plan": "forgotten"})
+    assert main([*options, "--rows", "baseline", "--list"]) == 0
+    assert "to be trained" in capsys.readouterr().out
+
+
+def test_wide_networks_are_finished_without_published_weights(cifar, monkeypatch, capsys):
+    folder, options, _ = cifar
+    monkeypatch.setattr(rows, "PUBLISHED_WIDTH", 1)
+    assert main([*options, "--rows", "baseline"]) == 0
+    assert not (folder / "weights").exists()
+    assert (folder / "checkpoints" / "w2-s0-long" / "baseline-w2.safetensors").exists()
+    capsys.readouterr()
+    assert main([*options, "--rows", "baseline", "--list"]) == 0
+    assert capsys.readouterr().out == "baseline         finished\n"
+
+
+def test_another_seed_has_its_row_but_no_published_weights(cifar):
+    folder, options, _ = cifar
+    assert main([*options, "--rows", "baseline", "--seed", "3", "--epochs-scale", "0.5"]) == 0
+    (row,) = read_rows(folder / "results" / "accuracy.json")
+    assert (row["seed"], row["epochs"], row["epochs_scale"]) == (3, 1, 0.5)
+    assert not (folder / "weights").exists()
+    assert (folder / "checkpoints" / "w2-s3-long-x0.5" / "baseline-w2.safetensors").exists()
+
+
+def test_a_try_shares_phases_and_stays_apart(cifar, monkeypatch, capsys):
+    folder, options, plans = cifar
+    options = [*options, "--rows", "senet-0.09"]
+    assert main(options) == 0
+    weights = (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes()
+    capsys.readouterr()
+    for _ in range(2):
+        assert main([*options, "--set", "masks.peak=0.2", "masks.images=20"]) == 0
+    lines = capsys.readouterr().err
+    assert "senet-0.09  epoch 1/" in lines
+    assert "baseline  epoch" not in lines
+    assert "% test" not in lines
+    assert lines.count("% held out") == 1
+    (row,) = json.loads((folder / "results" / "tries.json").read_text())
+    assert row["changes"] == {"masks.peak": 0.2, "masks.images": 20}
+    assert "accuracy_test" not in row
+    assert [row["variant"] for row in read_rows(folder / "results" / "accuracy.json")] == ["senet-0.09"]
+    assert (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes() == weights
+    monkeypatch.setitem(plans, "standard", TINY)
+    for _ in range(2):
+        assert main([*options, "--plan", "standard", "--try"]) == 0
+        assert main([*options, "--plan", "standard", "--set", "masks.peak=0.2"]) == 0
+    assert capsys.readouterr().err.count("% held out") == 2
+    changes = [row["changes"] for row in json.loads((folder / "results" / "tries.json").read_text())]
+    assert {"plan": "standard"} in changes
+    assert {"plan": "standard", "masks.peak": 0.2} in changes
+    assert len(changes) == 3
+    assert (folder / "weights" / "senet-0.09-w2.safetensors").read_bytes() == weights
+    assert [row["plan"] for row in read_rows(folder / "results" / "accuracy.json")] == ["long"]
+    assert (folder / "results" / "training" / "w2-s0-standard-try" / "senet-0.09.jsonl").exists()
+    assert not (folder / "results" / "training" / "w2-s0-standard").exists()
+    assert main([*options, "--epochs-scale", "0.5", "--set", "masks.peak=0.2"]) == 0
+    scaled = json.loads((folder / "results" / "tries.json").read_text())
+    assert {"epochs_scale": 0.5, "masks.peak": 0.2} in [row["changes"] for row in scaled]
+    assert len(scaled) == 4
+    capsys.readouterr()
+    assert main([*options, "--try"]) == 1
+    assert "no try: nothing differs" in capsys.readouterr().err
+    assert main([*options, "--set", "masks.nonsense=1"]) == 1
+    assert "the plan has no 'masks.nonsense'" in capsys.readouterr().err
+
+
+def test_missing_data_and_devices_are_one_clear_line(cifar, capsys):
+    folder, options, _ = cifar
+    (folder / "data" / FOLDER / "train").unlink()
+    assert main(options) == 1
+    assert "train cannot be read" in capsys.readouterr().err
+    assert main([*options, "--device", "nonsense"]) == 1
+    assert "the device 'nonsense' cannot be used" in capsys.readouterr().err
+    assert main([*options, "--epochs-scale", "0"]) == 1
+    assert "positive factor" in capsys.readouterr().err
+    assert main([*options, "--epochs-scale", "inf"]) == 1
+    assert "positive factor" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--rows", "nonsense"])
+
+
+def test_files_that_cannot_be_read_or_written_are_one_clear_line(cifar, capsys):
+    folder, options, _ = cifar
+    (folder / "checkpoints").write_text("a file where a folder is wanted")
+    assert main([*options, "--rows", "baseline"]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be written (Not a directory): make room or allow writing there" in said
+    (folder / "weights").mkdir()
+    (folder / "weights" / "manifest.json").write_text("{")
+    assert main([*options, "--rows", "baseline"]) == 1
+    assert "manifest.json is no JSON" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_interrupt_says_how_to_go_on(cifar, monkeypatch, capsys):
+    _, options, _ = cifar
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", stop)
+    assert main([*options, "--rows", "baseline"]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+
+
+def test_another_network_has_rows_and_weights_of_its_own(cifar, capsys):
+    folder, options, _ = cifar
+    options = [*options, "--network", "resnet20"]
+    assert main([*options, "--rows", "senet-0.09"]) == 0
+    (row,) = read_rows(folder / "results" / "accuracy-resnet20.json")
+    assert row["relus"] == round(0.09 * 188_416 * 2 / 16)
+    assert not (folder / "results" / "accuracy.json").exists()
+    path = folder / "weights" / "senet-0.09-resnet20-w2.safetensors"
+    assert checkpoint.load(path).meta["decisions"].network == "resnet20"
+    assert main([*options, "--rows", "senet-0.09", "--list"]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main([*options[:-1], "vgg16", "--rows", "joint"]) == 1
+    assert "joint cannot be made of vgg16: the network has no residual blocks" in capsys.readouterr().err
+
+
+def test_the_command_is_a_function(cifar):
+    folder, _, _ = cifar
+    folders = command.Folders(*(folder / name for name in ("data", "results", "checkpoints", "weights")))
+    options = command.Options(width=2, device="cpu", folders=folders)
+    (row,) = command.train(["baseline"], options)
+    assert row == read_rows(options.accuracy)[0]
+    assert command.finished(["baseline", "joint"], options) == ["baseline"]
+    assert command.train(["baseline"], options) == []
