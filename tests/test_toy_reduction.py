@@ -1,16 +1,23 @@
 """The promise of the house: a reduction is one file. This one lies in a folder of the test's."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.text import Text
 from training_setup import CLASSES, tiny_images, tiny_run
 
+from pibench.figures.data import CSVS, Tables
+from pibench.figures.variants import latency_vs_relus
+from pibench.measure.case import Case
+from pibench.measure.session import Session
 from pibench.models import catalogue, reductions
 from pibench.models.training.phases import plan_named, planned
 from pibench.models.training.rows import finish_row
 from pibench.models.variants import VARIANTS, variant
 from pibench.models.weights import file_name, load, read_weights
+from pibench.report import accuracy_section, headline_section, read_report
 
 TOY = '''
 """toy: keeps the ReLU layers whose activations are largest."""
@@ -86,6 +93,25 @@ def test_it_is_trained_and_what_it_chose_is_saved_and_loaded(toy, tmp_path):
     expected, answer = trained.model(x), load(path)(x)
     assert (answer - expected).abs().max() < 0.03 * expected.std()
     assert row["phases"] == {"baseline": 1, "toy": 1}
+
+
+def test_it_is_measured_reported_and_drawn(toy, tmp_path):
+    baseline = Case("baseline", engine="lean", width=8, rounds=2, warm_up=False, profiles=1)
+    measured = replace(baseline, variant="toy", reference=baseline)
+    with Session([baseline, measured], tmp_path / "results", run="toy") as session:
+        rows = [session.measure(case) for case in (baseline, measured)]
+    assert rows[1]["answer"]["max_error"] < rows[1]["answer"]["tolerance"] * rows[1]["answer"]["spread"]
+    assert rows[1]["cost"]["relu_layers"] == 9  # every second of the 17 is gone
+    assert rows[1]["traffic"]["rounds"] < rows[0]["traffic"]["rounds"]
+    report = read_report(tmp_path / "results")
+    line = report.summary.set_index("variant").loc["toy"]
+    assert line["online_speedup"] > 0
+    assert "`toy`" in headline_section(report.rows, report.summary)
+    parts = (report.accuracy, report.pairs, report.equal_latency, report.tries, report.rows)
+    (said,) = [line for line in accuracy_section(*parts).splitlines() if line.startswith("| `toy` |")][:1]
+    assert "not trained yet" in said
+    figure = latency_vs_relus(Tables(*(getattr(report, name) for name in CSVS)))
+    assert "toy" in [text.get_text() for text in figure.findobj(Text)]
 
 
 def test_it_is_gone_after_the_test():
