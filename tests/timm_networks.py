@@ -25,7 +25,7 @@ except RuntimeError:  # its compiled operators do not fit this torch: timm needs
     _LIBRARY = torch.library.Library("torchvision", "DEF")
     _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import timm
+import timm  # noqa: E402 (after its stand-in)
 
 
 def network(name: str, **options) -> nn.Module:

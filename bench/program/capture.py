@@ -55,11 +55,16 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, example: torch.Tensor, known: Callable[[Any], bool], output: int | str | None = None
+    model: nn.Module,
+    example: torch.Tensor,
+    known: Callable[[Any], bool],
+    moves: Callable[[Any], bool],
+    output: int | str | None = None,
 ) -> Captured:
     """Exports `model` for inputs shaped like `example` [N, ...].
 
-    Operators that are not `known` are decomposed. `output` chooses one of several outputs, by its number or
+    Operators that are not `known` are decomposed; so are those that `moves` tells may return their argument
+    itself, where something is done in place. `output` chooses one of several outputs, by its number or
     its name. Raises ExportError for what cannot be exported. The model itself is never touched.
     """
     copied = copied_for_export(model)
@@ -67,9 +72,12 @@ def capture(
     images = first.expand(BATCH, *first.shape[1:]).contiguous()
     with _described_failures(), _deterministic():
         exported = torch.export.export(copied, (images,))
+        _erase_dropout(exported.graph)
+        _write_out_of_place(exported.graph, moves)
+        exported.graph_module.recompile()
         if not all(_is_plain(node, known) for node in exported.graph.nodes):
             table = torch.export.default_decompositions()
-            for operator in [operator for operator in table if known(operator)]:
+            for operator in [each for each in table if known(each) and not moves(each)]:
                 del table[operator]
             exported = exported.run_decompositions(table)
     name = copied.input_name if isinstance(copied, _Stepwise) else None
@@ -137,6 +145,43 @@ class _Stepwise(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         with fx.traceback.preserve_node_meta():
             return fx.Interpreter(self.graph).run(*inputs)
+
+
+def is_inert_dropout(node: fx.Node) -> bool:
+    """Tells whether a node is a dropout that is switched off: it returns its argument itself."""
+    return "dropout" in str(node.target) and False in (*node.args, *node.kwargs.values())
+
+
+def _erase_dropout(graph: fx.Graph) -> None:
+    """Takes out dropout that is switched off; torch would decompose it to a copy, which loses an alias."""
+    for node in list(graph.nodes):
+        if is_inert_dropout(node) and "native" not in str(node.target):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _write_out_of_place(graph: fx.Graph, moves: Callable[[Any], bool]) -> None:
+    """Writes `relu_(x)` as `relu(x)` where `x` is nothing but its argument.
+
+    Later uses of the changed tensor are uses of the result already, and `x` has no other name: it was
+    computed afresh and nothing else was made of it. What is left is for torch to decompose, which is slower.
+    """
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable or not node.args:
+            continue
+        packet, overload = schema.name.removeprefix("aten::"), schema.overload_name or "default"
+        plain = getattr(torch.ops.aten, packet.removesuffix("_"), None)
+        changed = node.args[0]
+        fresh = (
+            isinstance(changed, fx.Node)
+            and len(changed.users) == 1
+            and changed.op == "call_function"
+            and not any(argument.alias_info for argument in changed.target._schema.returns)
+            and not moves(changed.target)
+        )
+        if packet.endswith("_") and overload in getattr(plain, "overloads", list)() and fresh:
+            node.target = getattr(plain, overload)
 
 
 def _is_plain(node: fx.Node, known: Callable[[Any], bool]) -> bool:

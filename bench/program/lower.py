@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from pibench.program import ir
 from pibench.program.approximations import GELU, HARD_SIGMOID, SIGMOID, SILU, TANH
-from pibench.program.capture import BATCH, ExportError, capture
+from pibench.program.capture import BATCH, Captured, ExportError, capture, is_inert_dropout
 from pibench.program.plaintext import evaluate
 
 __all__ = ["FRACTION_BITS", "VALUE_LIMIT", "ExportError", "Lowered", "lower"]
@@ -80,7 +80,7 @@ def lower(model: nn.Module, example: Tensor, output: int | str | None = None) ->
         raise ExportError(
             f"the example must be a batch [N, ...] of at least one input, not {list(example.shape)}"
         )
-    walk = _Walk(capture(model, example, _RULES.__contains__, output))
+    walk = _Walk(capture(model, example, _RULES.__contains__, _moves, output))
     return walk.finish(example.detach().to("cpu", torch.float64))
 
 
@@ -123,7 +123,7 @@ def lowers(*targets: Any) -> Callable[[Rule], Rule]:
 class _Walk:
     """Walks a captured graph and notes the steps; `known` maps a node to a `_Value` or a stored tensor."""
 
-    def __init__(self, captured) -> None:
+    def __init__(self, captured: Captured) -> None:
         self.steps: dict[str, ir.Step] = {}
         self.weights: dict[str, Tensor] = {}
         self.origins: dict[str, _Origin] = {}
@@ -147,7 +147,7 @@ class _Walk:
         rule = _RULES.get(node.target)
         depends = any(_holds_value(self.known.get(source)) for source in node.all_input_nodes)
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if random and not _is_inert_dropout(node):
+        if random and not is_inert_dropout(node):
             raise self.refuse(node, "draws random numbers, which would be frozen; draw only if self.training")
         if node.op == "get_attr" or (rule is None and _IGNORED.match(str(node.target))):
             self.known[node] = None
@@ -476,10 +476,6 @@ def _remedy(node: fx.Node) -> str:
     return "Replace it by known operators, or add a rule to bench/program/lower.py and to the engines."
 
 
-def _is_inert_dropout(node: fx.Node) -> bool:
-    return "dropout" in str(node.target) and False in (*node.args, *node.kwargs.values())
-
-
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     return pair if len(pair) == 2 else pair * 2
@@ -498,16 +494,42 @@ def _move(walk: _Walk, node: fx.Node) -> None:
             return indices[source]
         stored = walk.known[source]
         if isinstance(stored, Tensor) and stored.is_floating_point():
-            return _absent(walk, node, stored)
+            return torch.full(stored.shape, -1)
         return stored
 
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), positions)
     found = _run_on_positions(node.target, args, kwargs)
-    if isinstance(found, Tensor):
+    if _holds_numbers(walk, node):
+        _add_stored(walk, node, _Value(base, tuple(found.shape), found))
+    elif isinstance(found, Tensor):
         walk.known[node] = _Value(base, tuple(found.shape), found)
         _flatten_at_once(walk, node, sources)
     else:
         walk.known[node] = tuple(_Value(base, tuple(part.shape), part) for part in found)
+
+
+def _holds_numbers(walk: _Walk, node: fx.Node) -> bool:
+    """Tells whether a move places stored numbers other than 0 among values."""
+    stored = [walk.known[source] for source in node.all_input_nodes if not walk.is_value(source)]
+    return any(isinstance(each, Tensor) and each.is_floating_point() and bool(each.any()) for each in stored)
+
+
+def _add_stored(walk: _Walk, node: fx.Node, values: _Value) -> None:
+    """Adds the stored numbers that a move places where its values have none."""
+
+    def numbers(source: fx.Node) -> Any:
+        known = walk.known[source]
+        return torch.zeros(known.shape, dtype=torch.float64) if isinstance(known, _Value) else known
+
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), numbers)
+    row = _trimmed(_row(walk, node, node.target(*args, **kwargs)))
+    op = ir.Shift(walk.keep(node, "shift", row), tuple(row.shape))
+    walk.emit(node, op, walk.key_of_value(node, values))
+
+
+def _moves(target: Any) -> bool:
+    """Tells whether an operator only places elements, and so may return its argument itself."""
+    return _RULES.get(target) in (_move, _same, _pad)
 
 
 def _run_on_positions(target: Any, args: Any, kwargs: Any) -> Any:
@@ -524,7 +546,7 @@ def _as_float(tensor: Tensor) -> Tensor:
 
 def _absent(walk: _Walk, node: fx.Node, stored: Tensor) -> Tensor:
     if stored.any():
-        raise walk.refuse(node, "places stored numbers other than 0 among values; add them instead")
+        raise walk.refuse(node, "chooses stored numbers other than 0; multiply by masks and add them instead")
     return torch.full(stored.shape, -1)
 
 
@@ -584,7 +606,16 @@ lowers(
         *("unsqueeze", "expand", "expand_as", "repeat", "tile", "select", "slice", "narrow", "split"),
         *("split_with_sizes", "chunk", "tensor_split", "unbind", "flip", "roll", "rot90", "unfold"),
         *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d"),
-        *("index_select", "index", "gather", "diagonal", "repeat_interleave", "im2col", "take_along_dim"),
+        *(
+            "index_select",
+            "index",
+            "_unsafe_index",
+            "gather",
+            "diagonal",
+            "repeat_interleave",
+            "im2col",
+            "take_along_dim",
+        ),
         *("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"),
         *("select_scatter", "slice_scatter", "atleast_2d", "atleast_3d", "hsplit", "vsplit", "dsplit"),
         *("stack", "hstack", "vstack", "dstack", "column_stack", "_upsample_nearest_exact2d", "squeeze_copy"),
@@ -643,7 +674,7 @@ def _same(walk: _Walk, node: fx.Node) -> None:
     if not dtype.is_floating_point:
         raise walk.refuse(node, f"turns values into {dtype}; keep them floating-point numbers")
     source = node.all_input_nodes[0]
-    if "dropout" in str(node.target) and not _is_inert_dropout(node):
+    if "dropout" in str(node.target) and not is_inert_dropout(node):
         raise walk.refuse(node, "drops at random; call it with training=self.training")
     walk.alias(node, source)
 
