@@ -999,7 +999,8 @@ def _masked(walk: _Walk, node: fx.Node, source: fx.Node, mask: Tensor) -> None:
     if kept.numel() == 0:
         walk.alias(node, source)
     else:
-        walk.emit(node, ir.Relu(None if kept.numel() == prod(shape) else kept.cpu().numpy()), walk.key_of(source))
+        op = ir.Relu(None if kept.numel() == prod(shape) else kept.cpu().numpy())
+        walk.emit(node, op, walk.key_of(source))
 
 
 def _rectified_source(walk: _Walk, rectified: Any, plain: Any) -> bool:
