@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from pibench.models.cost import count_cost, relu_shapes
-from pibench.models.graph.inplace import out_of_place
 from pibench.models.graph.moves import trace
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.transforms import average_pools, fold_batchnorm, linearize_relus

@@ -143,6 +143,7 @@ def test_outputs_are_chosen_by_name():
     assert (lower(model, IMAGES, output="aux").logits == -IMAGES.double()).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_wrapped_and_pruned_networks_run():
     conv = nn.Conv2d(4, 3, 3)
     expected = conv.double()(IMAGES.double()).detach()

@@ -139,11 +139,13 @@ class _Walk:
         answer = self.known[captured.output]
         if not isinstance(answer, _Value):
             raise ExportError("the network must return one tensor that depends on its input, the logits")
-        self.node = captured.output
+        if answer.shape[:1] != (BATCH,):
+            raise self.refuse(
+                captured.output, "mixes the images of a batch; return [N, ...], one row an image"
+            )
         self.output = self.key_of(captured.output)
 
     def _visit(self, node: fx.Node) -> None:
-        self.node = node
         rule = _RULES.get(node.target)
         depends = any(_holds_value(self.known.get(source)) for source in node.all_input_nodes)
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
@@ -683,9 +685,12 @@ def _same(walk: _Walk, node: fx.Node) -> None:
 def _item(walk: _Walk, node: fx.Node) -> None:
     parts, number = walk.known[node.args[0]], node.args[1]
     if isinstance(parts, _Value):
-        if number:
+        if number and not node.users:
+            walk.known[node] = None
+        elif number:
             raise walk.refuse(node, "uses the indices or statistics beside a value; only values are lowered")
-        walk.alias(node, node.args[0])
+        else:
+            walk.alias(node, node.args[0])
     else:
         walk.known[node] = parts[number]
 
@@ -1455,6 +1460,11 @@ def _divide(walk: _Walk, node: fx.Node) -> None:
         raise walk.refuse(node, "rounds what it divides; divide without rounding_mode")
     divisor = walk.constant(a["other"])
     _by_constant(walk, node, a["self"], 1.0 / divisor)
+
+
+@lowers(*_packet("reciprocal", "rdiv", "rsqrt", "sqrt", "exp", "log"))
+def _secret_function(walk: _Walk, node: fx.Node) -> None:
+    raise walk.refuse(node, "is out of scope on a secret value; use ReLUs, products and sums")
 
 
 @lowers(*_packet("square"), aten.pow.Tensor_Scalar)
