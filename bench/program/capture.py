@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from pibench.models.graph.moves import trace
@@ -118,10 +118,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _bake_weights(module: nn.Module) -> None:
-    """Replaces weights that are computed at each call (pruned, normalised) by their present values."""
-    if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    """Replaces weights that a hook computes at each call by their present values.
+
+    Parametrized weights are left to the export: taking them out would change the class that copies share.
+    """
     for hook in list(module._forward_pre_hooks.values()):
         name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
         if isinstance(hook, prune.BasePruningMethod):
