@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pibench.engines.base import Setting
 from pibench.engines.lean.dealer import Dealer
 from pibench.engines.lean.node import LeanNode
-from pibench.program.ir import Operator, Program, Step
+from pibench.program.ir import Affine, Operator, Program, Step
 
 
 def settings(folder: str, timeout_s: float = 20.0) -> list[Setting]:
@@ -96,7 +96,12 @@ def random_weights(made: Program, seed: int = 0) -> dict[str, torch.Tensor]:
     weights = {}
     for step in made.steps:
         operator = step.operator
-        if hasattr(operator, "weight"):
+        if hasattr(operator, "bias_shape"):
+            weights[operator.bias] = torch.randn(operator.bias_shape, generator=draw, dtype=torch.float64)
+        elif isinstance(operator, Affine):
+            for name in (operator.weight, operator.bias) if operator.bias else (operator.weight,):
+                weights[name] = torch.randn(operator.weight_shape, generator=draw, dtype=torch.float64)
+        elif hasattr(operator, "weight"):
             shape = operator.weight_shape
             scale = torch.Size(shape[1:]).numel() ** -0.5
             weights[operator.weight] = torch.randn(shape, generator=draw, dtype=torch.float64) * scale
@@ -148,4 +153,21 @@ def _value(
             return x.flatten(o.start, o.end)
         case "mean":
             return x.mean(o.dims, keepdim=o.keepdim)
+        case "sum":
+            return x.sum(o.dims, keepdim=o.keepdim)
+        case "affine":
+            return torch.addcmul(torch.zeros(()) if o.bias is None else weights[o.bias], x, weights[o.weight])
+        case "shift":
+            return x + weights[o.bias]
+        case "combine":
+            return sum(factor * each for factor, each in zip(o.factors, (x, *more), strict=True))
+        case "weigh":
+            return x * torch.as_tensor(o.factors)
+        case "rearrange":
+            padded = torch.cat([x.flatten(1), torch.zeros(len(x), 1)], 1)
+            index = slice(0, -1) if o.index is None else torch.as_tensor(o.index)
+            return padded[:, index].view(len(x), *o.shape)
+        case "piecewiselinear":
+            points = (x[..., None] - torch.tensor(o.knots)).clamp(min=0) * torch.tensor(o.jumps)
+            return o.slope * x + points.sum(-1) + o.offset
     raise AssertionError(step.kind)

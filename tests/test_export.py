@@ -163,24 +163,19 @@ def test_truncation_law_of_an_average():
 @pytest.mark.parametrize(
     ("function", "modules", "message"),
     [
-        (lambda m, x: torch.sigmoid(x), {}, "'sigmoid' .sigmoid. has no lowering.*add a rule"),
-        (lambda m, x: m.act(x), {"act": nn.GELU()}, "'act' .GELU. has no lowering"),
-        (lambda m, x: m.bn(x), {"bn": nn.BatchNorm2d(4)}, "'bn' .BatchNorm2d.*fold_batchnorm"),
-        (lambda m, x: x.view(2, -1), {}, "torch.flatten"),
-        (lambda m, x: m.conv(x), {"conv": nn.Conv2d(3, 4, 3)}, "'conv' .Conv2d. does not fit its input"),
-        (lambda m, x: x + 1.0, {}, "adds a constant"),
-        (lambda m, x: x * x.mean((2, 3), keepdim=True), {}, "broadcasts"),
-        (lambda m, x: x**3, {}, "power 3"),
+        (lambda m, x: torch.erfinv(x), {}, "'erfinv' .erfinv. has no lowering.*add a rule"),
+        (lambda m, x: m.norm(x), {"norm": nn.GroupNorm(2, 4)}, "'norm' .GroupNorm. is out of scope"),
+        (lambda m, x: x.flatten(1).softmax(1), {}, "'softmax' .softmax. is out of scope.*logits"),
+        (lambda m, x: m.conv(x), {"conv": nn.Conv2d(3, 4, 3)}, "conv.*does not fit its input"),
+        (lambda m, x: x**5, {}, "power 5"),
+        (lambda m, x: 1 / x, {}, "out of scope on a secret value"),
         (lambda m, x: torch.cat([x, x]), {}, "along the batch"),
-        (lambda m, x: torch.flatten(x), {}, "flattens the batch"),
+        (lambda m, x: torch.flatten(x), {}, "batch"),
         (lambda m, x: x.mean(), {}, "averages over the batch"),
-        (lambda m, x: F.adaptive_avg_pool2d(x, 3), {}, "uneven windows"),
-        (lambda m, x: F.max_pool2d(x, 3, ceil_mode=True), {}, "ceil_mode"),
-        (lambda m, x: F.avg_pool2d(x, 3, padding=1, count_include_pad=False), {}, "count_include_pad"),
-        (lambda m, x: F.dropout(x, training=True), {}, "drops at random"),
-        (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")}, "reflect"),
-        (lambda m, x: m.conv(x), {"conv": nn.Conv2d(4, 4, 2, padding="same")}, "unevenly"),
-        (lambda m, x: (x, x), {}, "return one tensor"),
+        (lambda m, x: F.dropout(x, training=True), {}, "draws random numbers"),
+        (lambda m, x: x * torch.rand(8), {}, "draws random numbers"),
+        (lambda m, x: torch.where(x > 0, x, 0 * x), {}, "chooses by a secret value"),
+        (lambda m, x: (x, x.relu()), {}, "returns 2 tensors .0, 1.; choose one, such as output=0"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -192,12 +187,11 @@ def test_refusals_name_the_node_and_the_remedy(function, modules, message):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda m, x: x.flatten(5), "'flatten' .flatten. does not fit its input"),
-        (lambda m, x: m.p * m.p, "'mul' .mul. uses the stored tensor 'p'"),
-        (lambda m, x: torch.cat([x, m.p.relu()], 1), "'relu' .relu."),
-        (lambda m, x: F.conv2d(x, m.p.relu()), "'relu' .relu."),
-        (lambda m, x: m.p, "return one tensor"),
-        (lambda m, x: x if x.sum() > 0 else -x, "cannot be traced"),
+        (lambda m, x: x.flatten(5), "does not fit its input"),
+        (lambda m, x: m.p * m.p, "depends on its input"),
+        (lambda m, x: F.conv2d(x, x), "computed kernel|does not fit"),
+        (lambda m, x: m.p, "depends on its input"),
+        (lambda m, x: x if x.sum() > 0 else -x, r"line \d+ of test_export.py .*depends on values"),
     ],
 )
 def test_odd_forms_are_refused_by_name(function, message):

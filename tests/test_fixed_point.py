@@ -13,7 +13,7 @@ from pibench.engines.lean import plaintext as fixed_point
 from pibench.engines.lean.plaintext import BASE, FixedPoint, PrecisionError, rounded, truncated
 from pibench.models.data import normalised, picture_crops
 from pibench.models.variants import variant
-from pibench.program.ir import AveragePool, Linear, Mean, Scale
+from pibench.program.ir import AveragePool, Combine, Linear, Mean, PiecewiseLinear, Scale, Weigh
 from pibench.program.lower import Lowered, lower
 
 UNIT = 2.0**-BASE
@@ -40,6 +40,8 @@ def is_rounded(step):
     """Tells whether a step's public factor, and so its value, is no short binary fraction."""
     if isinstance(step.operator, Scale):
         return True
+    if isinstance(step.operator, Combine | Weigh | PiecewiseLinear):
+        return not step.operator.integer
     if isinstance(step.operator, AveragePool):
         window = prod(step.operator.kernel)
     elif isinstance(step.operator, Mean):

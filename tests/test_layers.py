@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "parties": ("engines", "links", "program", "program.ir"),
     "costs": ("costs.literature", "engines", "program", "program.ir"),
     "costs.literature": ("links", "program.ir"),
-    "engines": ("links", "program.ir"),
+    "engines": ("links", "program.ir", "program.plaintext"),
     "links": (),
-    "program": ("program.ir", "models.graph"),
+    "program": ("program.ir", "program.plaintext", "models.graph"),
     "program.ir": (),
+    "program.plaintext": ("program.ir",),
     "report": ("store", "models.facts", "costs.literature", "links"),
     "figures": ("store", "models.facts"),
     "store": ("models.facts", "engines", "links"),  # descriptions of engines and links: data alone
@@ -51,6 +52,7 @@ ROOM_OF = {
     "": "entry points",
     **dict.fromkeys(("cli", "conftest", "bench_latency", "bench_operators"), "entry points"),
     "program.ir": "program.ir",
+    "program.plaintext": "program.plaintext",
     "costs.literature": "costs.literature",
     **dict.fromkeys(
         (

@@ -22,7 +22,9 @@ from pibench.engines.lean.keystream import KEY_BYTES, Keystream
 from pibench.engines.lean.plan import OPENING, make_plan, value_limits
 from pibench.program.ir import (
     Add,
+    Affine,
     AveragePool,
+    Combine,
     Concatenate,
     Convolution,
     Flatten,
@@ -30,9 +32,14 @@ from pibench.program.ir import (
     MaxPool,
     Mean,
     Multiply,
+    PiecewiseLinear,
+    Rearrange,
     Relu,
     Scale,
+    Shift,
     Square,
+    Sum,
+    Weigh,
 )
 
 C = (3, 8, 8)
@@ -161,6 +168,55 @@ PROGRAMS = {
         ("b", Concatenate(1), ["input", "a"], (5, 8, 8)),
         ("c", Relu(), ["b"], (5, 8, 8)),
     ),
+    "affine": program(C, ("a", Affine("w", "b", C), ["input"], C), ("b", Affine("v", None, (8,)), ["a"], C)),
+    "shift": program(C, ("a", conv(3), ["input"], C), ("b", Shift("s", (3, 1, 1)), ["a"], C)),
+    "shift of the input": program((7,), ("a", Shift("s", (7,)), ["input"], (7,))),
+    "combine": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", Combine((2.0, -1.0)), ["input", "a"], C),
+        ("c", Combine((0.3, -0.25, 1.0)), ["b", "a", "input"], C),
+    ),
+    "weigh": program(
+        C,
+        ("a", Weigh(np.linspace(-1, 1, 8)), ["input"], C),
+        ("b", Weigh(np.arange(3.0).reshape(3, 1, 1)), ["a"], C),
+    ),
+    "rearrange": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", Rearrange((2, 7), np.array([5, -1, 0, 191, 7, 7, -1, *range(60, 67)])), ["a"], (2, 7)),
+        ("c", Rearrange((14,)), ["b"], (14,)),
+    ),
+    "sum": program(C, ("a", Sum((2, 3), False), ["input"], (3,)), ("b", Sum((1,), True), ["a"], (1,))),
+    "multiply by one of each channel": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", AveragePool((8, 8), (8, 8)), ["a"], (3, 1, 1)),
+        ("c", Multiply(), ["a", "b"], C),
+    ),
+    "clamp": program(C, ("a", PiecewiseLinear(0.0, (0.0, 1.5), (1.0, -1.0), 0.5), ["input"], C)),
+    "clamp of a product": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", PiecewiseLinear(0.0, (-0.5, 0.5), (1.0, -1.0)), ["a"], C),
+        ("c", Relu(), ["b"], C),
+    ),
+    "leaky relu of a product": program(
+        C,
+        ("a", conv(3), ["input"], C),
+        ("b", PiecewiseLinear(0.1, (0.0,), (0.9,)), ["a"], C),
+        ("c", Add(), ["b", "a"], C),
+    ),
+    "five knots": program(
+        C,
+        (
+            "a",
+            PiecewiseLinear(-0.2, (-2.0, -1.0, 0.0, 1.0, 2.0), (0.1, 0.2, -0.7, 0.4, 0.3), -1.0),
+            ["input"],
+            C,
+        ),
+    ),
     "flatten": program(C, ("a", Flatten(2, 3), ["input"], (3, 64)), ("b", fc(2, 64), ["a"], (3, 2))),
 }
 
@@ -238,6 +294,13 @@ def test_the_cost_of_layers_in_numbers():
     assert pool == (10, (1680 * 2 + 8 * 96) + (1680 * 1 + 8 * 48))
     assert cost.step_traffic(PROGRAMS["multiply"])["c"] == (3, (8 + 8 + 16) * 192)
     assert cost.step_traffic(PROGRAMS["square"])["a"] == (1, 8 * 192)
+    gated = cost.step_traffic(PROGRAMS["multiply by one of each channel"])["c"]
+    assert gated == (3, 8 * (192 + 3) + 8 * (192 + 3))  # both are truncated first
+    assert cost.step_traffic(PROGRAMS["five knots"])["a"] == (5, 1680 * 5 * 3 + 8 * 5 * 192)
+    leaky = cost.step_traffic(PROGRAMS["leaky relu of a product"])["b"]
+    assert leaky == (5, 1680 * 3 + 8 * 192 + 8 * 192)
+    for name in ("shift", "rearrange", "combine"):
+        assert cost.step_traffic(PROGRAMS[name])["b"] == (0, 0), name
     pooled = cost.step_traffic(PROGRAMS["pool and classifier"])
     assert [pooled[name] for name in "cde"] == [(0, 0), (0, 0), (1, 8 * 4)]
     assert pooled[OPENING] == (2, 8 * 3 + 8 * 3)

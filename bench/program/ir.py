@@ -67,13 +67,96 @@ class MaxPool:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """`x * w + b`, elementwise, with stored secrets that broadcast to the image.
+
+    `weight_shape` is the shape of both, without the batch; it has at most the dimensions of the image.
+    """
+
+    weight: str
+    bias: str | None
+    weight_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """`x + b` with a stored secret of `bias_shape`, which broadcasts to the image."""
+
+    bias: str
+    bias_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear:
+    """`slope x + sum_k jumps_k ReLU(x - knots_k) + offset`, elementwise, with public numbers.
+
+    Its slope changes by `jumps_k` at `knots_k`; each knot costs one comparison an element.
+    """
+
+    slope: float
+    knots: tuple[float, ...]
+    jumps: tuple[float, ...]
+    offset: float = 0.0
+
+    @property
+    def integer(self) -> bool:
+        """Whether all factors are whole numbers, so that no product needs a truncation."""
+        return all(float(factor).is_integer() for factor in (self.slope, *self.jumps))
+
+
+@dataclass(frozen=True)
+class Combine:
+    """`sum_k factors_k x_k` of values of one shape, with public factors."""
+
+    factors: tuple[float, ...]
+
+    @property
+    def integer(self) -> bool:
+        """Whether all factors are whole numbers, so that no product needs a truncation."""
+        return all(float(factor).is_integer() for factor in self.factors)
+
+
+@dataclass(frozen=True, eq=False)
+class Rearrange:
+    """Element i of the flattened result is element `index[i]` of the flattened image, or 0 where it is -1.
+
+    `shape` is the result's without the batch. `index` is an int64 array with one entry for each of its
+    elements, None for all elements in their order (a new shape alone). Reshaping, permuting, slicing,
+    padding, repeating and every mixture of these are one such step; on shares it is free.
+    """
+
+    shape: tuple[int, ...]
+    index: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum over `dims` (never the batch)."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Weigh:
+    """Elementwise product with public numbers `factors`, an array that broadcasts to the image."""
+
+    factors: np.ndarray
+
+    @property
+    def integer(self) -> bool:
+        """Whether all factors are whole numbers, so that no product needs a truncation."""
+        return bool((self.factors == np.round(self.factors)).all())
+
+
+@dataclass(frozen=True)
 class Add:
     """Sum of two inputs of one shape (which may be the same value twice)."""
 
 
 @dataclass(frozen=True)
 class Multiply:
-    """Product of two secret inputs of one shape."""
+    """Product of two secret inputs, the smaller one broadcast to the shape of the larger."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +207,29 @@ Operator = (
     | Concatenate
     | Flatten
     | Mean
+    | Affine
+    | Shift
+    | PiecewiseLinear
+    | Combine
+    | Rearrange
+    | Sum
+    | Weigh
 )
+
+
+def stored_of(operator: Operator) -> dict[str, tuple[int, ...]]:
+    """Maps the names of the stored tensors that an operator uses to their shapes."""
+    if isinstance(operator, Shift):
+        return {operator.bias: operator.bias_shape}
+    if isinstance(operator, Convolution | Linear):
+        return {operator.weight: operator.weight_shape} | (
+            {} if operator.bias is None else {operator.bias: operator.weight_shape[:1]}
+        )
+    if isinstance(operator, Affine):
+        return {operator.weight: operator.weight_shape} | (
+            {} if operator.bias is None else {operator.bias: operator.weight_shape}
+        )
+    return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,10 @@ def _collectives(operator: object, step: ir.Step, batch: int, parties: int) -> C
 
 @_collectives.register(ir.Convolution)
 @_collectives.register(ir.Linear)
-def _(operator: ir.Convolution | ir.Linear, step: ir.Step, batch: int, parties: int) -> Collectives:
+@_collectives.register(ir.Affine)
+def _(
+    operator: ir.Convolution | ir.Linear | ir.Affine, step: ir.Step, batch: int, parties: int
+) -> Collectives:
     opened = AllReduce(batch * step.input_size + prod(operator.weight_shape))
     return [opened, *division(batch * step.size, parties)]
 
@@ -170,7 +173,20 @@ def _(operator: ir.MaxPool, step: ir.Step, batch: int, parties: int) -> Collecti
 
 @_collectives.register
 def _(operator: ir.Multiply, step: ir.Step, batch: int, parties: int) -> Collectives:
-    return product(batch * step.size) + division(batch * step.size, parties)
+    factors = AllReduce(batch * sum(prod(shape) for shape in step.input_shapes))
+    return [factors, *division(batch * step.size, parties)]
+
+
+@_collectives.register
+def _(operator: ir.PiecewiseLinear, step: ir.Step, batch: int, parties: int) -> Collectives:
+    made = rectified(len(operator.knots) * batch * step.size, parties)
+    return made if operator.integer else made + division(batch * step.size, parties)
+
+
+@_collectives.register(ir.Combine)
+@_collectives.register(ir.Weigh)
+def _(operator: ir.Combine | ir.Weigh, step: ir.Step, batch: int, parties: int) -> Collectives:
+    return [] if operator.integer else division(batch * step.size, parties)
 
 
 @_collectives.register
@@ -181,6 +197,9 @@ def _(operator: ir.Square, step: ir.Step, batch: int, parties: int) -> Collectiv
 @_collectives.register(ir.Add)
 @_collectives.register(ir.Concatenate)
 @_collectives.register(ir.Flatten)
+@_collectives.register(ir.Rearrange)
+@_collectives.register(ir.Shift)
+@_collectives.register(ir.Sum)
 def _(operator: object, step: ir.Step, batch: int, parties: int) -> Collectives:
     return []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatchmethod, wraps
 from typing import Any
@@ -21,6 +21,7 @@ from pibench.engines.crypten.compat import crypten
 from pibench.links.model import ring_hops
 from pibench.links.route import demand_relayed, shaped_rendezvous
 from pibench.program import ir
+from pibench.program.plaintext import rearranged
 
 
 def connect(setting: Setting) -> None:
@@ -104,7 +105,7 @@ class StockParty(Node):
         self.forget()
         self.program = program
         for step in program.steps:
-            for name, shape in _weight_shapes(step.operator):
+            for name, shape in ir.stored_of(step.operator).items():
                 plain = torch.zeros(shape) if weights is None else weights[name]
                 self.weights[name] = crypten.cryptensor(plain, src=0)
 
@@ -267,6 +268,60 @@ class StockParty(Node):
     def _(self, op: ir.Mean, x: Any) -> Any:
         return x.mean(op.dims, keepdim=op.keepdim)
 
+    @_apply.register
+    def _(self, op: ir.Sum, x: Any) -> Any:
+        return _with_share(x, x.share.sum(op.dims, keepdim=op.keepdim))
+
+    @_apply.register
+    def _(self, op: ir.Affine, x: Any) -> Any:
+        y = x.mul(self.weights[op.weight])
+        return y if op.bias is None else y.add(self.weights[op.bias])
+
+    @_apply.register
+    def _(self, op: ir.Shift, x: Any) -> Any:
+        return x.add(self.weights[op.bias])
+
+    @_apply.register
+    def _(self, op: ir.Rearrange, x: Any) -> Any:
+        return _with_share(x, rearranged(x.share, op))
+
+    @_apply.register
+    def _(self, op: ir.Weigh, x: Any) -> Any:
+        return _combined([x], [torch.as_tensor(op.factors)], op.integer)
+
+    @_apply.register
+    def _(self, op: ir.Combine, *inputs: Any) -> Any:
+        return _combined(inputs, op.factors, op.integer)
+
+    @_apply.register
+    def _(self, op: ir.PiecewiseLinear, x: Any) -> Any:
+        """Compares with all knots at once: [K, N, ...] values x - t_k."""
+        knots = torch.tensor(op.knots, dtype=torch.float64).view(-1, *[1] * x.dim())
+        above = _with_share(x, x.share.expand(len(op.knots), *x.share.shape).clone()).sub(knots)
+        positive = above.relu()
+        parts = [x, *(_with_share(x, part) for part in positive.share)]
+        y = _combined(parts, (op.slope, *op.jumps), op.integer)
+        return y.add(op.offset) if op.offset else y
+
+
+def _with_share(x: Any, share: torch.Tensor) -> Any:
+    """A tensor like `x` with another share: what is linear in the share needs no other party."""
+    y = x.shallow_copy()
+    y._tensor = x._tensor.shallow_copy()
+    y.share = share
+    return y
+
+
+def _combined(inputs: Sequence[Any], factors: Sequence[Any], integer: bool) -> Any:
+    """The sum of products with public numbers, truncated once where these have fractional bits."""
+    scale = 1 if integer else inputs[0].encoder.scale
+    share = 0
+    for x, factor in zip(inputs, factors, strict=True):
+        encoded = torch.round(torch.as_tensor(factor, dtype=torch.float64) * scale).to(torch.int64)
+        share = share + x.share * encoded
+    y = _with_share(inputs[0], share)
+    return y if integer else y.div_(scale)
+
 
 PADDING = -(2.0**31)  # below every value that is admitted; differences stay far inside the ring
 
@@ -291,14 +346,6 @@ def _alone(communicator: Any) -> Iterator[None]:
     finally:
         for name, call in real.items():
             setattr(communicator, name, call)
-
-
-def _weight_shapes(op: ir.Operator) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the weights that an operator uses."""
-    if not isinstance(op, ir.Convolution | ir.Linear):
-        return []
-    shapes = [(op.weight, op.weight_shape)]
-    return shapes if op.bias is None else [*shapes, (op.bias, op.weight_shape[:1])]
 
 
 def _attach(meter: Meter, communicator: Any, parties: int) -> None:

@@ -3,7 +3,8 @@
 A linear layer: 8 |x| bytes, 1 round. A ReLU layer of n evaluated elements (over the whole batch):
 1,680 ceil(n / 64) + 8 n bytes, 5 rounds: 63 generate bits, 146 tree bits, 1 select bit, one word; and 8 bytes
 for each position that a mask leaves linear, if it is truncated. A truncation alone: 8 bytes, 1 round. A
-product 16, a square 8, 1 round. The opening: 8 bytes a logit from party 0 to party 1, 1 round.
+product 16, a square 8, 1 round; where the second factor is repeated, 8 for each element of both. The opening:
+8 bytes a logit from party 0 to party 1, 1 round.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from pibench.engines.lean.plan import (
     OPENING,
     Beaver,
     Bilinear,
+    Broadcast,
     Gadget,
     Opening,
     Rectification,
@@ -39,6 +41,8 @@ def gadget_traffic(gadget: Gadget, batch: int, rank: int) -> Traffic:
             sent = 1680 * -(-n // 64) + 8 * n + 8 * batch * gadget.linear
         case Beaver():
             sent = 8 * batch * gadget.count * gadget.operands
+        case Broadcast():
+            sent = 8 * batch * sum(gadget.counts)
         case Opening():
             sent = 8 * batch * gadget.count if rank == 0 else 0
     return Traffic(gadget.rounds, sent)

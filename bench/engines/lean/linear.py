@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from pibench.engines.lean import gemm, winograd
-from pibench.program.ir import Convolution, Linear, Step
+from pibench.program.ir import Affine, Convolution, Linear, Step
 
 _FEW_PIXELS = 16
 _FEW_CHANNELS = 16
@@ -38,8 +38,10 @@ class Lowering:
 
 
 def lowering(step: Step) -> Lowering:
-    """Chooses the lowering of a convolution or a linear layer."""
+    """Chooses the lowering of a convolution, a linear layer or an elementwise product."""
     operator = step.operator
+    if isinstance(operator, Affine):
+        return Lowering(torch.clone, torch.mul)
     if isinstance(operator, Linear):
         return Lowering(lambda w: gemm.pack(w.t()[None]), _by_rows)
     if operator.groups > 1:
@@ -68,7 +70,9 @@ def _suits_winograd(step: Step) -> bool:
 
 
 def bias_shape(step: Step) -> tuple[int, ...]:
-    """The shape in which a bias [O] is added to outputs [N, O, H, W] or [N, ..., O]."""
+    """The shape in which a bias is added to outputs [N, O, H, W], [N, ..., O] or those of an `Affine`."""
+    if isinstance(step.operator, Affine):
+        return step.operator.weight_shape
     return (1, -1, 1, 1) if isinstance(step.operator, Convolution) else (-1,)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from pibench.engines.lean import kernels
 from pibench.engines.lean.keystream import Keystream
 from pibench.engines.lean.memory import Arena
-from pibench.engines.lean.plan import Beaver, Bilinear, Gadget, Opening, Rectification, Truncation
+from pibench.engines.lean.plan import Beaver, Bilinear, Broadcast, Gadget, Opening, Rectification, Truncation
 
 Fields = tuple[tuple[str, type, int], ...]
 Range = tuple[str, int, int]
@@ -69,6 +69,9 @@ def layout(gadget: Gadget, batch: int) -> Layout:
         case Beaver():
             n = batch * gadget.count
             return Layout((("a", u64, n * gadget.operands),), (("c", u64, n),))
+        case Broadcast():
+            n, m = gadget.counts
+            return Layout((("a", u64, batch * n), ("b", u64, batch * m)), (("c", u64, batch * n),))
         case Opening():
             return Layout((), ())
 
@@ -158,6 +161,10 @@ def deal(
             a = first["a"] + second["a"]
             count = out["c"].size
             np.subtract(a[:count] * a[-count:], out["c"], out=out["c"])
+        case Broadcast():
+            a = (first["a"] + second["a"]).reshape(-1, *gadget.shape)
+            b = (first["b"] + second["b"]).reshape(-1, *gadget.smaller)
+            np.subtract((a * b).reshape(-1), out["c"], out=out["c"])
 
 
 def _bit_type(shift: int) -> type:

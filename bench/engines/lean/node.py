@@ -22,7 +22,9 @@ from pibench.engines.lean.memory import Arena, Workspace, release_blocks
 from pibench.engines.lean.plan import BASE, OPENING, Bilinear, Plan, StepPlan, make_plan
 from pibench.program.ir import (
     Add,
+    Affine,
     AveragePool,
+    Combine,
     Concatenate,
     Convolution,
     Flatten,
@@ -30,12 +32,18 @@ from pibench.program.ir import (
     MaxPool,
     Mean,
     Multiply,
+    PiecewiseLinear,
     Program,
+    Rearrange,
     Relu,
     Scale,
+    Shift,
     Square,
     Step,
+    Sum,
+    Weigh,
 )
+from pibench.program.plaintext import rearranged
 
 _LOWEST = -(1 << 62)
 """Padding of a maximum: below every value, and its difference to one does not wrap."""
@@ -101,6 +109,7 @@ class LeanNode(Node):
         self._arena = Arena()
         self._plan: Plan | None = None
         self._weights: dict[str, Weights] = {}
+        self._shifts: dict[str, torch.Tensor] = {}
         self._stream: Keystream | None = None
         self._pair: Keystream | None = None
         self._prepared: Bundle | None = None
@@ -130,7 +139,7 @@ class LeanNode(Node):
         """Lets go of the weights, the randomness and the buffers of the network that is loaded."""
         self.program = self._plan = None
         self._prepared = self._bundle = None
-        self._weights = {}
+        self._weights, self._shifts = {}, {}
         self._space, self._arena = Workspace(), Arena()
         release_blocks()
 
@@ -172,6 +181,10 @@ class LeanNode(Node):
             del share, arranged
             release_blocks()  # else the peak holds every share twice
         del opened
+        if self.rank == 0:
+            for name, plan in self._plan.steps.items():
+                if isinstance(plan.step.operator, Shift):
+                    self._shifts[name] = encode(weights[plan.step.operator.bias], plan.scale)
         release_blocks()
 
     def _opened(self, shares: list[np.ndarray], size: int) -> np.ndarray:
@@ -298,6 +311,7 @@ class LeanNode(Node):
 
     @_apply.register(Convolution)
     @_apply.register(Linear)
+    @_apply.register(Affine)
     def _(self, operator, plan, x):
         weights, fields = self._weights[plan.step.name], self._take(plan.step.name)
         eps = relu.open_difference(self._exchange, _words(x.tensor), fields["a"], self._space)
@@ -378,10 +392,62 @@ class LeanNode(Node):
             x, y = y, x
         return torch.add(x.tensor, y.tensor, alpha=1 << (x.scale - y.scale))
 
+    @_apply.register
+    def _(self, operator: Shift, plan, x):
+        """Party 0 adds what it knows to its share."""
+        return x.tensor + self._shifts[plan.step.name] if self.rank == 0 else x.tensor
+
+    @_apply.register
+    def _(self, operator: Combine, plan, *inputs):
+        total = 0
+        top = max(value.scale for value in inputs)
+        for factor, value in zip(plan.factors, inputs, strict=True):
+            total = torch.add(value.tensor * (factor << (top - value.scale)), total)
+        return total
+
+    @_apply.register
+    def _(self, operator: PiecewiseLinear, plan, x):
+        """Compares with all knots at once: [K, N, ...] values x - t_k, which party 0 shifts."""
+        shift = x.scale - BASE
+        above = x.tensor.expand(len(operator.knots), *x.tensor.shape).clone()
+        if self.rank == 0:
+            knots = torch.tensor(operator.knots, dtype=torch.float64)
+            above -= encode(knots, x.scale).view(-1, *[1] * x.tensor.dim())
+        slope, *jumps = plan.factors
+        own, own_y = x.tensor, x.tensor
+        if shift and slope:
+            own_y = torch.empty_like(own, memory_format=torch.contiguous_format)
+            positive = self._rectify(plan, above, shift, own, own_y)
+        else:
+            positive = self._rectify(plan, above, shift)
+        y = own_y * slope if slope else torch.zeros_like(own)
+        for jump, part in zip(jumps, positive, strict=True):
+            y.add_(part, alpha=jump)
+        if self.rank == 0 and operator.offset:
+            y += round(operator.offset * 2**plan.scale)
+        return y
+
+    @_apply.register
+    def _(self, operator: Weigh, plan, x):
+        bits = plan.scale - x.scale
+        return x.tensor * encode(torch.as_tensor(operator.factors), bits)
+
+    @_apply.register
+    def _(self, operator: Rearrange, plan, x):
+        return rearranged(x.tensor, operator)
+
+    @_apply.register
+    def _(self, operator: Sum, plan, x):
+        return x.tensor.sum(operator.dims, keepdim=operator.keepdim)
+
     @_apply.register(Multiply)
     @_apply.register(Square)
     def _(self, operator, plan, *inputs):
         fields = self._take(plan.step.name)
+        if len(set(plan.step.input_shapes)) > 1:
+            x, y = (value.tensor.contiguous().numpy().view(np.uint64) for value in inputs)
+            product = relu.multiply_repeated(self.rank, self._exchange, x, y, fields, self._space)
+            return _tensor(product, x.shape)
         operands = tuple(_words(value.tensor) for value in inputs)
         product = relu.multiply(self.rank, self._exchange, operands, fields, self._space)
         return _tensor(product, inputs[0].tensor.shape)

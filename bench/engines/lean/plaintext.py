@@ -29,7 +29,9 @@ from torch import Tensor
 from pibench.engines.lean.plan import BASE, Plan, StepPlan, make_plan
 from pibench.program.ir import (
     Add,
+    Affine,
     AveragePool,
+    Combine,
     Concatenate,
     Convolution,
     Flatten,
@@ -37,11 +39,17 @@ from pibench.program.ir import (
     MaxPool,
     Mean,
     Multiply,
+    PiecewiseLinear,
+    Rearrange,
     Relu,
     Scale,
+    Shift,
     Square,
+    Sum,
+    Weigh,
 )
 from pibench.program.lower import Lowered
+from pibench.program.plaintext import rearranged
 
 EXACT_BITS = 53
 """float64 holds every whole number up to 2^53."""
@@ -70,7 +78,9 @@ class FixedPoint:
         weights = {}
         for entry in plan.steps.values():
             operator = entry.step.operator
-            if isinstance(operator, Convolution | Linear):
+            if isinstance(operator, Shift):
+                weights[_bias(entry)] = rounded(lowered.weights[operator.bias], entry.scale)
+            elif isinstance(operator, Convolution | Linear | Affine):
                 weights[operator.weight] = rounded(lowered.weights[operator.weight])
                 if operator.bias is not None:
                     weights[_bias(entry)] = rounded(lowered.weights[operator.bias], entry.scale)
@@ -224,3 +234,63 @@ def _(o: Concatenate, entry, weights, generator, *inputs):
 @_apply.register
 def _(o: Flatten, entry, weights, generator, x):
     return x.flatten(o.start, o.end)
+
+
+@_apply.register
+def _(o: Rearrange, entry, weights, generator, x):
+    return rearranged(x, o)
+
+
+@_apply.register
+def _(o: Sum, entry, weights, generator, x):
+    _demand(entry.step.input_size // entry.step.size * _largest(x), entry.scale, entry)
+    return x.sum(o.dims, keepdim=o.keepdim)
+
+
+@_apply.register
+def _(o: Shift, entry, weights, generator, x):
+    shift = weights[_bias(entry)]
+    _demand(_largest(x) + _largest(shift), entry.scale, entry)
+    return x + shift
+
+
+@_apply.register
+def _(o: Affine, entry, weights, generator, x):
+    weight, bias = weights[o.weight], None if o.bias is None else weights[_bias(entry)]
+    most = _largest(weight) * _largest(x) + (0.0 if bias is None else _largest(bias))
+    _demand(most, entry.scale, entry)
+    return x * weight if bias is None else x * weight + bias
+
+
+@_apply.register
+def _(o: Weigh, entry, weights, generator, x):
+    factors = rounded(torch.as_tensor(o.factors), entry.scale - entry.scales[0])
+    _demand(_largest(x) * _largest(factors), entry.scale, entry)
+    return x * factors
+
+
+@_apply.register
+def _(o: Combine, entry, weights, generator, *inputs):
+    bits = entry.scale - max(entry.scales)
+    factors = [factor * 2.0**-bits for factor in entry.factors]
+    most = sum(abs(factor) * _largest(x) for factor, x in zip(factors, inputs, strict=True))
+    _demand(most, entry.scale, entry)
+    return sum(factor * x for factor, x in zip(factors, inputs, strict=True))
+
+
+@_apply.register
+def _(o: PiecewiseLinear, entry, weights, generator, x):
+    scale = entry.scales[0]
+    knots = rounded(torch.tensor(o.knots), scale)
+    slope, *jumps = (factor * 2.0 ** (BASE - entry.scale) for factor in entry.factors)
+    most = _largest(x) + _largest(knots)
+    _demand(most, scale, entry)
+    _demand(most * (abs(slope) + sum(map(abs, jumps))) + abs(o.offset), entry.scale, entry)
+    positive = (x - knots.view(-1, *[1] * x.dim())).relu_()
+    if scale > BASE:
+        positive = truncated(positive, generator)
+        x = truncated(x, generator) if slope else x
+    y = slope * x + rounded(torch.tensor(o.offset, dtype=torch.float64), entry.scale)
+    for jump, part in zip(jumps, positive, strict=True):
+        y += jump * part
+    return y

@@ -13,6 +13,7 @@ Party, dealer and cost model all read the same plan, so none can disagree about 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatch
 from math import ceil, log2, prod
@@ -22,7 +23,9 @@ import torch
 from pibench.engines.lean.linear import lowering
 from pibench.program.ir import (
     Add,
+    Affine,
     AveragePool,
+    Combine,
     Concatenate,
     Convolution,
     Flatten,
@@ -30,11 +33,16 @@ from pibench.program.ir import (
     MaxPool,
     Mean,
     Multiply,
+    PiecewiseLinear,
     Program,
+    Rearrange,
     Relu,
     Scale,
+    Shift,
     Square,
     Step,
+    Sum,
+    Weigh,
 )
 
 BASE = 16
@@ -86,6 +94,20 @@ class Beaver:
 
 
 @dataclass(frozen=True)
+class Broadcast:
+    """Products of two secrets, the second repeated to the shape of the first (both without the batch)."""
+
+    shape: tuple[int, ...]
+    smaller: tuple[int, ...]
+    rounds = 1
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Elements an image of both factors."""
+        return prod(self.shape), prod(self.smaller)
+
+
+@dataclass(frozen=True)
 class Opening:
     """`count` logits an image, sent by party 0 to party 1 alone."""
 
@@ -93,7 +115,7 @@ class Opening:
     rounds = 1
 
 
-Gadget = Truncation | Rectification | Bilinear | Beaver | Opening
+Gadget = Truncation | Rectification | Bilinear | Beaver | Broadcast | Opening
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +123,8 @@ class StepPlan:
     """A step with its gadgets in the order of their use.
 
     `truncate` names the inputs that are truncated first (by the first gadgets); `scales` are the inputs'
-    after that; `factor` is the public multiplier of pooling and scaling; `kept` and `rest` are the positions
+    after that; `factor` is the public multiplier of pooling and scaling, `factors` those of a
+    sum (of a piecewise linear function: slope, then jumps); `kept` and `rest` are the positions
     that a masked ReLU evaluates and leaves.
     """
 
@@ -111,6 +134,7 @@ class StepPlan:
     scales: tuple[int, ...]
     scale: int
     factor: int = 1
+    factors: tuple[int, ...] = ()
     kept: torch.Tensor | None = None
     rest: torch.Tensor | None = None
 
@@ -188,6 +212,7 @@ def _plan(operator: object, step: Step, scales: _Scales) -> dict:
 
 @_plan.register(Convolution)
 @_plan.register(Linear)
+@_plan.register(Affine)
 def _(operator, step, scales):
     gain = lowering(step).gain
     (scale,) = scales.at_most(min(LINEAR_LIMIT, VALUE_LIMIT - BASE - gain), *step.inputs)
@@ -214,6 +239,29 @@ def _(operator: Relu, step, scales):
     shift = scale - BASE
     scales.gadgets.append(Rectification(count, step.size - count if shift else 0, shift))
     return {"scale": BASE, "kept": kept, "rest": rest}
+
+
+def _encoded(factors: Iterable[float], integer: bool) -> tuple[int, tuple[int, ...]]:
+    """The fractional bits that factors need, none if all are whole numbers, and the factors with these."""
+    bits = 0 if integer else BASE
+    return bits, tuple(round(factor * 2**bits) for factor in factors)
+
+
+@_plan.register
+def _(operator: PiecewiseLinear, step, scales):
+    """All knots at once; where the slope needs x itself, x is truncated in the same rounds."""
+    shift = scales.of[step.inputs[0]] - BASE
+    linear = step.size if shift and operator.slope else 0
+    scales.gadgets.append(Rectification(len(operator.knots) * step.size, linear, shift))
+    bits, factors = _encoded((operator.slope, *operator.jumps), operator.integer)
+    return {"scale": BASE + bits, "factors": factors}
+
+
+@_plan.register
+def _(operator: Combine, step, scales):
+    bits, factors = _encoded(operator.factors, operator.integer)
+    used = scales.at_most(VALUE_LIMIT - bits, *dict.fromkeys(step.inputs))
+    return {"scale": max(used) + bits, "factors": factors}
 
 
 def _mean(name: str, window: int, scales: _Scales) -> dict:
@@ -254,7 +302,10 @@ def _(operator, step, scales):
 @_plan.register(Square)
 def _(operator, step, scales):
     used = scales.at_most(VALUE_LIMIT // 2, *step.inputs)
-    scales.gadgets.append(Beaver(step.size, operands=len(step.inputs)))
+    if len(set(step.input_shapes)) > 1:
+        scales.gadgets.append(Broadcast(*step.input_shapes))
+    else:
+        scales.gadgets.append(Beaver(step.size, operands=len(step.inputs)))
     return {"scale": sum(used) if len(used) == 2 else 2 * used[0]}
 
 
@@ -265,5 +316,15 @@ def _(operator: Scale, step, scales):
 
 
 @_plan.register
-def _(operator: Flatten, step, scales):
+def _(operator: Weigh, step, scales):
+    bits = 0 if operator.integer else BASE
+    (scale,) = scales.at_most(VALUE_LIMIT - bits, *step.inputs)
+    return {"scale": scale + bits}
+
+
+@_plan.register(Flatten)
+@_plan.register(Rearrange)
+@_plan.register(Shift)
+@_plan.register(Sum)
+def _(operator, step, scales):
     return {"scale": scales.of[step.inputs[0]]}

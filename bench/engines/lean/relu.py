@@ -142,3 +142,15 @@ def multiply(
     a, b = dealt["a"][:count], dealt["a"][-count:]
     product = eps * b + delta * a + dealt["c"]
     return product + eps * delta if rank == 0 else product
+
+
+def multiply_repeated(
+    rank: int, exchange: Exchange, x: np.ndarray, y: np.ndarray, dealt: Fields, space: Workspace
+) -> np.ndarray:
+    """Shares of x y for y that repeats to the shape of x; 1 round, 8 bytes for each element of both."""
+    masks = np.concatenate((dealt["a"], dealt["b"]))
+    opened = open_difference(exchange, np.concatenate((x.reshape(-1), y.reshape(-1))), masks, space)
+    eps, delta = opened[: x.size].reshape(x.shape), opened[x.size :].reshape(y.shape)
+    a, b = dealt["a"].reshape(x.shape), dealt["b"].reshape(y.shape)
+    product = eps * b + delta * a + dealt["c"].reshape(x.shape)
+    return product + eps * delta if rank == 0 else product

@@ -1,0 +1,313 @@
+"""Captures a torch network as a graph of ATen operators, by `torch.export`.
+
+`capture` copies the network, exports it for a batch of `BATCH` images and gives back the graph with all that
+the network stores. An operator that `pibench.program.lower` has no rule for is decomposed by torch. Shapes
+are constants in the graph, module paths stand in its metadata, and nothing is done in place. What cannot be
+captured is refused in one sentence, which names the line of the network's own code.
+"""
+
+from __future__ import annotations
+
+import copy
+import linecache
+import logging
+import random
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.nn.utils import prune
+from torch.utils import _pytree as pytree
+
+from pibench.models.graph.moves import trace
+
+BATCH = 5
+"""Images in the batch that is exported: a prime that few networks use as a size of their own."""
+
+
+class ExportError(ValueError):
+    """Says which node cannot be lowered, why, and what to do instead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A captured network: its nodes in order, its stored tensors, its input with the name that the
+    network gives it, and the chosen output.
+
+    `stored` maps a node to its tensor (float64 where it holds floating-point numbers) and `names` to the name
+    under which the network keeps it.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    stored: dict[fx.Node, torch.Tensor]
+    names: dict[fx.Node, str]
+    input: fx.Node
+    input_name: str
+    output: fx.Node
+
+
+def capture(
+    model: nn.Module,
+    example: torch.Tensor,
+    known: Callable[[Any], bool],
+    moves: Callable[[Any], bool],
+    output: int | str | None = None,
+) -> Captured:
+    """Exports `model` for inputs shaped like `example` [N, ...].
+
+    Operators that are not `known` are decomposed; so are those that `moves` tells may return their argument
+    itself, where something is done in place. `output` chooses one of several outputs, by its number or
+    its name. Raises ExportError for what cannot be exported. The model itself is never touched.
+    """
+    copied = copied_for_export(model)
+    first = example[:1].to(torch.float64, copy=True)
+    images = first.expand(BATCH, *first.shape[1:]).contiguous()
+    with _described_failures(), _deterministic():
+        exported = torch.export.export(copied, (images,))
+        _erase_dropout(exported.graph)
+        _write_out_of_place(exported.graph, moves)
+        exported.graph_module.recompile()
+        if not all(_is_plain(node, known) for node in exported.graph.nodes):
+            table = torch.export.default_decompositions()
+            for operator in [each for each in table if known(each) and not moves(each)]:
+                del table[operator]
+            exported = exported.run_decompositions(table)
+    name = copied.input_name if isinstance(copied, _Stepwise) else None
+    return _bound(exported, name, output)
+
+
+def copied_for_export(model: nn.Module) -> nn.Module:
+    """Returns a copy of `model` in float64 and in eval mode, without wrappers around it or its weights."""
+    model = _unwrapped(model)
+    # A weight that a hook computes is no leaf, and torch copies leaves only.
+    memo = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor)
+    }
+    try:
+        copied = trace(model) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"the network cannot be copied ({_first_line(error)}); make it with plain modules and tensors"
+        ) from error
+    copied = copied.eval().double()
+    for module in copied.modules():
+        _bake_weights(module)
+    return _Stepwise(copied) if isinstance(copied, fx.GraphModule) else copied
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the network inside DataParallel and `torch.compile`."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _bake_weights(module: nn.Module) -> None:
+    """Replaces weights that a hook computes at each call by their present values.
+
+    Parametrized weights are left to the export: taking them out would change the class that copies share.
+    """
+    for hook in list(module._forward_pre_hooks.values()):
+        name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, name)
+        elif type(hook).__name__ == "WeightNorm":
+            nn.utils.remove_weight_norm(module, name)
+        elif type(hook).__name__ == "SpectralNorm":
+            nn.utils.remove_spectral_norm(module, name)
+
+
+class _Stepwise(nn.Module):
+    """Runs a `torch.fx` graph node by node, so that what is exported of a node bears its name."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+        self.input_name = next(node.name for node in graph.graph.nodes if node.op == "placeholder")
+        for node in graph.graph.nodes:
+            node.meta["custom"] = {"step": node.name}
+
+    def forward(self, *inputs: Any) -> Any:
+        with fx.traceback.preserve_node_meta():
+            return fx.Interpreter(self.graph).run(*inputs)
+
+
+def is_inert_dropout(node: fx.Node) -> bool:
+    """Tells whether a node is a dropout that is switched off: it returns its argument itself."""
+    return "dropout" in str(node.target) and False in (*node.args, *node.kwargs.values())
+
+
+def _erase_dropout(graph: fx.Graph) -> None:
+    """Takes out dropout that is switched off; torch would decompose it to a copy, which loses an alias."""
+    for node in list(graph.nodes):
+        if is_inert_dropout(node) and "native" not in str(node.target):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _write_out_of_place(graph: fx.Graph, moves: Callable[[Any], bool]) -> None:
+    """Writes `relu_(x)` as `relu(x)` where `x` is nothing but its argument.
+
+    Later uses of the changed tensor are uses of the result already, and `x` has no other name: it was
+    computed afresh and nothing else was made of it. What is left is for torch to decompose, which is slower.
+    """
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable or not node.args:
+            continue
+        packet, overload = schema.name.removeprefix("aten::"), schema.overload_name or "default"
+        plain = getattr(torch.ops.aten, packet.removesuffix("_"), None)
+        changed = node.args[0]
+        fresh = (
+            isinstance(changed, fx.Node)
+            and len(changed.users) == 1
+            and changed.op == "call_function"
+            and not any(argument.alias_info for argument in changed.target._schema.returns)
+            and not moves(changed.target)
+        )
+        if packet.endswith("_") and overload in getattr(plain, "overloads", list)() and fresh:
+            node.target = getattr(plain, overload)
+
+
+def _is_plain(node: fx.Node, known: Callable[[Any], bool]) -> bool:
+    """Tells whether a node of an exported graph needs no decomposition: known, and nothing done in place."""
+    return node.op != "call_function" or known(node.target)
+
+
+def _bound(
+    exported: torch.export.ExportedProgram, input_name: str | None, output: int | str | None
+) -> Captured:
+    """Ties the nodes of an exported graph to what they stand for."""
+    stored: dict[fx.Node, torch.Tensor] = {}
+    names: dict[fx.Node, str] = {}
+    inputs = []
+    placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    for spec in exported.graph_signature.input_specs:
+        node = placeholders[spec.arg.name]
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(node)
+            continue
+        kept = exported.constants if spec.target in exported.constants else exported.state_dict
+        value = kept[spec.target].detach()
+        stored[node] = value.double() if value.is_floating_point() else value
+        names[node] = spec.target.removeprefix("graph.")
+    nodes = tuple(node for node in exported.graph.nodes if node.op not in ("placeholder", "output"))
+    return Captured(nodes, stored, names, inputs[0], input_name or inputs[0].name, _chosen(exported, output))
+
+
+def _chosen(exported: torch.export.ExportedProgram, output: int | str | None) -> fx.Node:
+    """Returns the node of the chosen output."""
+    final = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    kinds = [spec.kind.name for spec in exported.graph_signature.output_specs]
+    values = [value for value, kind in zip(final, kinds, strict=True) if kind == "USER_OUTPUT"]
+    paths = [
+        path
+        for path, _ in pytree.tree_flatten_with_path(
+            pytree.tree_unflatten(values, exported.call_spec.out_spec)
+        )[0]
+    ]
+    keys = [
+        ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+        for path in paths
+    ]
+    found = {key: value for key, value in zip(keys, values, strict=True) if isinstance(value, fx.Node)}
+    if not found:
+        raise ExportError("the network must return one tensor that depends on its input; return the logits")
+    if output is None and len(found) == 1:
+        return next(iter(found.values()))
+    if output is None or str(output) not in found:
+        wrong = "" if output is None else f" and none of them is {output!r}"
+        choice = next(iter(found))
+        choice = choice if choice.isdigit() else repr(choice)
+        raise ExportError(
+            f"the network returns {len(found)} tensors ({', '.join(found)}){wrong}; "
+            f"choose one, such as output={choice}, or return one tensor, the logits alone"
+        )
+    return found[str(output)]
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Raises ExportError if Python's or numpy's global generator is drawn from: a draw would be frozen."""
+    before = random.getstate(), np.random.get_state()
+    yield
+    after = random.getstate(), np.random.get_state()
+    if before[0] != after[0] or any(np.any(a != b) for a, b in zip(before[1], after[1], strict=True)):
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        raise ExportError(
+            "the network's forward draws random numbers, which would be frozen to one draw; "
+            "draw only if self.training"
+        )
+
+
+@contextmanager
+def _described_failures() -> Iterator[None]:
+    """Turns whatever torch.export raises into one sentence; torch's own log of it is not shown."""
+    loud = logging.getLogger("torch")
+    level = loud.level
+    loud.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(_sentence(error)) from error
+    finally:
+        loud.setLevel(level)
+
+
+def _sentence(error: Exception) -> str:
+    """Says at which line of the network's code the capture failed, why, and what to do."""
+    where = own_line(traceback.extract_tb(error.__traceback__))
+    reason, kind = _first_line(error), type(error).__name__
+    if ("missing" in reason and "argument" in reason) or "too many positional" in reason:
+        return (
+            f"the network must take one input ({reason}); bind the others before the export, "
+            "as functools.partial does, in a module whose forward takes the images alone"
+        )
+    if "DataDependent" in kind or "data-dependent" in str(error):
+        return (
+            f"{where} depends on values, which are secret; write it without a branch or .item(), "
+            "with torch.where and a stored mask, or decide before the network is built"
+        )
+    if "numpy" in reason or "FakeTensor" in reason or "fake tensor" in reason:
+        return f"{where} leaves torch ({reason}); compute it by torch's own operators"
+    return f"{where} does not fit its input or cannot be captured: {reason}; make it run in eval mode first"
+
+
+_FOREIGN = tuple(str(Path(root).resolve()) for root in (torch.__path__[0], Path(__file__).parent.parent))
+
+
+def own_line(frames: list[traceback.FrameSummary]) -> str:
+    """Returns the innermost line of a traceback that is neither torch's nor this package's, with its code."""
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(("<", *_FOREIGN)) and f"{Path('/')}functorch" not in frame.filename
+    ]
+    if not own:
+        return "the network"
+    code = linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
+    return f"line {own[-1].lineno} of {Path(own[-1].filename).name} ({code})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
