@@ -111,7 +111,7 @@ def test_it_is_measured_reported_and_drawn(toy, tmp_path):
     (said,) = [line for line in accuracy_section(*parts).splitlines() if line.startswith("| `toy` |")][:1]
     assert "not trained yet" in said
     figure = latency_vs_relus(Tables(*(getattr(report, name) for name in CSVS)))
-    assert "toy" in [text.get_text() for text in figure.findobj(Text)]
+    assert "toy, lean" in [text.get_text() for text in figure.findobj(Text)]
 
 
 def test_it_is_gone_after_the_test():
