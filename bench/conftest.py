@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pibench.engines.base import ENGINES
+from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote, RemoteFailed, parse_ports
 from pibench.links.check import TWO_HOSTS
 from pibench.measure.case import Case
@@ -43,7 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep", action="store_true", help="all variants on every link, and at width 16, instead"
     )
-    group.addoption("--engine", choices=[e for e in ENGINES if e != "byhand"], help="cases of one engine")
+    group.addoption(
+        "--engine",
+        choices=[name for name, engine in ENGINES.items() if engine.offered],
+        help="cases of one engine",
+    )
     group.addoption("--results", help="folder of bench.json (default: results; a smoke run keeps nothing)")
     group.addoption(
         "--remote",

@@ -16,7 +16,7 @@ import torch
 from lean_harness import Trio, plaintext, program, random_weights, settings
 
 from pibench.engines import NotPrepared, Setting
-from pibench.engines.lean import cost, gemm, helper_roles, make_node, winograd
+from pibench.engines.lean import ENGINE, cost, gemm, make_node, winograd
 from pibench.engines.lean.channel import Channel, Wire
 from pibench.engines.lean.keystream import KEY_BYTES, Keystream
 from pibench.engines.lean.plan import OPENING, make_plan, value_limits
@@ -222,8 +222,8 @@ def test_answers_and_traffic(trio, name):
             for step in costs[:-1]:
                 assert (step.rounds, step.bytes_sent) == predicted[step.name], step.name
             assert (costs[-1].rounds, costs[-1].bytes_sent) == predicted[OPENING]
-            total = cost.program_traffic(made, batch, rank)
-            assert total == (sum(s.rounds for s in costs), sum(s.bytes_sent for s in costs))
+            listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic(made, batch, 2)]
+            assert listed == [(s.rounds, s.bytes_sent) for s in costs]
 
 
 def test_the_cost_of_layers_in_numbers():
@@ -361,7 +361,7 @@ def test_keystreams_advance_and_agree():
 def test_three_parties_are_refused():
     with pytest.raises(ValueError, match=r"2 parties, not 3.*engine='stock'"):
         make_node(Setting("lean", "party", 0, 3, "file:///nowhere", "dealer", 1.0))
-    assert helper_roles("dealer") == ("dealer",)
+    assert ENGINE.helpers("dealer") == ("dealer",)
 
 
 def pair(timeout_s: float) -> tuple[Channel, Channel]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pibench.links import Link, obstacle, predict_from_loopback
+from pibench.links import Calibration, Link, obstacle, predict_from_loopback
 from pibench.parties.driver import Parties, PartyFailed
 
 LINK = Link("test", 0.02, 1e8)
@@ -55,9 +55,8 @@ def test_an_inference_over_a_link(engine, hops_a_round, block, images, request):
         assert parties.hops == hops_a_round * parties.sent.rounds
         communication = parties.hops * LINK.rtt_s / 2 + 8 * parties.sent.bytes_sent / LINK.bandwidth_bits_s
         assert shaped_s > 0.95 * communication
-        predicted = predict_from_loopback(
-            online_s, parties.hops, parties.sent.bytes_sent, LINK, loopback.calibration
-        )
+        calibration = Calibration(loopback.hop_overhead_s, loopback.measured_bandwidth_bits_s)
+        predicted = predict_from_loopback(online_s, parties.hops, parties.sent.bytes_sent, LINK, calibration)
         assert abs(predicted.error(shaped_s)) < 0.3
 
 
@@ -96,7 +95,7 @@ def connections(pids: tuple[int, ...]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_no_connection_of_two_processes_avoids_the_relay(engine):
     with Parties(engine=engine, link=Link("near", 1e-3, 1e9), timeout_s=60) as parties:
-        process, folder = parties._shaper.popen, Path(parties._folder.name)
+        process, folder = parties.group.shaper.popen, Path(parties.group._folder.name)
         relay = process.pid
         joined = connections((*parties.pids, relay))
         assert joined
@@ -109,7 +108,7 @@ def test_no_connection_of_two_processes_avoids_the_relay(engine):
 def test_a_relay_that_dies_ends_the_parties_and_is_named(block, images):
     with Parties(engine="stock", link=Link("near", 1e-3, 1e9), timeout_s=30) as parties:
         parties.load(block, images)
-        os.kill(parties._shaper.popen.pid, signal.SIGKILL)
+        os.kill(parties.group.shaper.popen.pid, signal.SIGKILL)
         with pytest.raises(PartyFailed, match="the link's relay ended with code -9"):
             parties.prepare(1)
         assert parties.pids == ()
@@ -126,7 +125,7 @@ def test_parties_in_network_namespaces(engine, block, images):
         parties.load(block, images)
         parties.prepare(1)
         assert torch.allclose(parties.infer(images[:1]), parties.lowered.logits[:1].float(), atol=2e-3)
-        hub = parties._shaper.popen
+        hub = parties.group.shaper.popen
     assert hub.poll() is not None
     names = [name for _, name in socket.if_nameindex()]
     assert not any(name.startswith(("port", "eth0@")) for name in names)

@@ -312,7 +312,7 @@ def test_hanging_party_is_ended_after_the_timeout(block, images):
     with Parties(timeout_s=20) as parties:
         parties.load(block, images)
         parties.prepare()
-        parties.timeout_s = 1.5
+        parties.group.timeout_s = 1.5
         pids = parties.pids
         os.kill(pids[0], signal.SIGSTOP)
         started = time.monotonic()

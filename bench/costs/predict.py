@@ -12,32 +12,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
 from pibench.costs import literature
-from pibench.engines.base import ENGINES
-from pibench.engines.crypten.cost import Collectives, opening_collectives, step_collectives
-from pibench.engines.lean import cost as lean
-from pibench.engines.lean.plan import OPENING
+from pibench.engines import ENGINES
+from pibench.engines.base import StepTraffic
 from pibench.program.ir import Program
-
-
-@dataclass(frozen=True)
-class StepTraffic:
-    """What one step sends: collective rounds, and bytes by party; the opening is the step `open`."""
-
-    name: str
-    kind: str
-    rounds: int
-    by_party: tuple[int, ...]
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes of the party that sends most in this step."""
-        return max(self.by_party)
 
 
 @dataclass(frozen=True)
@@ -67,30 +50,9 @@ class Prediction:
         return sum(self.by_party)
 
 
-def _stock(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    def traffic(name: str, kind: str, made: Collectives) -> StepTraffic:
-        sent = tuple(sum(each.sent(rank, parties) for each in made) for rank in range(parties))
-        return StepTraffic(name, kind, len(made), sent)
-
-    listed = [traffic(s.name, s.kind, step_collectives(s, batch, parties)) for s in program.steps]
-    return [*listed, traffic("open", "open", opening_collectives(program, batch))]
-
-
-def _lean(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    ranks = [lean.step_traffic(program, batch, rank) for rank in range(parties)]
-    kinds = {step.name: step.kind for step in program.steps}
-    return [
-        StepTraffic(
-            "open" if name == OPENING else name,
-            kinds.get(name, "open"),
-            max(each[name].rounds for each in ranks),
-            tuple(each[name].bytes_sent for each in ranks),
-        )
-        for name in [*kinds, OPENING]
-    ]
-
-
-_ENGINES: dict[str, Callable[[Program, int, int], list[StepTraffic]]] = {"stock": _stock, "lean": _lean}
+def engines_with_a_law() -> list[str]:
+    """Names the engines whose traffic is known without a run."""
+    return [name for name, engine in ENGINES.items() if engine.traffic is not None]
 
 
 def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> Prediction:
@@ -99,16 +61,14 @@ def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> 
     Raises ValueError for an engine without a cost model, a number of parties it does not run with, or an
     empty batch; NotImplementedError for an operator that the engine does not have.
     """
-    if engine not in _ENGINES:
-        raise ValueError(f"no cost model for engine {engine!r}; choose one of {', '.join(_ENGINES)}")
-    allowed = ENGINES[engine].parties
-    if parties not in allowed:
-        raise ValueError(
-            f"the {engine} engine runs with {' or '.join(map(str, allowed))} parties, not {parties}"
-        )
+    known = ENGINES.get(engine)
+    if known is None or known.traffic is None:
+        choice = ", ".join(engines_with_a_law())
+        raise ValueError(f"no cost model for engine {engine!r}; choose one of {choice}")
+    known.demand_parties(parties)
     if batch < 1:
         raise ValueError(f"a batch holds at least one image, not {batch}")
-    return Prediction(tuple(_ENGINES[engine](program, batch, parties)))
+    return Prediction(tuple(known.traffic(program, batch, parties)))
 
 
 def modelled_rows(names: Iterable[str] | None = None, width: int = 64) -> pd.DataFrame:
@@ -141,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m pibench.costs.predict", description=__doc__.splitlines()[0]
     )
     parser.add_argument("variants", nargs="*", default=["baseline"], help=f"of {', '.join(VARIANTS)}")
-    parser.add_argument("--engine", choices=sorted(_ENGINES), help="one engine; default: all")
+    parser.add_argument("--engine", choices=engines_with_a_law(), help="one engine; default: all")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--parties", type=int, default=2)
@@ -153,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for name in options.variants:
         program = lower(variant(name).build(options.width), torch.zeros(1, 3, 32, 32)).program
-        for engine in [options.engine] if options.engine else list(_ENGINES):
+        for engine in [options.engine] if options.engine else engines_with_a_law():
             if options.parties not in ENGINES[engine].parties and not options.engine:
                 continue
             made = predict(program, engine, options.batch, options.parties)

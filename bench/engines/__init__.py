@@ -1,10 +1,34 @@
 """Engines: how a program runs on shares. `stock` is CrypTen's own operators, `lean` is ours.
 
-An engine is a module with a class for each role its processes play. The driver (`pibench.parties.driver`)
-starts the processes; `pibench.parties.worker` makes the node of a role inside one and obeys the driver's
-commands on it.
+An engine's folder holds everything that belongs to it. Its `__init__` describes it
+(`pibench.engines.base.Engine`) and imports the rest when that is called. The driver
+(`pibench.parties.driver`) starts the processes; `pibench.parties.worker` makes the node of a role inside one
+and obeys the driver's commands on it.
 """
 
-from pibench.engines.base import ENGINES, Helper, Meter, Node, NotPrepared, Setting, StepCost
+from pibench.engines import crypten, lean
+from pibench.engines.base import Engine, Helper, Meter, Node, NotPrepared, Setting, StepCost
 
-__all__ = ["ENGINES", "Helper", "Meter", "Node", "NotPrepared", "Setting", "StepCost"]
+ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (crypten.ENGINE, crypten.BY_HAND, lean.ENGINE)
+}
+
+
+def engine_named(name: str) -> Engine:
+    """Returns an engine; raises ValueError for a name that is not one."""
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Helper",
+    "Meter",
+    "Node",
+    "NotPrepared",
+    "Setting",
+    "StepCost",
+    "engine_named",
+]

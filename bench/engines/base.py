@@ -1,11 +1,15 @@
-"""What an engine's processes have in common: their setting, the meter, the walk over a program."""
+"""What engines have in common: how one describes itself, its processes' setting, the meter, the walk.
+
+Importing this module imports no torch: whoever lists engines needs none.
+"""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pibench.links.link import LOOPBACK, Link
@@ -19,61 +23,117 @@ class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
 
 
-@dataclass(frozen=True)
-class EngineInfo:
-    """What an engine says of itself; nothing of it is imported to read this.
+class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface)
+    """Raised when an engine is asked for whose package is not installed here."""
 
-    `module` is where it lives, `label` its name in figures, `trust` what must be believed, in one line;
-    `parties` the numbers of parties it runs with, `provider` its usual source of correlated randomness.
-    `exact_truncation` tells that no truncation is ever wrong by more than one unit in the last place.
-    `line` is its line style in figures; its markers are filled if `filled`.
-    Its module gives `helper_roles(provider) -> tuple[str, ...]` (processes beside the parties),
-    `make_node(setting) -> Node | Helper`, `value_limits(program)` (bounds of values beyond the common one)
-    and `compile_all()` (what must be compiled, once, into a cache on disk).
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """What one step sends: collective rounds, and bytes by party; the opening is the step `open`."""
+
+    name: str
+    kind: str
+    rounds: int
+    by_party: tuple[int, ...]
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of the party that sends most in this step."""
+        return max(self.by_party)
+
+
+def no_limits(program: Program) -> dict[str, float]:
+    """Asks for no more than what holds for every engine (`pibench.program.lower.VALUE_LIMIT`)."""
+    return {}
+
+
+def nothing_to_compile() -> None:
+    """Has nothing to compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What an engine says of itself; reading it imports neither torch nor a framework.
+
+    What it is: `name` is its key, `label` its name in figures, `trust` what must be believed, in one line;
+    `parties` the numbers of parties it runs with. `providers` maps each source of correlated randomness to
+    the roles of the processes beside the parties, the usual source first. The roles in `serving` obey a
+    protocol of their own, online too, instead of the driver's commands. `clocks` are the phases that are
+    timed: offline and online, or `all_phases` for an engine that has no offline phase. `exact_truncation`
+    tells that no truncation is ever wrong by more than one unit in the last place.
+
+    What it does: `make_node(setting)` makes its part of a process, `value_limits(program)` gives bounds of
+    values beyond the common one, `compile_all()` compiles once, into a cache on disk, what no measurement may
+    pay for. `traffic(program, batch, parties)` is its traffic law: rounds and bytes of each step, and of the
+    opening last. It is None for an engine without one.
+
+    What it needs: `modules` must be importable, `install` is the command that makes them so. With
+    `all_listen` every party listens and may be called by every other, as gloo's are, so each needs an address
+    that the others reach. `two_hosts` tells that a party may run on another host.
+
+    What is known of it: a party holds about `bytes_per_relu` of memory for each ReLU of an inference;
+    `compute` and `waiting` are its times of computing and of waiting for a link, as shares of the stock
+    engine's. `line` is its line style in figures; its markers are filled if `filled`. An engine that is not
+    `offered` is a yardstick of the suite, not a choice of its users.
     """
 
-    module: str
+    name: str
     label: str
     trust: str
     parties: tuple[int, ...]
-    provider: str
+    providers: Mapping[str, tuple[str, ...]]
+    make_node: Callable[[Setting], Node | Helper]
     exact_truncation: bool
     line: str
     filled: bool
+    bytes_per_relu: float
+    compute: float
+    waiting: float
+    serving: tuple[str, ...] = ()
+    clocks: tuple[str, ...] = ("offline", "online")
+    value_limits: Callable[[Program], Mapping[str, float]] = no_limits
+    compile_all: Callable[[], None] = nothing_to_compile
+    traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    modules: tuple[str, ...] = ()
+    install: str = ""
+    all_listen: bool = False
+    two_hosts: bool = False
+    offered: bool = True
 
+    @property
+    def provider(self) -> str:
+        """The usual source of correlated randomness."""
+        return next(iter(self.providers))
 
-ENGINES = {
-    "stock": EngineInfo(
-        "pibench.engines.crypten.node",
-        label="stock (CrypTen)",
-        trust="semi-honest parties; party 0 deals the correlated randomness",
-        parties=(2, 3),
-        provider="TFP",
-        exact_truncation=False,
-        line="--",
-        filled=False,
-    ),
-    "byhand": EngineInfo(
-        "pibench.engines.crypten.byhand",
-        label="CrypTen by hand",
-        trust="as stock",
-        parties=(2,),
-        provider="TFP",
-        exact_truncation=False,
-        line=":",
-        filled=False,
-    ),
-    "lean": EngineInfo(
-        "pibench.engines.lean",
-        label="lean (ours)",
-        trust="two semi-honest parties; a dealer in a process of its own, idle online",
-        parties=(2,),
-        provider="dealer",
-        exact_truncation=True,
-        line="-",
-        filled=True,
-    ),
-}
+    def helpers(self, provider: str) -> tuple[str, ...]:
+        """Names the processes that a provider needs beside the parties."""
+        if provider not in self.providers:
+            raise ValueError(
+                f"the {self.name} engine has no provider {provider!r}; "
+                f"choose one of {', '.join(self.providers)}"
+            )
+        return self.providers[provider]
+
+    def demand_parties(self, count: int) -> None:
+        """Raises ValueError for a number of parties that the engine does not run with."""
+        if isinstance(count, bool) or not isinstance(count, int) or count not in self.parties:
+            allowed = " or ".join(map(str, self.parties))
+            raise ValueError(f"the {self.name} engine runs with {allowed} parties, not {count}")
+
+    def missing(self) -> str | None:
+        """Says which packages are not installed here and what installs them; None if the engine can run."""
+        lacking = [module for module in self.modules if find_spec(module) is None]
+        if not lacking:
+            return None
+        return (
+            f"the {self.name} engine needs {', '.join(lacking)}, not installed here; install it with: "
+            f"{self.install}"
+        )
+
+    def demand_installed(self) -> None:
+        """Raises EngineMissing, with the command that installs it, where the engine cannot run."""
+        if (reason := self.missing()) is not None:
+            raise EngineMissing(reason)
 
 
 @dataclass(frozen=True)
@@ -158,9 +218,12 @@ class Node(ABC):
         """Does once for a batch what the offline phase must not be charged with; by default nothing."""
         return
 
-    @abstractmethod
     def prepare(self, batch: int) -> int:
-        """Makes the correlated randomness of one inference; returns its bytes held by this party."""
+        """Makes the correlated randomness of one inference; returns its bytes held by this party.
+
+        By default nothing: an engine with one clock has no offline phase.
+        """
+        return 0
 
     @abstractmethod
     def barrier(self) -> None:
@@ -170,9 +233,9 @@ class Node(ABC):
     def small_round(self) -> None:
         """Runs one round of a few bytes, as an inference does; counted nowhere."""
 
-    @abstractmethod
     def start(self, batch: int) -> None:
         """Takes the prepared randomness, once; raises NotPrepared if there is none for this batch."""
+        return
 
     @abstractmethod
     def share(self, images: torch.Tensor | None, batch: int) -> Any:

@@ -23,15 +23,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pibench.engines import ENGINES
 from pibench.engines.base import Setting
 from pibench.hosts.agreement import checksum, difference, facts
 from pibench.hosts.remote import GUEST, PORT, check_token, driver_address, group_key, under_torchrun
 from pibench.hosts.stream import Stream
-from pibench.links.forward import INHERITED
 from pibench.links.greeting import Refused, call, open_port
-from pibench.links.local import interface_of, is_loopback, network_of
+from pibench.links.local import INHERITED, interface_of, is_loopback, network_of
+from pibench.links.shapers import Shaper
+from pibench.parties.messages import receive, send
 from pibench.parties.processes import start_worker
-from pibench.parties.worker import receive, send
 from pibench.store import provenance
 
 RETRY_S = 0.3
@@ -124,7 +125,7 @@ class _Room:
         self._log = log
         ours, theirs = socket.socketpair()
         self._store = Connection(ours.detach())
-        interface = interface_of(setting.host) if setting.engine == "stock" else "lo"
+        interface = interface_of(setting.host) if ENGINES[setting.engine].all_listen else Shaper.interface
         with theirs:
             setting = replace(setting, rendezvous=f"{INHERITED}{theirs.fileno()}")
             self.popen, self._worker = start_worker(log, lifeline, interface, keep=[theirs.fileno()])
@@ -186,12 +187,12 @@ def unreachable(setting: Setting, driver: str, network: str, here: str) -> str |
 
     Gloo calls in either direction: each host must reach the address at which the other listens.
     """
-    if setting.engine != "stock" or (
+    if not ENGINES[setting.engine].all_listen or (
         is_loopback(driver) == is_loopback(here) and network == network_of(here)
     ):
         return None
     return (
-        f"the stock engine's gloo must reach both hosts, but the driver listens at {driver} and "
+        f"the {setting.engine} engine's gloo must reach both hosts, but the driver listens at {driver} and "
         f"pibench.hosts.join at {here}: give both (--remote, --listen) addresses that reach each other, in "
         "a tunnel if need be (docs/two_hosts.md); the lean engine needs no --listen"
     )

@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pibench.engines.base import Setting
+from pibench.engines.base import Engine, Setting
 from pibench.hosts.agreement import checksum, difference, facts
 from pibench.hosts.stream import Stream
 from pibench.links.check import TWO_HOSTS
@@ -38,7 +38,7 @@ from pibench.links.greeting import Door, open_port
 from pibench.links.link import LOOPBACK, Link
 from pibench.links.local import interface_of, network_of
 from pibench.links.shapers import Place, Shaper
-from pibench.parties.worker import receive, send
+from pibench.parties.messages import receive, send
 from pibench.store import provenance
 
 GUEST = 1  # the rank that runs on the other host
@@ -188,6 +188,12 @@ class Remote:
         )
 
     # Groups.
+
+    def shaper(
+        self, engine: Engine, count: int, provider: str, link: str | Link, shaper: str | None
+    ) -> TwoHosts:
+        """Gives what lies between the processes of a new group; raises ValueError for one it cannot have."""
+        return TwoHosts(self, engine, count, provider, link, shaper)
 
     def new_group(self) -> int:
         """Numbers a group of processes on both hosts."""
@@ -343,16 +349,19 @@ class TwoHosts(Shaper):
     """
 
     name = TWO_HOSTS
+    asked = False
 
     def __init__(
-        self, remote: Remote, engine: str, count: int, provider: str, link: str | Link, shaper: str | None
+        self, remote: Remote, engine: Engine, count: int, provider: str, link: str | Link, shaper: str | None
     ) -> None:
         if link not in (remote.name, "loopback", LOOPBACK) or shaper is not None:
             raise ValueError(f"between two hosts lies the link {remote.name!r}: leave link and shaper out")
-        if count != 2 or provider == "TTP":
+        if count != 2 or set(engine.helpers(provider)) & set(engine.serving):
             raise ValueError(
                 "two hosts run two parties; helpers that talk online (TTP) are not supported there"
             )
+        if not engine.two_hosts:
+            raise ValueError(f"the {engine.name} engine does not run on two hosts; leave remote out")
         super().__init__(Link(remote.name, 0.0, math.inf))
         self.remote = remote
         self._engine = engine
@@ -361,8 +370,8 @@ class TwoHosts(Shaper):
 
     @property
     def interface(self) -> str:
-        """The interface at which gloo listens; the lean engine asks for none."""
-        return interface_of(self.remote.host) if self._engine == "stock" else Shaper.interface
+        """The interface at which every party listens (gloo's); an engine whose guest calls has none."""
+        return interface_of(self.remote.host) if self._engine.all_listen else Shaper.interface
 
     def start(self, folder: Path, lifeline: int) -> None:
         if not self.remote.connected:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pibench.links.link import Link
-from pibench.links.model import Calibration
 
 TOLERANCE = 0.1  # of what was asked for
 TOLERANCE_S = 1e-4
@@ -48,11 +47,6 @@ class LinkCheck:
         """Seconds that software adds to a hop."""
         rtt_s = self.measured_rtt_s if self.shaper == TWO_HOSTS else self.asked_rtt_s
         return max(0.0, self.round_s / self.round_hops - rtt_s / 2)
-
-    @property
-    def calibration(self) -> Calibration:
-        """What the arithmetic model takes from this run."""
-        return Calibration(self.hop_overhead_s, self.measured_bandwidth_bits_s)
 
     @property
     def complaint(self) -> str | None:

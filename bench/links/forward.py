@@ -18,7 +18,6 @@ from torch.distributed import Store
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 SCHEME = "forwarded"
-INHERITED = "descriptor://"  # a rendezvous at a connection that the process inherited
 CALLS = ("set", "get", "add", "compare_set", "wait", "check", "delete_key", "num_keys", "set_timeout")
 
 

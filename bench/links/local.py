@@ -9,6 +9,7 @@ import socket
 import struct
 from pathlib import Path
 
+INHERITED = "descriptor://"  # a rendezvous at a connection that the process inherited
 _SIOCGIFADDR = 0x8915  # Linux
 
 

@@ -15,9 +15,12 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pibench.links.link import Link
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 LOOPBACK_HOST = "127.0.0.1"
 
@@ -37,10 +40,34 @@ class Place:
     key: bytes = b""
 
 
+class Guest(Protocol):
+    """A process that runs elsewhere, as the driver sees it: what it needs of `subprocess.Popen`."""
+
+    pid: int
+    connection: Connection
+
+    def kill(self) -> None:
+        """Has the process ended."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Waits until it has ended; raises subprocess.TimeoutExpired after `timeout` seconds."""
+
+
+class Elsewhere(Protocol):
+    """Another host on which a process of a group can run (`pibench.hosts.remote.Remote`)."""
+
+    def shaper(self, engine: Any, count: int, provider: str, link: str | Link, shaper: str | None) -> Shaper:
+        """Gives what lies between the processes of a new group; raises ValueError for one it cannot have."""
+
+
 class Shaper:
-    """Leaves the path as the machine gives it; the others override what they need."""
+    """Leaves the path as the machine gives it; the others override what they need.
+
+    `asked` tells that the link is one that was asked for, and not whatever lies there.
+    """
 
     name = "none"
+    asked = True
     prefix: tuple[str, ...] = ()  # what a process's command line starts with
     interface = "lo"
 
@@ -57,7 +84,7 @@ class Shaper:
         """Tells where a process stands."""
         return Place()
 
-    def elsewhere(self, setting: Any, log: Path) -> Any:
+    def elsewhere(self, setting: Any, log: Path) -> Guest | None:
         """Starts a process that runs on another host; None for one that belongs on this host."""
         return None
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
 from pibench.measure.case import Case
 from pibench.measure.rounds import Measurement
@@ -166,8 +167,8 @@ class Session:
     def obstacle(self, case: Case) -> str | None:
         """Returns why a case cannot be measured here; None if it can.
 
-        The parties of a case hold its tuples in memory at once: about 352 bytes a ReLU on the stock engine,
-        131 on the lean one, beside half a gigabyte for each process.
+        The parties of a case hold its tuples in memory at once, as many bytes a ReLU as the engine says,
+        beside half a gigabyte for each process.
         """
         free = available_memory()
         if free is None:
@@ -175,7 +176,7 @@ class Session:
         alive = {subject.parties for subject in self.subjects.values()}
         wanted = [c for c in (case, case.reference) if c is not None and c.id not in self.subjects]
         need = sum(
-            c.parties * (5e8 + c.batch * self.cost(c).relus * (131 if c.engine == "lean" else 352))
+            c.parties * (5e8 + c.batch * self.cost(c).relus * ENGINES[c.engine].bytes_per_relu)
             for c in wanted
         )
         if need <= free:
@@ -227,9 +228,9 @@ def available_memory() -> float | None:
 
 def _one_round(case: Case) -> float:
     """Returns the expected time of a round, in units of a stock round of one image on loopback."""
-    compute, hops = (0.1, 0.2) if case.engine == "lean" else (1.0, 1.0)
+    known = ENGINES[case.engine]
     waiting = {"loopback": 0.0, "lan": 0.5, "wan-slow": 24.0}.get(case.link, 10.0)
-    return compute * case.batch * (case.parties - 1) + hops * waiting
+    return known.compute * case.batch * (case.parties - 1) + known.waiting * waiting
 
 
 def _work(case: Case) -> float:

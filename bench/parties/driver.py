@@ -6,41 +6,31 @@
         logits = parties.infer(images)
 
 Each party is a process with one thread; helpers (a dealer, CrypTen's TTP) are processes too. The driver
-sends the weights to party 0 and the image to party 1, and holds both only to check the answer. A process
-that fails, dies or hangs ends the whole group with PartyFailed; no process outlives the driver.
+sends the weights to party 0 and the image to party 1, and holds both only to check the answer. What befalls
+the processes is the matter of `pibench.parties.group`.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import signal
-import subprocess
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from pibench.engines.base import ENGINES, NotPrepared, Setting, StepCost
-from pibench.hosts.remote import Guest, Remote, TwoHosts
+from pibench.engines import engine_named
+from pibench.engines.base import NotPrepared, Setting, StepCost
 from pibench.links import Link, LinkCheck, make_shaper, parse_link
 from pibench.links.check import BULK_BYTES, BULK_S
-from pibench.parties.processes import start_worker
-from pibench.parties.worker import encode, receive, send
+from pibench.links.shapers import Elsewhere, Place
+from pibench.parties.group import Group, PartyFailed
 from pibench.program.lower import VALUE_LIMIT, Lowered, lower
 
-
-class PartyFailed(RuntimeError):  # noqa: N818 (a state, named in the interface)
-    """Raised when a process of the group failed, died or hung; the group is gone then."""
+__all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
 
 
 @dataclass(frozen=True)
@@ -79,21 +69,11 @@ class Offline:
     dealt_bytes: int | None
 
 
-@dataclass
-class _Process:
-    """A started process and the driver's end of its connection."""
-
-    title: str
-    popen: subprocess.Popen[bytes] | Guest
-    connection: Connection
-    log: Path
-
-
 class Parties:
     """Persistent processes that run one network privately.
 
-    `count` parties; `engine` a key of ENGINES; `provider` the source of correlated randomness (stock: "TFP"
-    or "TTP"; lean: its dealer); `timeout_s` bounds every command; `link` what lies between any two of the
+    `count` parties; `engine` a key of `pibench.engines.ENGINES`; `provider` the source of correlated
+    randomness, one of the engine's; `timeout_s` bounds every command; `link` what lies between any two of the
     processes (a key of `pibench.links.LINKS`, "200Mbit/40ms" or a Link) and `shaper` how ("user-space" or
     "netem"). A link that is shaped is checked at the start: `link_check`. With `remote` party 1 runs on
     another host and the link is what lies between (docs/two_hosts.md). Not safe for use by several threads.
@@ -107,23 +87,19 @@ class Parties:
         timeout_s: float = 300.0,
         link: str | Link = "loopback",
         shaper: str | None = None,
-        remote: Remote | None = None,
+        remote: Elsewhere | None = None,
     ) -> None:
-        if engine not in ENGINES:
-            raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
-        info = ENGINES[engine]
-        if isinstance(count, bool) or not isinstance(count, int) or count not in info.parties:
-            allowed = " or ".join(map(str, info.parties))
-            raise ValueError(f"the {engine} engine runs with {allowed} parties, not {count}")
+        known = engine_named(engine)
+        known.demand_parties(count)
         if not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
         self.count = count
         self.engine = engine
-        self.provider = provider or info.provider
-        self.timeout_s = timeout_s
-        self.exact_truncation = info.exact_truncation
-        self._module = importlib.import_module(info.module)
-        self.helpers: tuple[str, ...] = self._module.helper_roles(self.provider)
+        self.provider = provider or known.provider
+        self.exact_truncation = known.exact_truncation
+        self.helpers = known.helpers(self.provider)
+        known.demand_installed()
+        self._known = known
         self.lowered: Lowered | None = None
         self.set_up: SetUp | None = None
         self.offline: Offline | None = None
@@ -132,72 +108,48 @@ class Parties:
         self.hops: int | None = None
         if remote is None:
             self.link = parse_link(link)
-            self._shaper = make_shaper(self.link, shaper)
+            shaper_of_link = make_shaper(self.link, shaper)
         else:
-            self._shaper = TwoHosts(remote, self.engine, count, self.provider, link, shaper)
-            self.link = self._shaper.link
-        self.remote = remote
+            shaper_of_link = remote.shaper(known, count, self.provider, link, shaper)
+            self.link = shaper_of_link.link
         self.link_check: LinkCheck | None = None
+        self.group = Group(shaper_of_link, timeout_s)
         self._prepared: int | None = None
-        self._processes: list[_Process] = []
-        self._lifeline: int | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     # Life.
 
     def __enter__(self) -> Parties:
-        if self._processes:
+        if self.pids:
             raise RuntimeError("these parties are running already; open a new Parties")
         self.lowered = None
-        self._module.compile_all()
-        self._folder = tempfile.TemporaryDirectory(prefix="pibench-", ignore_cleanup_errors=True)
-        lifeline, self._lifeline = os.pipe()
+        self._prepared = None
+        self._known.compile_all()
+        self.group.start(self.count + len(self.helpers), self._told)
         try:
-            rendezvous = f"file://{self._folder.name}/rendezvous"
-            self._shaper.start(Path(self._folder.name), lifeline)
-            for rank, role in enumerate(["party"] * self.count + list(self.helpers)):
-                place = self._shaper.place(rank)
-                setting = Setting(
-                    self.engine,
-                    role,
-                    rank,
-                    self.count,
-                    rendezvous,
-                    self.provider,
-                    self.timeout_s,
-                    place.host,
-                    self.link,
-                    place.relay,
-                    place.ports,
-                    place.guest,
-                    place.key,
-                )
-                self._processes.append(self._start(setting, lifeline))
-            self._await(range(len(self._processes)), "start")
-            if self.link.shaped or self.remote is not None:
+            if self.link.shaped or not self.group.shaper.asked:
                 self.check_link()
         except BaseException:
-            self._kill()
+            self.group.kill()
             raise
-        finally:
-            os.close(lifeline)
         return self
 
-    def _start(self, setting: Setting, lifeline: int) -> _Process:
-        title = f"party {setting.rank}" if setting.role == "party" else setting.role
-        log = Path(self._folder.name) / f"{setting.rank}.log"
-        guest = self._shaper.elsewhere(setting, log)
-        if guest is not None:
-            return _Process(title, guest, guest.connection, log)
-        started = start_worker(log, lifeline, self._shaper.interface, self._shaper.prefix)
-        process = _Process(title, *started, log)
-        try:
-            self._shaper.attach(setting.rank, process.popen.pid)
-            send(process.connection, setting)
-        except BaseException:
-            self._processes.append(process)  # so that it is ended with the others
-            raise
-        return process
+    def _told(self, rank: int, rendezvous: str, place: Place) -> Setting:
+        """What the process of a rank is told."""
+        return Setting(
+            self.engine,
+            "party" if rank < self.count else self.helpers[rank - self.count],
+            rank,
+            self.count,
+            rendezvous,
+            self.provider,
+            self.group.timeout_s,
+            place.host,
+            self.link,
+            place.relay,
+            place.ports,
+            place.guest,
+            place.key,
+        )
 
     def __exit__(
         self,
@@ -205,24 +157,7 @@ class Parties:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._kill()
-
-    def _kill(self) -> None:
-        """Ends every process of the group and waits until it is gone."""
-        processes, self._processes = self._processes, []
-        self._prepared = None
-        for process in processes:
-            process.popen.kill()
-        for process in processes:
-            process.popen.wait()
-            process.connection.close()
-        self._shaper.stop()
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self.group.kill()
 
     @property
     def setting(self) -> tuple[str, int, str, Link]:
@@ -232,12 +167,12 @@ class Parties:
     @property
     def shaper(self) -> str:
         """What shapes the link: "none", "user-space", "netem" or, unshaped, "two-hosts"."""
-        return self._shaper.name
+        return self.group.shaper.name
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the parties, then of the helpers; empty when the group is gone."""
-        return tuple(process.popen.pid for process in self._processes)
+        return self.group.pids
 
     # What is run.
 
@@ -249,7 +184,7 @@ class Parties:
         of the example.
         """
         lowered = lower(model, example)
-        lowered.demand(self._module.value_limits(lowered.program))
+        lowered.demand(self._known.value_limits(lowered.program))
         self._prepared = None
         # As arrays: a pickled tensor passes through a second copy in the receiving party's memory.
         weights = {name: weight.numpy() for name, weight in lowered.weights.items()}
@@ -332,7 +267,7 @@ class Parties:
 
         Nothing is raised for a link that is not what was asked for: see its `ok` and `complaint`.
         """
-        replies = self._probe() if self.remote is None else self._probe_unknown()
+        replies = self._probe() if self.group.shaper.asked else self._probe_unknown()
         self.link_check = LinkCheck(
             self.shaper,
             self.link.rtt_s,
@@ -389,100 +324,15 @@ class Parties:
         if not images.isfinite().all() or images.abs().max() >= VALUE_LIMIT:
             raise ValueError("the images hold NaN, infinity or values beyond 2^30; repair or normalise them")
 
-    # Talking to the processes.
-
     def _call(
         self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False
     ) -> list[Any]:
-        """Gives each party (and commanded helper) a command at once; returns the replies in rank order."""
-        if not self._processes:
-            raise PartyFailed("the parties are not running; open a new Parties")
-        ranks = list(range(self.count))
-        if helpers and not self._serving():
-            ranks += range(self.count, len(self._processes))
-        messages = [encode((command, arguments(rank))) for rank in ranks]
-        threads = [
-            threading.Thread(target=self._send, args=(self._processes[rank], message), daemon=True)
-            for rank, message in zip(ranks, messages, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            replies = self._await(ranks, command)
-        except BaseException:
-            self._kill()  # a command under way cannot be taken back
-            raise
-        for thread in threads:
-            thread.join()
-        return replies + [{"bytes": 0}] * (helpers and self._serving()) * len(self.helpers)
+        """Gives each party, and each helper if `helpers`, a command; returns the replies in rank order.
 
-    def _serving(self) -> bool:
-        """Tells whether the helpers obey their own protocol instead of commands."""
-        return self.provider == "TTP"
-
-    @staticmethod
-    def _send(process: _Process, message: bytes) -> None:
-        try:
-            process.connection.send_bytes(message)
-        except OSError:
-            return  # the process is gone, which the wait for its reply reports
-
-    def _await(self, ranks: Sequence[int], command: str) -> list[Any]:
-        """Waits for the replies of `ranks`; raises PartyFailed with the cause when one does not come."""
-        deadline = time.monotonic() + self.timeout_s
-        pending = {self._processes[rank].connection: rank for rank in ranks}
-        others = {p.connection: rank for rank, p in enumerate(self._processes) if rank not in ranks}
-        replies: dict[int, Any] = {}
-        refusals: list[str] = []
-        failures: list[tuple[int, str | None]] = []
-        while pending:
-            left = deadline - time.monotonic()
-            ready = wait([*pending, *others], timeout=max(left, 0.0))
-            if not ready:
-                break
-            for connection in ready:
-                rank = pending.pop(connection, None)
-                rank = others.pop(connection) if rank is None else rank
-                try:
-                    kind, value = receive(connection)
-                except (EOFError, OSError):
-                    kind, value = "failed", None
-                if kind == "failed":
-                    failures.append((rank, value))
-                    # Peers fail in turn; what they say within a second helps to find the first cause.
-                    deadline = min(deadline, time.monotonic() + 1.0)
-                elif kind == "not prepared":
-                    refusals.append(value)
-                else:
-                    replies[rank] = value
-        if failures:
-            raise PartyFailed(self._cause(failures, command))
-        if pending:
-            silent = ", ".join(self._processes[rank].title for rank in pending.values())
-            raise PartyFailed(
-                f"{silent} did not answer {command!r} within {self.timeout_s:g} s; all were ended"
-            )
-        if refusals:
-            raise NotPrepared(refusals[0])
-        return [replies[rank] for rank in ranks]
-
-    def _cause(self, failures: list[tuple[int, str | None]], command: str) -> str:
-        """Tells the likely first cause: a process that was killed, else the first that reported."""
-        killed = [rank for rank, trace in failures if trace is None]
-        rank, trace = (killed[0], None) if killed else failures[0]
-        process = self._processes[rank]
-        if (failure := self._shaper.failure()) is not None:
-            return f"{failure}; so {process.title} failed in {command!r}"
-        if trace is not None:
-            return f"{process.title} failed in {command!r}:\n{trace}"
-        try:
-            code = process.popen.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            code = None
-        how = f"with exit code {code}"
-        if code is not None and code < 0:
-            how = f"by signal {-code} ({signal.Signals(-code).name})"
-        text = f"{process.title} died {how} in {command!r}"
-        said = process.log.read_text(errors="replace")[-2000:].strip()
-        traces = [f"{self._processes[r].title} then failed:\n{t}" for r, t in failures if t is not None]
-        return "\n".join([text, *([f"its last words:\n{said}"] if said else []), *traces])
+        A helper that obeys a protocol of its own is not asked: its reply is that it did nothing.
+        """
+        asked = [role not in self._known.serving for role in self.helpers] if helpers else []
+        ranks = [*range(self.count), *(self.count + i for i, obeys in enumerate(asked) if obeys)]
+        replies = iter(self.group.ask(command, {rank: arguments(rank) for rank in ranks}))
+        parties = [next(replies) for _ in range(self.count)]
+        return parties + [next(replies) if obeys else {"bytes": 0} for obeys in asked]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -19,23 +18,19 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pibench.engines.base import ENGINES, Helper, Node, NotPrepared, Setting
+from pibench.engines import ENGINES
+from pibench.engines.base import Helper, Node, NotPrepared, Setting
 from pibench.links.check import median_round, probe
-from pibench.links.forward import INHERITED, forwarded_rendezvous
 from pibench.links.greeting import Door, call, open_port
+from pibench.links.local import INHERITED
 from pibench.links.route import port_through
-
-
-def make_node(setting: Setting) -> Node | Helper:
-    """Makes the node of this process."""
-    return import_module(ENGINES[setting.engine].module).make_node(setting)
+from pibench.parties.messages import receive, send
 
 
 class Session:
@@ -164,11 +159,13 @@ def reset_peak_memory() -> None:
 def obey(connection: Connection, setting: Setting) -> None:
     """Answers commands until the driver closes the connection."""
     if setting.rendezvous.startswith(INHERITED):
+        from pibench.links.forward import forwarded_rendezvous
+
         descriptor = int(setting.rendezvous.removeprefix(INHERITED))
         setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
-    node = make_node(setting)
+    node = ENGINES[setting.engine].make_node(setting)
     send(connection, ("ready", None))
-    if getattr(node, "serves", False):
+    if isinstance(node, Helper) and node.serves:
         node.serve()
         return
     session = Session(node)
@@ -182,21 +179,6 @@ def obey(connection: Connection, setting: Setting) -> None:
         except NotPrepared as error:
             reply = ("not prepared", str(error))
         send(connection, reply)
-
-
-def send(connection: Connection, message: Any) -> None:
-    """Sends a message by value."""
-    connection.send_bytes(encode(message))
-
-
-def encode(message: Any) -> bytes:
-    """Pickles plainly, so that no tensor lives in memory shared with another process."""
-    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-
-
-def receive(connection: Connection) -> Any:
-    """Receives what `send` sent; raises EOFError when the other side is gone."""
-    return pickle.loads(connection.recv_bytes())
 
 
 PR_SET_PDEATHSIG = 1
@@ -222,7 +204,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     descriptor, lifeline = map(int, sys.argv[1:])
     end_with_driver(lifeline)
-    torch.set_num_threads(1)
     with Connection(descriptor) as connection:
         try:
             obey(connection, receive(connection))

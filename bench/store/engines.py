@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pibench.engines.base import ENGINES
+from pibench.engines import ENGINES
 from pibench.store import settings
 
 

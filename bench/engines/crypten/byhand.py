@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 
-from pibench.engines.base import Helper, Node, Setting
+from pibench.engines.base import Setting
 from pibench.engines.crypten.compat import crypten
-from pibench.engines.crypten.node import StockParty, compile_all, connect, helper_roles, value_limits
+from pibench.engines.crypten.node import StockParty, connect
 from pibench.program import ir
 
-__all__ = ["compile_all", "helper_roles", "make_node", "value_limits"]
 
-
-def make_node(setting: Setting) -> Node | Helper:
-    """Joins CrypTen's process group as the stock engine does."""
+def make_node(setting: Setting) -> ByHand:
+    """Makes the party of this process, joined to CrypTen's process group as the stock engine's are."""
+    torch.set_num_threads(1)
     connect(setting)
     return ByHand(setting)
 

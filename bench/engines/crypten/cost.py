@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from math import log, prod
 
+from pibench.engines.base import StepTraffic
 from pibench.program import ir
 
 WORD = 8
@@ -193,3 +194,14 @@ def opening_collectives(program: ir.Program, batch: int = 1) -> Collectives:
     """The collective that opens the output to every party."""
     sizes = {program.input: prod(program.input_shape)} | {step.name: step.size for step in program.steps}
     return [AllReduce(batch * sizes[program.output])]
+
+
+def traffic(program: ir.Program, batch: int, parties: int) -> list[StepTraffic]:
+    """Returns what every step of one inference sends, and the opening."""
+
+    def sent(name: str, kind: str, made: Collectives) -> StepTraffic:
+        by_party = tuple(sum(each.sent(rank, parties) for each in made) for rank in range(parties))
+        return StepTraffic(name, kind, len(made), by_party)
+
+    listed = [sent(s.name, s.kind, step_collectives(s, batch, parties)) for s in program.steps]
+    return [*listed, sent("open", "open", opening_collectives(program, batch))]

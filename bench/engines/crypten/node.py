@@ -22,26 +22,6 @@ from pibench.links.model import ring_hops
 from pibench.links.route import demand_relayed, shaped_rendezvous
 from pibench.program import ir
 
-PROVIDERS = {"TFP": (), "TTP": ("ttp",)}  # provider -> helper processes
-
-
-def helper_roles(provider: str) -> tuple[str, ...]:
-    """Names the processes that a provider needs beside the parties."""
-    if provider not in PROVIDERS:
-        raise ValueError(
-            f"the stock engine has no provider {provider!r}; choose one of {', '.join(PROVIDERS)}"
-        )
-    return PROVIDERS[provider]
-
-
-def value_limits(program: ir.Program) -> dict[str, float]:
-    """Asks for no more than what holds for every engine (`pibench.program.lower.VALUE_LIMIT`)."""
-    return {}
-
-
-def compile_all() -> None:
-    """Has nothing to compile."""
-
 
 def connect(setting: Setting) -> None:
     """Tells CrypTen which process group to join, and its provider of tuples."""
@@ -74,6 +54,7 @@ def demand_key(setting: Setting) -> None:
 
 def make_node(setting: Setting) -> Node | Helper:
     """Gives the node of this process, joined to CrypTen's process group."""
+    torch.set_num_threads(1)
     connect(setting)
     if setting.role == "ttp":
         return TrustedThirdParty(setting)

@@ -8,22 +8,15 @@ processes.
 Values must stay below 2^28 in absolute value; `plan.value_limits` gives the exact bound of each.
 """
 
-from pibench.engines.base import Helper, Node, Setting
+from __future__ import annotations
+
+from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
 from pibench.program.ir import Program
-
-PARTIES = 2
-
-
-def helper_roles(provider: str) -> tuple[str, ...]:
-    """Names the processes beside the parties: a dealer, the only provider there is."""
-    if provider != "dealer":
-        raise ValueError(f"the lean engine has no provider {provider!r}; it brings its own, 'dealer'")
-    return ("dealer",)
 
 
 def make_node(setting: Setting) -> Node | Helper:
     """Builds the process's part of the engine and connects it to the others."""
-    if setting.parties != PARTIES:
+    if setting.parties not in ENGINE.parties:
         raise ValueError(f"the lean engine runs with 2 parties, not {setting.parties}; use engine='stock'")
     import torch
 
@@ -43,6 +36,35 @@ def value_limits(program: Program) -> dict[str, float]:
     return plan.value_limits(program)
 
 
+def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
+    """Returns what every step and the opening send (`cost`)."""
+    from pibench.engines.lean.cost import traffic
+
+    return traffic(program, batch, parties)
+
+
 def compile_all() -> None:
     """Compiles the kernels into the cache on disk, so that no process pays for it in a measurement."""
     from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
+
+
+ENGINE = Engine(
+    name="lean",
+    label="lean (ours)",
+    trust="two semi-honest parties; a dealer in a process of its own, idle online",
+    parties=(2,),
+    providers={"dealer": ("dealer",)},
+    make_node=make_node,
+    value_limits=value_limits,
+    traffic=traffic,
+    compile_all=compile_all,
+    exact_truncation=True,
+    line="-",
+    filled=True,
+    bytes_per_relu=131,
+    compute=0.1,
+    waiting=0.2,
+    modules=("numba", "cryptography"),
+    install="pip install -e '.[bench]'",
+    two_hosts=True,
+)

@@ -8,6 +8,7 @@ product 16, a square 8, 1 round. The opening: 8 bytes a logit from party 0 to pa
 
 from typing import NamedTuple
 
+from pibench.engines.base import StepTraffic
 from pibench.engines.lean.plan import (
     OPENING,
     Beaver,
@@ -53,7 +54,16 @@ def step_traffic(program: Program, batch: int = 1, rank: int = 0) -> dict[str, T
     return total
 
 
-def program_traffic(program: Program, batch: int = 1, rank: int = 0) -> Traffic:
-    """Costs a whole inference."""
-    steps = step_traffic(program, batch, rank).values()
-    return Traffic(sum(cost.rounds for cost in steps), sum(cost.bytes_sent for cost in steps))
+def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
+    """Returns what every step of one inference sends, and the opening."""
+    ranks = [step_traffic(program, batch, rank) for rank in range(parties)]
+    kinds = {step.name: step.kind for step in program.steps}
+    return [
+        StepTraffic(
+            "open" if name == OPENING else name,
+            kinds.get(name, "open"),
+            max(each[name].rounds for each in ranks),
+            tuple(each[name].bytes_sent for each in ranks),
+        )
+        for name in [*kinds, OPENING]
+    ]
