@@ -1,0 +1,83 @@
+"""What engines say of themselves, and what a process of one imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pibench.engines import ENGINES, engine_named
+from pibench.engines.base import EngineMissing
+from pibench.parties.driver import Parties
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_an_engine_describes_itself(engine):
+    assert engine.label
+    assert engine.trust
+    assert "\n" not in engine.trust
+    assert engine.clocks in (("offline", "online"), ("all_phases",))
+    assert engine.helpers(engine.provider) == engine.providers[engine.provider]
+    assert set(engine.serving) <= {role for roles in engine.providers.values() for role in roles}
+    with pytest.raises(ValueError, match=f"the {engine.name} engine has no provider 'x'; choose one of"):
+        engine.helpers("x")
+    with pytest.raises(ValueError, match=f"the {engine.name} engine runs with .* parties, not 9"):
+        engine.demand_parties(9)
+
+
+def test_the_yardstick_is_not_offered():
+    assert [name for name, engine in ENGINES.items() if engine.offered] == ["stock", "lean"]
+
+
+def test_unknown_engines_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown engine 'x'; choose one of stock, byhand, lean"):
+        engine_named("x")
+
+
+def test_an_engine_whose_package_is_missing_is_listed_and_says_how_to_install_it(monkeypatch):
+    lacking = replace(
+        ENGINES["lean"], name="other", modules=("numpy", "no_such_package"), install="pip install x"
+    )
+    monkeypatch.setitem(ENGINES, "other", lacking)
+    assert ENGINES["lean"].missing() is None
+    with pytest.raises(EngineMissing, match=r"the other engine needs no_such_package, .* with: pip install x"):
+        Parties(engine="other")
+
+
+def imported(code: str) -> set[str]:
+    """Returns the top-level modules that a fresh process has imported after `code`."""
+    tell = "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {tell}"], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_reading_what_engines_say_needs_no_framework():
+    found = imported("from pibench.engines import ENGINES; import pibench.links")
+    assert found.isdisjoint({"torch", "crypten", "numba", "pandas", "matplotlib"})
+
+
+def test_a_worker_imports_no_engine_before_it_knows_its_own():
+    found = imported("import pibench.parties.worker")
+    assert found.isdisjoint({"crypten", "numba", "pandas", "matplotlib", "scipy"})
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_a_lean_party_never_loads_crypten_and_a_worker_draws_nothing(block, images):
+    with Parties(engine="lean", timeout_s=60) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        assert torch.isfinite(parties.infer(images[:1])).all()
+        for pid in parties.pids:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "torch" in maps
+            assert "pandas" not in maps
+            assert "matplotlib" not in maps
+    found = imported("import pibench.engines.lean.node, pibench.engines.lean.dealer, pibench.parties.worker")
+    assert found.isdisjoint({"crypten", "pandas", "matplotlib"})
