@@ -16,7 +16,7 @@ NETWORKS = ("models", "models.facts", "models.reductions", "models.transforms", 
 # Each room and the rooms that it may import. A room is a package, or a part of one that ROOM_OF names.
 MAY_IMPORT = {
     "entry points": (
-        *("measure", "models.training", "costs", "report", "figures"),
+        *("measure", "models.training", "costs", "costs.literature", "report", "figures"),
         *("hosts", "parties", "engines", "links", "program", "store", *NETWORKS),
     ),
     "measure": (
@@ -50,7 +50,10 @@ MAY_IMPORT = {
 # Modules that are a room of their own, or share one with others; every other source is of its package's room.
 ROOM_OF = {
     "": "entry points",
-    **dict.fromkeys(("cli", "conftest", "bench_latency", "bench_operators"), "entry points"),
+    **dict.fromkeys(
+        ("api", "cli", "conftest", "doctor", "live", "show", "bench_latency", "bench_operators"),
+        "entry points",
+    ),
     "program.ir": "program.ir",
     "program.plaintext": "program.plaintext",
     "costs.literature": "costs.literature",

@@ -1,0 +1,325 @@
+"""What the command `pibench` does, as functions: each returns a DataFrame."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pibench.costs import literature
+from pibench.costs.predict import engines_with_a_law, predict
+from pibench.engines import ENGINES
+from pibench.links.link import LINKS, parse_link
+from pibench.measure.case import Case, OwnNetwork
+from pibench.measure.network import Chosen, nearest, network
+from pibench.measure.rounds import Measurement
+from pibench.measure.session import IMAGES, Session
+from pibench.models.catalogue import families, family_name, variant_names
+from pibench.models.cost import count_cost
+from pibench.models.weights import read_manifest
+from pibench.models.zoo import ZOO
+from pibench.program.lower import lower
+from pibench.report.statistics import quotient_of_medians
+from pibench.report.tables import summarize
+from pibench.store.results import Row, read_rows
+from pibench.store.settings import WIDTH
+
+COUNTED = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
+Watch = Callable[[Session, Case, int, Measurement | None], object]
+"""Told of every case before it starts (round 0, None) and after each of its rounds."""
+
+
+def engine_named(name: str) -> str:
+    """Returns the name of an engine that can be used here; ValueError or EngineMissing says what to do."""
+    offered = [engine for engine, info in ENGINES.items() if info.offered]
+    if name not in offered:
+        raise ValueError(nearest("engine", name, offered, f"choose one of {', '.join(offered)}"))
+    ENGINES[name].demand_installed()
+    return name
+
+
+def link_named(text: str) -> str:
+    """Returns the name of a link; ValueError names the nearest one."""
+    if text.isidentifier() or text.replace("-", "").isalpha():
+        if text not in LINKS:
+            remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
+            raise ValueError(nearest("link", text, LINKS, remedy))
+        return text
+    return parse_link(text).name
+
+
+def listed() -> dict[str, pd.DataFrame]:
+    """Returns what there is: networks, variants, reductions, engines and links, one table each."""
+    trained: dict[str, list[str]] = {}
+    for name in read_manifest():
+        variant, _, width = name.removesuffix(".safetensors").rpartition("-w")
+        trained.setdefault(variant, []).append(width)
+    variants = [
+        {
+            "variant": name,
+            "family": family_name(name),
+            "trained_at_widths": ", ".join(trained.get(name, [])) or "not trained yet",
+        }
+        for name in variant_names()
+    ]
+    networks = [
+        {"network": name, "what": (build.__doc__ or "").split(".")[0].removeprefix("Returns ")}
+        for name, build in ZOO.items()
+    ]
+    engines = [
+        {
+            "engine": name,
+            "parties": " or ".join(map(str, engine.parties)),
+            "state": engine.missing() or "installed",
+            "trust": engine.trust,
+        }
+        for name, engine in ENGINES.items()
+        if engine.offered
+    ]
+    links = [
+        {
+            "link": link.name,
+            "round_trip_ms": 1e3 * link.rtt_s,
+            "bandwidth_mbit_s": link.bandwidth_bits_s / 1e6 if link.shaped else math.nan,
+        }
+        for link in LINKS.values()
+    ]
+    reductions = [
+        {"family": family.name, "summary": family.summary, "paper": family.paper}
+        for family in families().values()
+    ]
+    return {
+        "networks": pd.DataFrame(networks),
+        "variants": pd.DataFrame(variants),
+        "reductions": pd.DataFrame(reductions),
+        "engines": pd.DataFrame(engines),
+        "links": pd.DataFrame(links),
+    }
+
+
+def chosen(model: str | nn.Module | Chosen, images: Tensor | None = None, **settings: Any) -> Chosen:
+    """Returns the network of a name (`pibench.measure.network`) or of a module with images [N, ...]."""
+    if isinstance(model, Chosen):
+        return model
+    if isinstance(model, str):
+        return network(model, **settings)
+    if images is None:
+        raise ValueError("a network of your own needs images [N, ...] as its input")
+    return Chosen(type(model).__name__, model.eval(), tuple(images.shape[1:]))
+
+
+def cost(
+    model: str | nn.Module | Chosen, images: Tensor | None = None, batch: int = 1, **settings: Any
+) -> pd.DataFrame:
+    """Returns what a private inference costs, without running it: one line an engine or model and a link.
+
+    `model` is a name, for which `settings` are those of `pibench.measure.network.network`, or a module with
+    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, and the bytes of the party
+    that sends most, of `batch` images; their `modelled_online_s` is what the link alone takes at least, one
+    one-way trip a round, without computing. Lines of kind "literature" are models of papers, for one image.
+    """
+    found = chosen(model, images, **settings)
+    example = torch.zeros(1, *found.shape) if images is None else images[:1]
+    counted = count_cost(found.model, example)
+    program = lower(found.model, example).program
+    same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
+    lines: list[dict[str, Any]] = []
+    for engine in engines_with_a_law():
+        if not ENGINES[engine].offered:
+            continue
+        try:
+            sent = predict(program, engine, batch, ENGINES[engine].parties[0])
+        except NotImplementedError as error:
+            lines.append({**same, "kind": "engine", "name": engine, "batch": batch, "note": str(error)})
+            continue
+        for link in LINKS.values():
+            least = sent.rounds * link.rtt_s / 2 + 8 * sent.bytes_sent / link.bandwidth_bits_s
+            lines.append(
+                {
+                    **same,
+                    "kind": "engine",
+                    "name": engine,
+                    "link": link.name,
+                    "batch": batch,
+                    "rounds": sent.rounds,
+                    "bytes_sent": sent.bytes_sent,
+                    "modelled_online_s": least if link.shaped else math.nan,
+                    "note": "the link alone, at least; computing comes on top",
+                }
+            )
+    try:
+        modelled = literature.modelled_rows([literature.describe(found.name, program)])
+    except ValueError:  # a step that no paper prices
+        modelled = pd.DataFrame()
+    names = ("offline_s", "online_s", "total_s", "offline_bytes", "online_bytes")
+    for _, line in modelled.iterrows():
+        lines.append(
+            {
+                **same,
+                "kind": "literature",
+                "name": line["model"],
+                "link": line["channel"],
+                "batch": 1,
+                "rounds": line["modelled_rounds"],
+                **{f"modelled_{name}": line[f"modelled_{name}"] for name in names},
+                "note": line["covers"],
+            }
+        )
+    frame = pd.DataFrame(lines)
+    for name in ("rounds", "bytes_sent"):
+        frame[name] = frame[name].astype("Float64").round().astype("Int64")
+    return frame
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How networks are measured: what they have in common."""
+
+    engine: str = "lean"
+    link: str = "loopback"
+    batch: int = 1
+    rounds: int = 8
+    width: int = WIDTH
+
+
+def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> Case:
+    """Returns the case of a network; `images` are a user's own, else inputs that fit it."""
+    engine, link = engine_named(settings.engine), link_named(settings.link)
+    for name in ("batch", "rounds"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is at least 1, not {getattr(settings, name)}")
+    role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
+    usual = found.variant is not None and settings.width == WIDTH and found.shape == (3, 32, 32)
+    own, width = None, settings.width
+    if found.variant is None or found.shape != (3, 32, 32):
+        given = found.inputs(max(4, settings.batch)) if images is None else images
+        own = OwnNetwork(found.model, given)
+        width = own.width
+    elif settings.batch > IMAGES:
+        raise ValueError(f"a batch of a variant holds at most {IMAGES} images, not {settings.batch}")
+    return Case(
+        found.name if own is None or found.variant is None else f"{found.name}@{found.shape[-1]}",
+        engine,
+        width,
+        settings.batch,
+        ENGINES[engine].parties[0],
+        link=link,
+        role=role if usual else "extra",
+        rounds=settings.rounds,
+        own=own,
+    )
+
+
+def measure_cases(cases: Sequence[Case], results: Path, watch: Watch | None = None) -> list[Row]:
+    """Measures cases as `make bench` does and writes each one's row to `results`/bench.json when it is done.
+
+    Raises MemoryError for a case that does not fit, WrongAnswer where parties do not compute the network.
+    """
+    rows = []
+    with Session(cases, results, uuid.uuid4().hex[:12]) as session:
+        for case in cases:
+            if (obstacle := session.obstacle(case)) is not None:
+                raise MemoryError(f"{case.id} {obstacle}: take a smaller --width or --batch")
+            if watch is not None:
+                watch(session, case, 0, None)
+
+            def timed(measurement: Measurement, rounds: int) -> None:
+                for done in range(1, rounds + 1):
+                    measurement.repeat(1)
+                    if watch is not None:
+                        watch(session, measurement.case, done, measurement)
+
+            rows.append(session.measure(case, timed))
+    return rows
+
+
+def measure(
+    model: str | nn.Module | Chosen | Sequence[str | nn.Module | Chosen],
+    images: Tensor | None = None,
+    *,
+    against: str | nn.Module | Chosen | None = None,
+    results: str | Path = "results",
+    watch: Watch | None = None,
+    shape: tuple[int, ...] | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Measures networks and returns one line each, with the columns of results/summary.csv.
+
+    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these; rounds of each run in
+    turn with rounds of `against`, which is measured first. `settings` are fields of `Settings`: engine, link,
+    batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in `results`.
+    """
+    common = Settings(**settings)
+    several = list(model) if isinstance(model, list | tuple) else [model]
+
+    def case(each: Any) -> Case:
+        named = {"width": common.width, "shape": shape} if isinstance(each, str) else {}
+        return case_of(chosen(each, images, **named), common, images)
+
+    reference = None if against is None else case(against)
+    cases = [case(each) for each in several]
+    if reference is not None:
+        others = [each for each in cases if each.id != reference.id]
+        cases = [reference, *(replace(each, reference=reference) for each in others)]
+    for one, other in pairwise(sorted(case.id for case in cases)):
+        if one == other:
+            raise ValueError(f"two networks are called {one}: give each another name")
+    return summarize(measure_cases(cases, Path(results), watch))
+
+
+def rows_of(place: str | Path) -> list[Row]:
+    """Reads the rows of a results file or of the folder that holds bench.json."""
+    path = Path(place)
+    path = path / "bench.json" if path.is_dir() else path
+    if not path.is_file():
+        near = [found.name for found in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise ValueError(
+            nearest("results file", path.name, near, f"there is none at {path}; `pibench run` writes one")
+        )
+    return read_rows(path)
+
+
+def _machine(row: Mapping[str, Any]) -> str:
+    return f"{row['machine']['cpu']}, {row['machine']['cores']} cores"
+
+
+def compare(
+    before: str | Path, after: str | Path, *, fail_above: float | None = None, across_machines: bool = False
+) -> pd.DataFrame:
+    """Compares two results files: one line a case that both hold, the ratio of the medians after / before.
+
+    Its interval is a bootstrap of each side (95 %), where both have six rounds or more. `slower` tells that a
+    ratio exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1.
+    `counts_equal` tells that rounds, bytes and ReLUs are the same. Raises ValueError for files without a
+    common case and, unless `across_machines`, for rows of two machines.
+    """
+    one, other = ({row["case"]: row for row in rows_of(place)} for place in (before, after))
+    common = [case for case in one if case in other]
+    if not common:
+        raise ValueError(f"{before} and {after} have no case in common: run the same networks for both")
+    lines = []
+    for case in common:
+        old, new = one[case], other[case]
+        if _machine(old) != _machine(new) and not across_machines:
+            raise ValueError(
+                f"{case} was measured on two machines ({_machine(old)}; {_machine(new)}), whose seconds do "
+                "not compare: say --across-machines to do it all the same"
+            )
+        equal = old["traffic"] == new["traffic"] and old["cost"] == new["cost"]
+        line: dict[str, Any] = {"case": case, "counts_equal": equal, "slower": False}
+        for clock in ("online", "offline"):
+            seconds = [row["times"][f"{clock}_s"] for row in (old, new)]
+            ratio, low, high = quotient_of_medians(seconds[1], seconds[0])
+            line |= {f"{clock}_ratio": ratio, f"{clock}_ratio_low": low, f"{clock}_ratio_high": high}
+            if clock == "online" and fail_above is not None:
+                line["slower"] = ratio > 1 + fail_above and not low <= 1
+        lines.append(line)
+    return pd.DataFrame(lines)

@@ -1,0 +1,162 @@
+"""A user's own network, made in a process of its own: `python -P -m pibench.measure.foreign NAME FILE`.
+
+The process starts in the user's folder. His modules are imported there alone, under their own names, so that
+a `models` or `data` of his never meets another process. It hands over the network's graph: torch.nn's modules
+and torch's functions. What reads the file makes nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pickle
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import torch
+from torch import fx, nn
+
+from pibench.models.graph.moves import trace
+
+KNOWN = ("torch", "pibench.models.graph", "collections", "_operator", "operator", "math")
+"""The modules whose names a handed-over network may bear."""
+REFUSED = ("torch.hub", "torch.utils.cpp_extension", "torch.package", "torch.serialization")
+
+
+class ForeignError(ValueError):
+    """Raised when a user's code does not give a network, or one that cannot be handed over."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes what a graph of torch's own modules and functions is made of; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        inside = any(module == known or module.startswith(f"{known}.") for known in KNOWN)
+        if (module, name) == ("builtins", "getattr") or (module, name) == ("builtins", "set"):
+            return super().find_class(module, name)
+        if not inside or module.startswith(REFUSED):
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of torch")
+        return super().find_class(module, name)
+
+
+def read_network(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
+    """Reads a network from a file of torch.export (`.pt2`) or one that `main` wrote.
+
+    Returns it with the shape of one input, None where the network does not say it. Raises ForeignError for a
+    file that is neither.
+    """
+    if path.suffix == ".pt2":
+        return _read_exported(path)
+    with path.open("rb") as file:
+        return _read_handed(file)
+
+
+def _read_handed(file: BinaryIO) -> tuple[nn.Module, tuple[int, ...] | None]:
+    try:
+        handed = _Unpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise ForeignError(f"the network cannot be handed over: {error}") from error
+    return handed["network"], handed["shape"]
+
+
+def _read_exported(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
+    try:
+        exported = torch.export.load(path)
+        inputs = exported.example_inputs[0]
+    except Exception as error:  # torch promises no type
+        raise ForeignError(
+            f"{path.name} is no file of torch.export.save: {str(error).splitlines()[0]}"
+        ) from error
+    if len(inputs) != 1:
+        raise ForeignError(f"{path.name} takes {len(inputs)} inputs: export a network that takes one")
+    module = exported.module()
+    return fx.GraphModule(module, module.graph), tuple(inputs[0].shape[1:])
+
+
+def imported(place: str) -> ModuleType:
+    """Imports a module of the user's, by its dotted name or by the path of its file."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    sys.path.insert(1, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ForeignError(f"{place} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_by(name: str) -> nn.Module:
+    """Returns the network of `module:factory`: a module, or what a function without arguments returns."""
+    place, _, attribute = name.partition(":")
+    found: Any = imported(place)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            import difflib
+
+            close = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ForeignError(f"{place} has no {part!r}{hint}")
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module) and callable(found):
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(found).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if needed:
+            raise ForeignError(
+                f"{attribute} needs {', '.join(needed)}: name a function without arguments that calls it"
+            )
+        torch.manual_seed(0)
+        found = found()
+    if not isinstance(found, nn.Module):
+        raise ForeignError(f"{name} gives a {type(found).__name__}: it must give a torch.nn.Module")
+    return found
+
+
+def shape_said(model: nn.Module) -> tuple[int, ...] | None:
+    """Returns the shape of one input where a network says it as timm and Lightning do; else None."""
+    said = getattr(model, "pretrained_cfg", None)
+    if isinstance(said, dict) and said.get("input_size"):
+        return tuple(said["input_size"])
+    example = getattr(model, "example_input_array", None)
+    return tuple(example.shape[1:]) if isinstance(example, torch.Tensor) else None
+
+
+def main(name: str, path: str) -> int:
+    """Writes the network to `path`; what is wrong is the last line of standard error."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        model = made_by(name).eval()
+        graph = trace(model)
+        for node in graph.graph.nodes:
+            node.meta = {}  # traces of the user's code
+        shape = shape_said(model)
+        with Path(path).open("wb") as file:
+            pickle.dump({"network": fx.GraphModule(graph, graph.graph), "shape": shape}, file)
+        with Path(path).open("rb") as file:
+            _read_handed(file)
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _own(frame.filename)]
+        where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"{reason}{where}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _own(filename: str) -> bool:
+    """Tells whether a line of a traceback is in the user's folder."""
+    return Path(filename).resolve().is_relative_to(Path.cwd()) and "site-packages" not in filename
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,216 @@
+import json
+import subprocess
+import sys
+import textwrap
+
+import pandas as pd
+import pytest
+from results_factory import make_row
+from typer.testing import CliRunner
+
+import pibench
+from pibench.cli import app
+from pibench.models.catalogue import variant_names
+from pibench.store.results import Store, read_rows
+
+
+def call(*arguments, status=0):
+    """Runs the command in this process; returns what it printed, or its complaint where it must fail."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == status, result.output + repr(result.exception)
+    return result.stdout if status == 0 else " ".join(result.output.split())
+
+
+OWN = {
+    "data.py": "CLASSES = 7\n",
+    "models/__init__.py": "",
+    "models/net.py": """
+        import torch
+        from torch import nn
+        from data import CLASSES
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+                self.norm = nn.BatchNorm2d(4)
+                self.head = nn.Linear(4 * 8 * 8, CLASSES)
+
+            def forward(self, x):
+                x = nn.functional.avg_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+                return self.head(torch.flatten(x, 1))
+        """,
+    "net.py": """
+        from models.net import Net
+
+        def make():
+            return Net()
+
+        def sized(width): ...
+        def text(): return "no network"
+        def failing(): raise KeyError("a fault of mine")
+        """,
+}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a user's own `models`, in which the command is called."""
+    for name, text in OWN.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_importing_the_package_is_light_and_gives_its_functions():
+    script = (
+        "import sys, pibench\n"
+        "assert not {'torch', 'pandas', 'typer'} & set(sys.modules)\n"
+        "from pibench.measure.case import Case\n"
+        "assert callable(pibench.measure) and callable(pibench.cost) and callable(pibench.compare)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="costt"):
+        _ = pibench.costt
+
+
+def test_list_shows_what_there_is():
+    said = call("list")
+    assert all(name in said for name in (*variant_names(), "resnet18", "lean", "wan-slow", "installed"))
+    tables = json.loads(call("list", "--json"))
+    assert {row["link"] for row in tables["links"]} >= {"loopback", "lan", "wan"}
+    assert all(row["trust"] for row in tables["engines"])
+
+
+def test_cost_counts_without_running():
+    lines = pd.DataFrame(json.loads(call("cost", "senet-0.09", "--width", "8", "--json")))
+    assert set(lines["relus"]) == {6267}
+    engines = lines[lines["kind"] == "engine"].drop_duplicates("name").set_index("name")
+    assert engines["rounds"].loc[["stock", "lean"]].tolist() == [175, 108]
+    lean = lines[(lines["name"] == "lean") & (lines["link"] == "wan")].iloc[0]
+    least = lean["rounds"] * 40e-3 / 2 + 8 * lean["bytes_sent"] / 400e6
+    assert lean["modelled_online_s"] == pytest.approx(least)
+    assert {"cheetah", "21us-column"} <= set(lines[lines["kind"] == "literature"]["name"])
+    frame = pibench.cost("senet-0.09", width=8)
+    assert frame["bytes_sent"].dropna().tolist() == lines["bytes_sent"].dropna().tolist()
+
+
+def test_cost_in_the_forms_that_papers_and_scripts_take():
+    zoo = ("cost", "resnet18:width=4,classes=10", "--image", "16")
+    assert call(*zoo, "--csv").startswith("network,relus,")
+    assert "| engine | rounds |" in call(*zoo, "--markdown")
+    assert r"\begin{tabular}" in call(*zoo, "--latex")
+    assert "ReLU layers" in call(*zoo)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("cost", "senet-0.9"), "did you mean 'senet-0.09'"),
+        (("cost", "resnet18:widht=8"), "did you mean 'width'"),
+        (("cost", "resnet18:width=a"), "width of resnet18 is a whole number, not 'a'"),
+        (("cost", "baseline", "--json", "--csv"), "choose one form"),
+        (("cost", "baseline", "--shape", "3,x"), "a shape is written like 3,32,32"),
+        (("run", "baseline", "--width", "8", "--engine", "leen"), "did you mean 'lean'"),
+        (("run", "baseline", "--width", "8", "--link", "wann"), "did you mean 'wan'"),
+        (("run", "baseline", "--width", "8", "--batch", "17"), "at most 16 images"),
+        (("cots", "baseline"), "Did you mean 'cost'"),
+        (("compare", "a.json", "b.json"), "there is none at a.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(own, arguments, complaint):
+    assert complaint in call(*arguments, status=2)
+
+
+def test_debug_shows_where():
+    result = CliRunner().invoke(app, ["--debug", "cost", "senet-0.9"])
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("net.py:mke", "did you mean 'make'"),
+        ("nett.py:make", "did you mean 'net.py'"),
+        ("net.py:sized", "sized needs width"),
+        ("net.py:text", "it must give a torch.nn.Module"),
+        ("net.py:failing", "a fault of mine' (line 9 of net.py)"),
+        ("models.nett:Net", "No module named 'models.nett'"),
+    ],
+)
+def test_a_faulty_network_of_ones_own_is_named(own, name, complaint):
+    assert complaint in call("cost", name, "--shape", "3,16,16", status=2)
+
+
+def test_the_shape_is_found_or_asked_for(own):
+    assert json.loads(call("cost", "models.net:Net", "--json"))[0]["relus"] == 4 * 16 * 16
+    assert "3,8,8" in call("cost", "models.net:Net", "--shape", "3,8,8", status=2)
+    pooled = "net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    (own / "pooled.py").write_text(f"from torch import nn\n{pooled}")
+    assert "--shape 3,32,32" in call("cost", "pooled.py:net", status=2)
+    assert json.loads(call("cost", "pooled.py:net", "--shape", "1,9,9", "--json"))[0]["macs"] == 2 * 9 * 49
+
+
+def test_own_networks_are_measured_in_a_folder_with_its_own_models(own):
+    command = [sys.executable, "-m", "pibench.cli", "run", "models.net:Net", "--against", "net.py:make"]
+    run = subprocess.run(
+        [*command, "--rounds", "2", "--json"], cwd=own, capture_output=True, text=True, timeout=240
+    )
+    assert run.returncode == 0, run.stderr
+    lines = {line["variant"]: line for line in json.loads(run.stdout)}
+    assert lines["models.net:Net"]["reference_case"] == "lean/net.py:make/w4/b1/2p/loopback"
+    rows = read_rows(own / "results" / "bench.json")
+    assert [row["rounds"]["succeeded"] for row in rows] == [2, 2]
+    assert {row["weights"] for row in rows} == {"own"}
+    assert "lean/net.py:make/w4/b1/2p/loopback: online" in run.stderr
+
+
+def fill(path, factor=1.0, variants=("baseline", "senet-0.09"), **changes):
+    for variant in variants:
+        row = make_row(variant, "lean") | changes
+        for clock in ("offline_s", "online_s", "total_s"):
+            row["times"][clock] = [factor * seconds for seconds in row["times"][clock]]
+        Store(path / "bench.json").add(row)
+
+
+def test_compare_says_what_became_slower(tmp_path):
+    fill(tmp_path / "a")
+    fill(tmp_path / "b", 1.5)
+    one, other = str(tmp_path / "a"), str(tmp_path / "b" / "bench.json")
+    frame = pibench.compare(one, other, fail_above=0.05)
+    assert frame["online_ratio"].tolist() == pytest.approx([1.5, 1.5])
+    assert frame["slower"].all()
+    assert frame["counts_equal"].all()
+    assert "SLOWER" in call("compare", one, other, "--fail-above", "5%", status=1)
+    assert "1.50" in call("compare", one, other)
+    assert "SLOWER" not in call("compare", one, other, "--fail-above", "60%")
+    assert "SLOWER" not in call("compare", other, one, "--fail-above", "0.05")
+    assert "a share like 5%" in call("compare", one, other, "--fail-above", "some", status=2)
+
+
+def test_compare_refuses_to_mix_machines_and_what_has_nothing_in_common(tmp_path):
+    fill(tmp_path / "a")
+    another = make_row("baseline", "lean")["machine"] | {"cpu": "Another CPU"}
+    fill(tmp_path / "b", machine=another)
+    both = ("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert "--across-machines" in call(*both, status=2)
+    assert "baseline" in call(*both, "--across-machines")
+    fill(tmp_path / "c", variants=("joint-0.052",))
+    assert "no case in common" in call("compare", str(tmp_path / "a"), str(tmp_path / "c"), status=2)
+
+
+def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
+    missing = ("--results", str(tmp_path))
+    assert "has no rows" in call("report", *missing, status=1)
+    assert "--plots" in call("figures", "--help")
+    assert "--plan" in call("train", "--help")
+    assert "--test-images" in call("accuracy", "--help")
+
+
+def test_help_teaches_by_examples():
+    assert "pibench run net.py:make" in " ".join(call("--help").split())
+    for command in ("list", "cost", "run", "compare", "report", "figures", "train", "accuracy", "doctor"):
+        assert command in call("--help")
+    assert "Examples" in call("run", "--help")
