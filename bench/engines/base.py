@@ -73,6 +73,36 @@ ENGINES = {
         line="-",
         filled=True,
     ),
+    "spu-semi2k": EngineInfo(
+        "pibench.engines.spu",
+        label="SEMI2K (SPU)",
+        trust="two semi-honest parties; party 0 deals the correlated randomness",
+        parties=(2,),
+        provider="first party",
+        exact_truncation=True,
+        line="-.",
+        filled=False,
+    ),
+    "spu-aby3": EngineInfo(
+        "pibench.engines.spu",
+        label="ABY3 (SPU)",
+        trust="three semi-honest parties, of whom no two collude; no dealer",
+        parties=(3,),
+        provider="none",
+        exact_truncation=True,
+        line="-.",
+        filled=True,
+    ),
+    "spu-cheetah": EngineInfo(
+        "pibench.engines.spu",
+        label="Cheetah (SPU)",
+        trust="two semi-honest parties, nobody else: no dealer",
+        parties=(2,),
+        provider="none",
+        exact_truncation=True,
+        line=":",
+        filled=True,
+    ),
 }
 
 

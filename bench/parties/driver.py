@@ -92,7 +92,7 @@ class _Process:
 class Parties:
     """Persistent processes that run one network privately.
 
-    `count` parties; `engine` a key of ENGINES; `provider` the source of correlated randomness (stock: "TFP"
+    `count` parties (by default as few as the engine runs with); `engine` a key of ENGINES; `provider` the source of correlated randomness (stock: "TFP"
     or "TTP"; lean: its dealer); `timeout_s` bounds every command; `link` what lies between any two of the
     processes (a key of `pibench.links.LINKS`, "200Mbit/40ms" or a Link) and `shaper` how ("user-space" or
     "netem"). A link that is shaped is checked at the start: `link_check`. With `remote` party 1 runs on
@@ -101,7 +101,7 @@ class Parties:
 
     def __init__(
         self,
-        count: int = 2,
+        count: int | None = None,
         engine: str = "stock",
         provider: str | None = None,
         timeout_s: float = 300.0,
@@ -112,6 +112,7 @@ class Parties:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
         info = ENGINES[engine]
+        count = info.parties[0] if count is None else count
         if isinstance(count, bool) or not isinstance(count, int) or count not in info.parties:
             allowed = " or ".join(map(str, info.parties))
             raise ValueError(f"the {engine} engine runs with {allowed} parties, not {count}")
