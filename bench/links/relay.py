@@ -2,8 +2,8 @@
 
 Started by `pibench.parties.driver` as `python -m pibench.links.relay`, never by hand; needs no privileges.
 A TCP connection between two processes is called at a port that the relay opened for the caller, and forwarded
-to the port where the other process listens. Each direction of each pair of processes is one queue, the pair is full
-duplex:
+to the port where the other process listens. Each direction of each pair of processes is one queue, the pair
+is full duplex:
 
     departure = max(arrival at the relay, departure before) + bytes / bandwidth
     delivery  = departure + RTT / 2

@@ -38,7 +38,26 @@ class Request:
 
     program: ir.Program
     batch: int
-    stepwise: bool
+    stepwise: bool = False
+
+
+_IMAGE, _MAPS = (4, 8, 8), (8, 8, 8)
+START = ir.Program(
+    "start",
+    _IMAGE,
+    (
+        ir.Step(
+            "start products",
+            ir.Convolution("start", None, (8, 4, 3, 3), padding=(1, 1)),
+            ("start",),
+            (_IMAGE,),
+            _MAPS,
+        ),
+        ir.Step("start signs", ir.Relu(), ("start products",), (_MAPS,), _MAPS),
+    ),
+    "start signs",
+)
+"""Some products and comparisons: what a protocol does once, it does at the latest for them."""
 
 
 def weight_shapes(steps: Iterable[ir.Step]) -> dict[str, tuple[int, ...]]:
@@ -63,14 +82,14 @@ def read_codes(message: bytes) -> list[Code]:
     return [Code(**fields) for fields in json.loads(message)]
 
 
-def compiled(request: Request) -> bytes:
-    """Compiles in a child process; returns the codes as JSON.
+def compiled(*requests: Request) -> bytes:
+    """Compiles in a child process; returns the codes of all requests in a row, as JSON.
 
     Raises RuntimeError with the child's words when it fails.
     """
     child = subprocess.run(
         [sys.executable, "-P", "-m", "pibench.engines.spu.compiler", str(os.getpid())],
-        input=pickle.dumps(request),
+        input=pickle.dumps(requests),
         capture_output=True,
         check=False,
     )
@@ -139,13 +158,14 @@ def _code(
 
 
 def main() -> None:
-    """Reads a request, writes the codes."""
+    """Reads the requests, writes the codes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
         return  # the party ended before the kernel was told to end this process with it
-    request = pickle.load(sys.stdin.buffer)
+    requests = pickle.load(sys.stdin.buffer)
     result, sys.stdout = sys.stdout, sys.stderr
-    result.write(json.dumps([asdict(code) for code in compile_request(request)]))
+    codes = [code for request in requests for code in compile_request(request)]
+    result.write(json.dumps([asdict(code) for code in codes]))
     result.flush()
 
 

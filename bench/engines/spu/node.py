@@ -11,7 +11,7 @@ from spu import libspu
 from spu.api import Io, Runtime
 
 from pibench.engines.base import Node, NotPrepared, Setting, StepCost
-from pibench.engines.spu.compiler import Request, compiled, read_codes, weight, weight_shapes
+from pibench.engines.spu.compiler import START, Request, compiled, read_codes, weight, weight_shapes
 from pibench.engines.spu.link import connect, packed, unpacked
 from pibench.engines.spu.log import Log
 from pibench.engines.spu.protocols import PROTOCOLS, runtime_config
@@ -38,6 +38,7 @@ class SpuNode(Node):
         self._networks: dict[int, libspu.Executable] = {}
         self._layers: dict[int, dict[str, libspu.Executable]] = {}
         self._held: set[str] = set()  # names in the machine's memory
+        self._started = False
         self._prepared: int | None = None
         self._batch = 0
 
@@ -57,12 +58,29 @@ class SpuNode(Node):
     # Set-up
 
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
-        """Shares the weights: party 0 makes the shares and sends each other party its own."""
+        """Compiles for one image, shares the weights and lets the protocol do what it does once.
+
+        Party 0 makes the shares of the weights and sends each other party its own.
+        """
         self.forget()
+        start, self._networks[1] = self._compiled(Request(START, 1), Request(program, 1))
+        if not self._started:
+            self._start(start)
         self.program = program
         for name, shape in weight_shapes(program.steps).items():
             plain = None if weights is None else weights[name].reshape(shape)
             self._share(weight(name), plain, OWNER_OF_WEIGHTS)
+
+    def _start(self, start: libspu.Executable) -> None:
+        """Multiplies and compares some zeros, so that no inference is the first.
+
+        CHEETAH exchanges its keys and makes its first oblivious transfers then: 10 MB, some seconds.
+        """
+        for name, shape in weight_shapes(START.steps).items():
+            self._share(weight(name), torch.zeros(shape), OWNER_OF_WEIGHTS)
+        self._share(START.input, torch.zeros(1, *START.input_shape), OWNER_OF_IMAGES)
+        self._execute(start)
+        self._started = True
 
     def forget(self) -> None:
         """Empties the machine's memory."""
@@ -78,7 +96,7 @@ class SpuNode(Node):
     def plan(self, batch: int) -> None:
         """Compiles the program for a batch, once."""
         if batch not in self._networks:
-            (self._networks[batch],) = self._compiled(batch, stepwise=False).values()
+            (self._networks[batch],) = self._compiled(Request(self.program, batch))
 
     def prepare(self, batch: int) -> int:
         """Has nothing to prepare: these protocols do all their work in the inference."""
@@ -91,18 +109,18 @@ class SpuNode(Node):
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared, self._batch = None, batch
 
-    def _compiled(self, batch: int, stepwise: bool) -> dict[str, libspu.Executable]:
+    def _compiled(self, *requests: Request) -> list[libspu.Executable]:
         """Compiles at party 0, which sends the code to the others."""
         if self.rank == COMPILES:
-            message = compiled(Request(self.program, batch, stepwise))
+            message = compiled(*requests)
             for rank in self._others():
                 self._send(rank, message)
         else:
             message = self._link.recv(COMPILES)
-        return {
-            code.name: libspu.Executable(code.name, code.inputs, [code.output], code.text.encode())
+        return [
+            libspu.Executable(code.name, code.inputs, [code.output], code.text.encode())
             for code in read_codes(message)
-        }
+        ]
 
     def _share(self, name: str, plain: torch.Tensor | None, owner: int) -> None:
         """Puts this party's share of a value that `owner` alone is given under `name` in the memory."""
@@ -141,7 +159,8 @@ class SpuNode(Node):
     def profile(self, shared: str) -> list[StepCost]:
         """Runs each step's code alone, which is compiled before the clocks start."""
         if self._batch not in self._layers:
-            self._layers[self._batch] = self._compiled(self._batch, stepwise=True)
+            layers = self._compiled(Request(self.program, self._batch, stepwise=True))
+            self._layers[self._batch] = {layer.name: layer for layer in layers}
         self.barrier()
         return super().profile(shared)
 
