@@ -1,7 +1,7 @@
 """The CIFAR ResNet-18, its BatchNorm folded, written by hand for SPU: no program, no engine, no processes.
 
-Arguments: SPU's protocol, a pickle of (weights by name, images), both numpy. The parties are threads, their
-link is memory; each party's profile comes on standard error, the logits on standard output.
+Arguments: SPU's protocol, a pickle of (weights by name, images), both numpy, and where the logits are written.
+The parties are threads, their link is memory; each party's profile comes on standard output.
 """
 
 import pickle
@@ -55,6 +55,7 @@ def main() -> None:
     config.max_concurrency = 1
     config.enable_pphlo_profile = True
     io = Io(parties, config)
+    weights = dict(sorted(weights.items()))  # as jax orders them
     names = [*weights, "image"]
     executable, _ = compile(
         Kind.JAX,
@@ -86,7 +87,7 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    np.save(sys.stdout.buffer, io.reconstruct(logits))
+    np.save(sys.argv[3], io.reconstruct(logits))
 
 
 if __name__ == "__main__":

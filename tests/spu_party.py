@@ -1,6 +1,7 @@
-"""A party of an SPU engine alone: runs one inference, prints what it counted and what the kernel counted.
+"""A party of an SPU engine alone: runs one inference, tells what it counted and what the kernel counted.
 
-Arguments: engine, rank, rendezvous, a pickle of (program, weights, images). Standard error must be a file.
+Arguments: engine, rank, rendezvous, a pickle of (program, weights, images), where the counts are written.
+Standard output must be a file.
 """
 
 import pickle
@@ -17,7 +18,8 @@ SETTLED_S = 0.5  # until the last segment is acknowledged
 
 
 def main() -> None:
-    engine, rank, rendezvous, stored = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    engine, rank, rendezvous = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    stored, counts = map(Path, sys.argv[4:])
     program, weights, images = pickle.loads(stored.read_bytes())
     parties = ENGINES[engine].parties[0]
     node = SpuNode(Setting(engine, "party", rank, parties, rendezvous, "", timeout_s=120))
@@ -30,7 +32,7 @@ def main() -> None:
     messages, payload, wire = node.meter.rounds, node.meter.bytes_sent, sent()
     node.run(shared)
     time.sleep(SETTLED_S)
-    print(node.meter.rounds - messages, node.meter.bytes_sent - payload, sent() - wire, flush=True)
+    counts.write_text(f"{node.meter.rounds - messages} {node.meter.bytes_sent - payload} {sent() - wire}")
     node.barrier()
     time.sleep(SETTLED_S)
 

@@ -43,7 +43,7 @@ def connect(setting: Setting) -> tuple[Any, Store]:
     description.recv_timeout_ms = milliseconds
     description.http_timeout_ms = milliseconds
     description.connect_retry_interval_ms = RETRY_MS
-    description.connect_retry_times = max(1, milliseconds // RETRY_MS)
+    description.connect_retry_times = attempts(setting.timeout_s)
     try:
         return libspu.link.create_brpc(description, setting.rank), store
     except RuntimeError as error:
@@ -52,6 +52,15 @@ def connect(setting: Setting) -> tuple[Any, Store]:
             f"party {setting.rank} at {own} could not join SPU's link ({reason}); "
             "is the port in use, or did a party end?"
         ) from error
+
+
+def attempts(timeout_s: float) -> int:
+    """Counts the attempts to reach a party that fit into a time: SPU lets them last 2, 3, .. 12, 2, .. s."""
+    count, spent = 0, 0.0
+    while spent < timeout_s:
+        spent += 2 + count % 11
+        count += 1
+    return count
 
 
 def free_port(host: str, ports: tuple[int, ...]) -> int:
@@ -70,8 +79,11 @@ def free_port(host: str, ports: tuple[int, ...]) -> int:
 
 
 def _reached(setting: Setting, rank: int, store: Store) -> str:
-    """Returns the address at which this party calls party `rank`."""
-    host, port = store.get(f"address{rank}").decode().rsplit(":", 1)
+    """Returns the address at which this party calls party `rank`, once that has told it."""
+    try:
+        host, port = store.get(f"address{rank}").decode().rsplit(":", 1)
+    except RuntimeError as error:
+        raise ConnectionError(f"party {rank} did not come within {setting.timeout_s:g} s") from error
     if setting.relay:
         host, port = "127.0.0.1", port_through(setting.relay, setting.rank, rank, int(port))
     return f"{host}:{port}"

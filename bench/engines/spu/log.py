@@ -25,10 +25,10 @@ class Sent:
 
 
 class Log:
-    """The file that this process's standard error goes to, read from where the last look ended."""
+    """The file that this process's standard output goes to, read from where the last look ended."""
 
     def __init__(self) -> None:
-        self._descriptor = os.open("/proc/self/fd/2", os.O_RDONLY)
+        self._descriptor = os.open("/proc/self/fd/1", os.O_RDONLY)
         self._at = os.fstat(self._descriptor).st_size
 
     def sent(self) -> Sent:
