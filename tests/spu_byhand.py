@@ -1,7 +1,7 @@
 """The CIFAR ResNet-18, its BatchNorm folded, written by hand for SPU: no program, no engine, no processes.
 
-Arguments: SPU's protocol, a pickle of (weights by name, images), both numpy, and where the logits are written.
-The parties are threads, their link is memory; each party's profile comes on standard output.
+Arguments: SPU's protocol, a pickle of (weights by name, images), both numpy, and a file for the logits. The
+parties are threads, their link is memory; each party's profile comes on standard output.
 """
 
 import pickle
