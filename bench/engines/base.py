@@ -27,6 +27,7 @@ class EngineInfo:
     `parties` the numbers of parties it runs with, `provider` its usual source of correlated randomness.
     `exact_truncation` tells that no truncation is ever wrong by more than one unit in the last place.
     `line` is its line style in figures; its markers are filled if `filled`.
+    Without `steady_traffic` two inferences of one network may send a little more or less.
     Its module gives `helper_roles(provider) -> tuple[str, ...]` (processes beside the parties),
     `make_node(setting) -> Node | Helper`, `value_limits(program)` (bounds of values beyond the common one)
     and `compile_all()` (what must be compiled, once, into a cache on disk).
@@ -40,6 +41,7 @@ class EngineInfo:
     exact_truncation: bool
     line: str
     filled: bool
+    steady_traffic: bool = True
 
 
 ENGINES = {
@@ -92,6 +94,7 @@ ENGINES = {
         exact_truncation=True,
         line="-.",
         filled=True,
+        steady_traffic=False,  # who does what is drawn anew in each truncation; the sum is the same
     ),
     "spu-cheetah": EngineInfo(
         "pibench.engines.spu",
@@ -102,6 +105,7 @@ ENGINES = {
         exact_truncation=True,
         line=":",
         filled=True,
+        steady_traffic=False,  # ciphertexts are compressed, oblivious transfers are made in stocks
     ),
 }
 

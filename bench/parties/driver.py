@@ -124,6 +124,7 @@ class Parties:
         self.provider = provider or info.provider
         self.timeout_s = timeout_s
         self.exact_truncation = info.exact_truncation
+        self.steady_traffic = info.steady_traffic
         self._module = importlib.import_module(info.module)
         self.helpers: tuple[str, ...] = self._module.helper_roles(self.provider)
         self.lowered: Lowered | None = None
