@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 SCRIPT = """
-import os, socket, stat, struct, sys, time
+import sys, time
 import torch, torch.distributed as dist
 from types import SimpleNamespace
 from pibench.engines.base import Meter
 from pibench.engines.crypten.node import _attach
+from tcp_counters import sent
 
 rank, parties, rendezvous = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=parties)
-
-def sent():
-    total = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                if connection.family not in (socket.AF_INET, socket.AF_INET6):
-                    continue
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                total += struct.unpack_from("Q", info, 120)[0]  # tcpi_bytes_acked
-        except OSError:
-            continue
-    return total
 
 payload = torch.ones(300_000, dtype=torch.int64)
 def scatter(parts, src):
@@ -80,6 +68,7 @@ def test_counted_bytes_are_those_on_the_wire(parties, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         )
         for rank in range(parties)
     ]

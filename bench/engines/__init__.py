@@ -1,4 +1,5 @@
-"""Engines: how a program runs on shares. `stock` is CrypTen's own operators, `lean` is ours.
+"""Engines: how a program runs on shares. `stock` is CrypTen's own operators, `lean` is ours,
+the `spu-*` are protocols of SecretFlow SPU.
 
 An engine's folder holds everything that belongs to it. Its `__init__` describes it
 (`pibench.engines.base.Engine`) and imports the rest when that is called. The driver
@@ -6,11 +7,12 @@ An engine's folder holds everything that belongs to it. Its `__init__` describes
 and obeys the driver's commands on it.
 """
 
-from pibench.engines import crypten, lean
+from pibench.engines import crypten, lean, spu
 from pibench.engines.base import Engine, Helper, Meter, Node, NotPrepared, Setting, StepCost
 
 ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (crypten.ENGINE, crypten.BY_HAND, lean.ENGINE)
+    engine.name: engine
+    for engine in (crypten.ENGINE, crypten.BY_HAND, lean.ENGINE, spu.SEMI2K, spu.ABY3, spu.CHEETAH)
 }
 
 

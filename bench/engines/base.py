@@ -69,7 +69,8 @@ class Engine:
 
     What it needs: `modules` must be importable, `install` is the command that makes them so. With
     `all_listen` every party listens and may be called by every other, as gloo's are, so each needs an address
-    that the others reach. `two_hosts` tells that a party may run on another host.
+    that the others reach. Without `steady_traffic` two inferences of one network may send a little more or
+    less. `two_hosts` tells that a party may run on another host.
 
     What is known of it: a party holds about `bytes_per_relu` of memory for each ReLU of an inference;
     `compute` and `waiting` are its times of computing and of waiting for a link, as shares of the stock
@@ -96,6 +97,7 @@ class Engine:
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
+    steady_traffic: bool = True
     all_listen: bool = False
     two_hosts: bool = False
     offered: bool = True

@@ -1,9 +1,9 @@
 """The user-space shaper: a process that stands between the processes of a group and delays their bytes.
 
 Started by `pibench.parties.driver` as `python -m pibench.links.relay`, never by hand; needs no privileges.
-Between two processes i < j every TCP connection is called by j, at a port that the relay opened for it, and
-forwarded to the port where i listens. Each direction of each pair of processes is one queue, the pair is full
-duplex:
+A TCP connection between two processes is called at a port that the relay opened for the caller, and forwarded
+to the port where the other process listens. Each direction of each pair of processes is one queue, the pair
+is full duplex:
 
     departure = max(arrival at the relay, departure before) + bytes / bandwidth
     delivery  = departure + RTT / 2
@@ -193,10 +193,11 @@ class Relay:
         asking.sendall(REPLY.pack(server.getsockname()[1]))
 
     def _forward(self, server: socket.socket, caller: int, listener: int, port: int) -> None:
-        """Takes the one connection that a listener was opened for and makes its other half."""
+        """Takes a connection at a listener and makes its other half.
+
+        The listener stays: who finds that the other process does not listen yet calls once more.
+        """
         near, _ = server.accept()
-        del self._readers[server]
-        server.close()
         try:
             far = socket.create_connection(("127.0.0.1", port), timeout=5)
         except OSError:

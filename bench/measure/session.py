@@ -39,6 +39,10 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
     return default_images(IMAGES, size)
 
 
+TIMED = ("offline", "online")
+"""The clocks that a row holds."""
+
+
 class Session:
     """Measures cases one after the other; use it by `with`.
 
@@ -170,8 +174,11 @@ class Session:
         The engine may not be installed. The parties of a case hold its tuples in memory at once: what the
         engine says of a ReLU, beside half a gigabyte for each process.
         """
-        if (reason := ENGINES[case.engine].missing()) is not None:
+        known = ENGINES[case.engine]
+        if (reason := known.missing()) is not None:
             return reason
+        if known.clocks != TIMED:
+            return f"the {known.name} engine has one clock, and rows of one clock are not stored yet"
         free = available_memory()
         if free is None:
             return None

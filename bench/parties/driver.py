@@ -72,7 +72,7 @@ class Offline:
 class Parties:
     """Persistent processes that run one network privately.
 
-    `count` parties; `engine` a key of `pibench.engines.ENGINES`; `provider` the source of correlated
+    `count` parties, by default as few as the engine runs with; `engine` a key of `pibench.engines.ENGINES`; `provider` the source of correlated
     randomness, one of the engine's; `timeout_s` bounds every command; `link` what lies between any two of the
     processes (a key of `pibench.links.LINKS`, "200Mbit/40ms" or a Link) and `shaper` how ("user-space" or
     "netem"). A link that is shaped is checked at the start: `link_check`. With `remote` party 1 runs on
@@ -81,7 +81,7 @@ class Parties:
 
     def __init__(
         self,
-        count: int = 2,
+        count: int | None = None,
         engine: str = "stock",
         provider: str | None = None,
         timeout_s: float = 300.0,
@@ -90,6 +90,7 @@ class Parties:
         remote: Elsewhere | None = None,
     ) -> None:
         known = engine_named(engine)
+        count = known.parties[0] if count is None else count
         known.demand_parties(count)
         if not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
@@ -97,6 +98,7 @@ class Parties:
         self.engine = engine
         self.provider = provider or known.provider
         self.exact_truncation = known.exact_truncation
+        self.steady_traffic = known.steady_traffic
         self.helpers = known.helpers(self.provider)
         known.demand_installed()
         self._known = known

@@ -1,0 +1,104 @@
+"""SecretFlow SPU's protocols as engines: SEMI2K, ABY3 and CHEETAH, each party a process.
+
+SPU 0.9.5 is a compiler and a runtime. `networks` says a program in jax.numpy, `compiler` turns that into
+SPU's code, once for each batch, in a process of its own that party 0 starts; `node` is a party, which runs
+the code on shares; `link` connects the parties by SPU's own link (brpc), `log` reads rounds and bytes from
+SPU's own profile; `protocols` holds what differs between the three engines.
+
+Secrets: party 0 alone is given the weights and party 1 alone the images. Each makes the shares of what it was
+given in its own process and sends the others theirs over the link; the logits are opened to party 1.
+
+One clock: these protocols have no offline phase here, so `prepare` has nothing to do and an inference is
+everything that they do.
+"""
+
+from __future__ import annotations
+
+from pibench.engines.base import Engine, Helper, Node, Setting
+from pibench.program import ir
+
+OPERATORS = (
+    ir.Convolution,
+    ir.Linear,
+    ir.Relu,
+    ir.AveragePool,
+    ir.MaxPool,
+    ir.Add,
+    ir.Multiply,
+    ir.Square,
+    ir.Scale,
+    ir.Concatenate,
+    ir.Flatten,
+    ir.Mean,
+)
+"""The operators of the intermediate representation that `networks` can say to SPU."""
+
+
+def make_node(setting: Setting) -> Node | Helper:
+    """Builds the party of this process and connects it to the others."""
+    from pibench.engines.spu.node import SpuNode
+
+    return SpuNode(setting)
+
+
+def value_limits(program: ir.Program) -> dict[str, float]:
+    """Asks for no more than what holds for every engine, |v| < 2^30; refuses operators by name.
+
+    All three protocols truncate a product right to one unit while it is below 2^62, that is 2^30 in values.
+    Raises NotImplementedError for an operator that cannot be said to SPU.
+    """
+    for step in program.steps:
+        if not isinstance(step.operator, OPERATORS):
+            raise NotImplementedError(
+                f"the SPU engines have no operator {type(step.operator).__name__} (step {step.name!r}); "
+                "use another engine, or add it to bench/engines/spu/networks.py"
+            )
+    return {}
+
+
+def _engine(
+    name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
+) -> Engine:
+    """Describes one protocol; `compute` is against the stock engine's time for one image."""
+    return Engine(
+        name=name,
+        label=label,
+        trust=trust,
+        parties=(parties,),
+        providers={provider: ()},
+        make_node=make_node,
+        exact_truncation=True,
+        line=line,
+        filled=filled,
+        bytes_per_relu=1000,
+        compute=compute,
+        waiting=2.0,
+        clocks=("all_phases",),
+        value_limits=value_limits,
+        modules=("spu",),
+        install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
+        # ABY3 draws anew in each truncation who does what, CHEETAH compresses ciphertexts and makes its
+        # oblivious transfers in stocks.
+        steady_traffic=name == "spu-semi2k",
+        all_listen=True,
+    )
+
+
+SEMI2K = _engine(
+    "spu-semi2k",
+    "SEMI2K (SPU)",
+    "two semi-honest parties; party 0 deals the correlated randomness",
+    *(2, "first party", 6.0, "-.", False),
+)
+ABY3 = _engine(
+    "spu-aby3",
+    "ABY3 (SPU)",
+    "three semi-honest parties, of whom no two collude; no dealer",
+    *(3, "none", 6.0, "-.", True),
+)
+CHEETAH = _engine(
+    "spu-cheetah",
+    "Cheetah (SPU)",
+    "two semi-honest parties, nobody else: no dealer",
+    *(2, "none", 60.0, ":", True),
+)

@@ -1,0 +1,61 @@
+"""What differs between the engines: SPU's protocol and the options that are not its defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+FRACTION_BITS = 16
+"""As in the other engines; SPU's own default in a ring of 64 bits is 18."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol of SPU.
+
+    `kind` is its name there; `colocated` tells that a value whose owner holds it in plaintext stays with the
+    owner until it meets a share. CHEETAH multiplies weights in plaintext then, as its paper does, and sends a
+    fifth less; ABY3 would share the weights anew in every inference and send more; SEMI2K sends the same.
+    """
+
+    kind: str
+    colocated: bool = False
+
+
+PROTOCOLS = {
+    "spu-semi2k": Protocol("SEMI2K"),
+    "spu-aby3": Protocol("ABY3"),
+    "spu-cheetah": Protocol("CHEETAH", colocated=True),
+}
+"""Engines by name (`pibench.engines.base.ENGINES`)."""
+
+
+def runtime_config(protocol: Protocol) -> Any:
+    """Gives SPU's configuration: ring Z_2^64, one thread, the profile that holds rounds and bytes.
+
+    Truncation is SPU's default, right to one unit in the last place (`trunc_allow_msb_error` is off); so are
+    CHEETAH's products (`enable_mul_lsb_error` is off), and its comparisons are exact. SEMI2K takes its Beaver
+    triples from the first party.
+    """
+    from spu import libspu
+
+    config = libspu.RuntimeConfig(
+        protocol=getattr(libspu.ProtocolKind, protocol.kind), field=libspu.FieldType.FM64
+    )
+    config.fxp_fraction_bits = FRACTION_BITS
+    config.max_concurrency = 1
+    config.enable_pphlo_profile = True
+    config.experimental_enable_colocated_optimization = protocol.colocated
+    return config
+
+
+def options(engine: str) -> dict[str, Any]:
+    """Describes an engine's arithmetic as a row stores it."""
+    return {
+        "protocol": PROTOCOLS[engine].kind,
+        "ring_bits": 64,
+        "fraction_bits": FRACTION_BITS,
+        "trunc_allow_msb_error": False,
+        "enable_mul_lsb_error": False,
+        "colocated": PROTOCOLS[engine].colocated,
+    }

@@ -1,0 +1,442 @@
+"""SPU's protocols as engines: answers, exact traffic, secrets, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_parties import OPERATORS, Lambda, alive
+from torch import nn
+
+from pibench.engines import NotPrepared
+from pibench.engines.base import ENGINES, Setting
+from pibench.engines.base import EngineMissing
+from pibench.measure.case import Case
+from pibench.measure.session import Session
+from pibench.engines.spu import value_limits
+from pibench.engines.spu.link import connect, free_port, packed, unpacked
+from pibench.models.graph.relu import MaskedReLU
+from pibench.models.variants import variant
+from pibench.parties.driver import Parties, PartyFailed
+from pibench.program import ir
+from pibench.program.lower import lower
+
+TESTS = Path(__file__).parent
+SPU = [name for name in ENGINES if name.startswith("spu-")]
+MISSING = ENGINES["spu-semi2k"].missing()
+needs_spu = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+LINK_DETAILS = re.compile(r"Link details: total send bytes (\d+), .*?send actions (\d+)")
+
+
+# Without SPU.
+
+
+def test_three_protocols_say_whom_they_trust():
+    assert SPU == ["spu-semi2k", "spu-aby3", "spu-cheetah"]
+    assert [ENGINES[name].parties for name in SPU] == [(2,), (3,), (2,)]
+    assert "party 0 deals" in ENGINES["spu-semi2k"].trust
+    assert "no two collude" in ENGINES["spu-aby3"].trust
+    assert "no dealer" in ENGINES["spu-cheetah"].trust
+
+
+def test_where_spu_is_missing_the_engine_says_what_installs_it(monkeypatch):
+    monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
+    with pytest.raises(EngineMissing, match=r"needs spu, .*pip install -e '\.\[spu\]'"):
+        Parties(engine="spu-semi2k")
+
+
+def test_rows_of_one_clock_are_refused_by_the_session(monkeypatch, tmp_path):
+    monkeypatch.setitem(ENGINES, "spu-semi2k", replace(ENGINES["spu-semi2k"], modules=()))
+    case = Case("baseline", engine="spu-semi2k", width=8)
+    assert "one clock" in Session([case], tmp_path, run="none").obstacle(case)
+
+
+@needs_spu
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"engine": "spu-aby3", "count": 2}, "3 parties, not 2"),
+        ({"engine": "spu-cheetah", "count": 3}, "2 parties, not 3"),
+        ({"engine": "spu-semi2k", "provider": "TFP"}, "no provider 'TFP'"),
+    ],
+)
+def test_impossible_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Parties(**arguments)
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """An operator that no engine has."""
+
+
+def test_an_operator_that_spu_lacks_is_refused_by_name(block, images):
+    program = lower(block, images).program
+    assert value_limits(program) == {}
+    program = replace(program, steps=(*program.steps[:-1], replace(program.steps[-1], operator=Sorted())))
+    with pytest.raises(NotImplementedError, match=r"the SPU engines have no operator Sorted \(step 'fc'\)"):
+        value_limits(program)
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConnectionError, match=f"{port}: Address already in use"):
+            free_port("127.0.0.1", (port,))
+        assert free_port("127.0.0.1", (port, 0)) != port
+
+
+# Parties, started once for each engine.
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[dict[str, Parties]]:
+    running: dict[str, Parties] = {}
+    yield running
+    for parties in running.values():
+        parties.__exit__(None, None, None)
+
+
+@pytest.fixture(params=SPU)
+def parties(request, running) -> Parties:
+    return started(running, request.param)
+
+
+@pytest.fixture
+def semi2k(running) -> Parties:
+    return started(running, "spu-semi2k")
+
+
+def started(running: dict[str, Parties], engine: str) -> Parties:
+    """Running parties of the engine (new ones if a test ended the last)."""
+    if engine not in running or not running[engine].pids:
+        running[engine] = Parties(engine=engine, timeout_s=120).__enter__()
+    return running[engine]
+
+
+def plain(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
+@needs_spu
+def test_every_operator_equals_plaintext(parties, images):
+    """All operators in one network, for every network is compiled in a new process."""
+    everything = Lambda(
+        lambda m, x: torch.cat([torch.flatten(getattr(m, name)(x), 1) for name in m.order], 1),
+        **{f"op{i}": model for i, model in enumerate(OPERATORS.values())},
+    )
+    everything.order = [f"op{i}" for i in range(len(OPERATORS))]
+    parties.load(everything, images)
+    parties.prepare(2)
+    answers = parties.infer(images[:2])
+    at = 0
+    for name, model in OPERATORS.items():
+        expected = plain(model, images[:2]).flatten(1)
+        answer = answers[:, at : at + expected.shape[1]]
+        torch.testing.assert_close(
+            answer, expected, atol=2e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
+        at += expected.shape[1]
+    assert at == answers.shape[1]
+
+
+@needs_spu
+def test_max_pool_of_very_negative_values(semi2k):
+    images = torch.full((1, 3, 8, 8), -50000.0)
+    semi2k.load(Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
+    semi2k.prepare()
+    torch.testing.assert_close(semi2k.infer(images), torch.full((1, 3, 4, 4), -50000.0), atol=1, rtol=0)
+
+
+@needs_spu
+def test_no_truncation_is_off_by_more_than_a_unit(parties):
+    """Local truncation, as the stock engine's, would fail for every eighth of these products."""
+    images = (2.0**29) * torch.linspace(0.5, 0.9, 3072).view(1, 3, 32, 32)
+    parties.load(Lambda(lambda m, x: x * 0.75), images)
+    parties.prepare()
+    answer = parties.infer(images).double()
+    assert (answer - 0.75 * images.double()).abs().max() <= 32, "a float32 has steps of 32 there"
+
+
+NETWORKS = {
+    "spu-semi2k": {"baseline": 2, "senet-0.09": 2, "joint-0.052": 1, "merged-exact": 1},
+    "spu-aby3": {"baseline": 1, "senet-0.09": 2, "joint-0.052": 2, "merged-exact": 1},
+    "spu-cheetah": {"senet-0.09": 1, "joint-0.052": 2},
+}
+
+
+@needs_spu
+@pytest.mark.parametrize(
+    ("engine", "name", "batch"),
+    [(engine, name, batch) for engine, batches in NETWORKS.items() for name, batch in batches.items()],
+)
+def test_networks_of_the_suite(engine, name, batch, running):
+    parties = started(running, engine)
+    model = variant(name).build(width=8, weights=None)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    expected = plain(model, images)
+    parties.load(model, images[:1])
+    parties.prepare(batch)
+    logits = parties.infer(images[:batch])
+    spread = (expected.max(0).values - expected.min(0).values).max()
+    assert (logits - expected[:batch]).abs().max() < 0.02 * spread
+    assert parties.offline.correlated_bytes == (0,) * parties.count, "one clock: nothing is prepared"
+
+
+@needs_spu
+def test_traffic_is_exact(semi2k, block, images):
+    """SEMI2K, in bytes: 56 (7 messages) a comparison, 16 its product, 4 a truncation, 8 a masked operand.
+
+    A convolution masks the matrix of its windows: with a kernel of 3 x 3 every input up to nine times.
+    """
+    semi2k.load(block, images)
+    traffic = semi2k.traffic(images[:1])
+    semi2k.prepare()
+    semi2k.infer(images[:1])
+    assert semi2k.sent == traffic
+    costs = {cost.name: (cost.rounds, cost.bytes_sent) for cost in semi2k.profile(images[:1])}
+    assert costs["conv"] == (2, 8 * (9 * 3 * 64 + 108) + 4 * 256)
+    assert costs["relu"] == (8, 72 * 256)
+    assert costs["pool"] == (1, 4 * 64)
+    assert costs["flatten"] == (0, 0)
+    assert costs["fc"] == (2, 8 * (64 + 5 * 64) + 4 * 5)
+
+
+@needs_spu
+def test_a_masked_relu_costs_what_it_keeps(semi2k, images):
+    mask = torch.arange(192).view(3, 8, 8) % 3 == 0
+    masked = Lambda(lambda m, x: m.r(x), r=MaskedReLU(mask))
+    semi2k.load(masked, images)
+    semi2k.prepare(2)
+    torch.testing.assert_close(semi2k.infer(images[:2]), plain(masked, images[:2]), atol=1e-3, rtol=0)
+    relu, opening = semi2k.profile(images[:2])
+    assert (relu.rounds, relu.bytes_sent) == (8, 72 * 2 * 64)
+    assert semi2k.sent.bytes_sent == relu.bytes_sent + opening.bytes_sent
+
+
+@needs_spu
+def test_profile_adds_up_to_the_traffic(semi2k, images):
+    model = variant("senet-0.09").build(width=4, weights=None)
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    semi2k.load(model, pictures)
+    traffic = semi2k.traffic(pictures[:1])
+    profile = semi2k.profile(pictures[:1])
+    assert [cost.name for cost in profile[:-1]] == [step.name for step in semi2k.lowered.program.steps]
+    assert profile[-1].kind == "open"
+    assert sum(cost.rounds for cost in profile) == traffic.rounds
+    assert sum(cost.bytes_sent for cost in profile) == traffic.bytes_sent
+    assert all(cost.seconds > 0 for cost in profile)
+
+
+@needs_spu
+def test_all_parties_of_aby3_send_the_same_together(running, block, images):
+    """SPU draws anew in each truncation which party does what, so only the sum is the same."""
+    parties = started(running, "spu-aby3")
+    parties.load(block, images)
+    sums = {parties.traffic(images[:1]).bytes_total for _ in range(4)}
+    assert len(sums) == 1
+
+
+@needs_spu
+def test_prepare_is_consumed_by_one_inference(semi2k, block, images):
+    semi2k.load(block, images)
+    with pytest.raises(NotPrepared, match=r"prepare\(1\)"):
+        semi2k.infer(images[:1])
+    assert semi2k.pids, "a refusal ends nobody"
+    semi2k.prepare(batch=2)
+    semi2k._prepared = 1  # without the driver's own check
+    with pytest.raises(NotPrepared, match="batch of 1"):
+        semi2k.infer(images[:1])
+
+
+@needs_spu
+def test_idle_and_memory(parties, block, images):
+    parties.load(block, images)
+    assert 0 < parties.idle() < 1
+    assert all(100e6 < size < 4e9 for size in parties.peak_memory())
+
+
+@needs_spu
+def test_shares_as_bytes():
+    from spu import libspu
+
+    share = libspu.Share()
+    share.meta, share.share_chunks = b"what it is", [b"words", b"", b"more words"]
+    read = unpacked(packed(share))
+    assert (read.meta, list(read.share_chunks)) == (b"what it is", [b"words", b"", b"more words"])
+    for broken in (b"", b"x", packed(share)[:-1], b"\xff" * 64):
+        with pytest.raises(ConnectionError, match="no share"):
+            unpacked(broken)
+
+
+@needs_spu
+def test_no_party_sees_what_is_not_its_own(block, images, monkeypatch):
+    """Looks at every message of the driver; the rest travels as shares, of which no one is the value."""
+    sent: list[tuple[str, object]] = []
+    original = Parties._send
+
+    def tap(process, message):
+        sent.append((process.title, pickle.loads(message)))
+        original(process, message)
+
+    monkeypatch.setattr(Parties, "_send", staticmethod(tap))
+    with Parties(engine="spu-aby3", timeout_s=120) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        parties.infer(images[:1])
+    loads = {title: message[1][1] for title, message in sent if message[0] == "load"}
+    assert {title for title, weights in loads.items() if weights is not None} == {"party 0"}
+    infers = {title: message[1][0] for title, message in sent if message[0] == "infer"}
+    assert {title for title, given in infers.items() if given is not None} == {"party 1"}
+
+
+# What the kernel and SPU alone say.
+
+
+@needs_spu
+@pytest.mark.parametrize("engine", SPU)
+def test_counted_bytes_are_those_on_the_wire(engine, tmp_path, block, images):
+    """The wire carries the payload and brpc's frame around each message and each answer to one."""
+    lowered = lower(block, images)
+    stored = tmp_path / "network"
+    stored.write_bytes(pickle.dumps((lowered.program, lowered.weights, images[:1])))
+    parties = ENGINES[engine].parties[0]
+    processes = []
+    for rank in range(parties):
+        arguments = [
+            engine,
+            str(rank),
+            f"file://{tmp_path}/rendezvous",
+            str(stored),
+            f"{tmp_path}/{rank}.counts",
+        ]
+        with (tmp_path / f"{rank}.log").open("wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(TESTS / "spu_party.py"), *arguments], stdout=log, stderr=log
+                )
+            )
+    counts = []
+    for rank, process in enumerate(processes):
+        assert process.wait(timeout=120) == 0, (tmp_path / f"{rank}.log").read_text()[-2000:]
+        counts.append(tuple(map(int, (tmp_path / f"{rank}.counts").read_text().split())))
+    everyone = sum(messages for messages, _, _ in counts)
+    for _, payload, wire in counts:
+        assert payload < wire < 1.01 * payload + 300 * everyone
+
+
+@needs_spu
+@pytest.mark.parametrize("engine", ["spu-semi2k", "spu-aby3"])
+def test_a_network_by_hand_sends_the_same(engine, tmp_path, running):
+    model = variant("baseline").build(width=8, weights=None)
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    parties = started(running, engine)
+    parties.load(model, images)
+    parties.prepare()
+    logits = parties.infer(images)
+    suite = parties.sent
+    weights = {name: value.float().numpy() for name, value in parties.lowered.weights.items()}
+    stored = tmp_path / "network"
+    stored.write_bytes(pickle.dumps((weights, images.numpy())))
+    protocol = engine.removeprefix("spu-").upper()
+    answer = tmp_path / "logits.npy"
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "spu_byhand.py"), protocol, str(stored), str(answer)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    torch.testing.assert_close(logits, torch.from_numpy(np.load(answer)), atol=0.02, rtol=0)
+    said = LINK_DETAILS.findall(done.stdout)
+    assert len(said) == parties.count
+    opening = parties.profile(images)[-1].bytes_sent * (parties.count - 1)  # all but the images' owner send
+    assert sum(int(size) for size, _ in said) == suite.bytes_total - opening
+    if engine == "spu-semi2k":
+        assert int(said[0][1]) == suite.rounds - 1
+
+
+# Links and accidents.
+
+
+@needs_spu
+def test_shaped_link(block, images):
+    """brpc's connections lead through the relay: every message waits for half a round trip."""
+    with Parties(engine="spu-semi2k", timeout_s=120, link="500Mbit/20ms") as parties:
+        assert parties.shaper == "user-space"
+        assert parties.link_check.ok, parties.link_check.complaint
+        assert parties.link_check.round_s > 0.0099
+        parties.load(block, images)
+        parties.prepare()
+        logits = parties.infer(images[:1])
+        torch.testing.assert_close(logits, plain(block, images[:1]), atol=2e-3, rtol=0)
+        assert parties.online_s > 0.01 * parties.sent.rounds
+
+
+@needs_spu
+@pytest.mark.parametrize("engine", SPU)
+def test_killed_party_is_reported_within_five_seconds(engine, block, images):
+    with Parties(engine=engine, timeout_s=120) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        pids = parties.pids
+        os.kill(pids[1], signal.SIGKILL)
+        started_at = time.monotonic()
+        with pytest.raises(PartyFailed, match=r"party 1 died by signal 9 \(SIGKILL\)"):
+            parties.infer(images[:1])
+        assert time.monotonic() - started_at < 5
+        assert not alive(pids)
+
+
+@needs_spu
+def test_hanging_party_is_ended_after_the_timeout(block, images):
+    with Parties(engine="spu-semi2k", timeout_s=120) as parties:
+        parties.load(block, images)
+        parties.prepare()
+        parties.timeout_s = 1.5
+        pids = parties.pids
+        os.kill(pids[0], signal.SIGSTOP)
+        started_at = time.monotonic()
+        with pytest.raises(PartyFailed, match=r"did not answer 'infer' within 1.5 s"):
+            parties.infer(images[:1])
+        assert time.monotonic() - started_at < 5
+        assert not alive(pids)
+
+
+@needs_spu
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_party_that_never_comes(announced, tmp_path):
+    """Whether it never told its address, or told one and does not listen there."""
+    setting = Setting("spu-semi2k", "party", 0, 2, f"file://{tmp_path}/store", "first party", timeout_s=2)
+    if announced:
+        store = torch.distributed.PrefixStore("spu", torch.distributed.FileStore(f"{tmp_path}/store", 2))
+        store.set("address1", f"127.0.0.1:{free_port('127.0.0.1', (0,))}")
+    started_at = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"party 1|a party"):
+        connect(setting)
+    assert time.monotonic() - started_at < 10
+
+
+@needs_spu
+def test_code_that_the_compiler_refuses():
+    from pibench.engines.spu.compiler import Request, compiled
+
+    step = ir.Step("x", "sort", ("x0",), ((1,),), (1,))
+    with pytest.raises(RuntimeError, match="no operator str"):
+        compiled(Request(ir.Program("x0", (1,), (step,), "x"), 1))
