@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tcp_counters import sent
 
-from pibench.engines.base import ENGINES, Setting
+from pibench.engines import ENGINES, Setting
 from pibench.engines.spu.node import SpuNode
 
 SETTLED_S = 0.5  # until the last segment is acknowledged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import re
@@ -22,13 +21,12 @@ import torch.nn.functional as F
 from test_parties import OPERATORS, Lambda, alive
 from torch import nn
 
-from pibench.engines import NotPrepared
-from pibench.engines.base import ENGINES, Setting
+from pibench.engines import ENGINES, NotPrepared, Setting
 from pibench.engines.base import EngineMissing
-from pibench.measure.case import Case
-from pibench.measure.session import Session
 from pibench.engines.spu import value_limits
 from pibench.engines.spu.link import connect, free_port, packed, unpacked
+from pibench.measure.case import Case
+from pibench.measure.session import Session
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, PartyFailed

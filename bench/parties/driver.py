@@ -72,11 +72,12 @@ class Offline:
 class Parties:
     """Persistent processes that run one network privately.
 
-    `count` parties, by default as few as the engine runs with; `engine` a key of `pibench.engines.ENGINES`; `provider` the source of correlated
-    randomness, one of the engine's; `timeout_s` bounds every command; `link` what lies between any two of the
-    processes (a key of `pibench.links.LINKS`, "200Mbit/40ms" or a Link) and `shaper` how ("user-space" or
-    "netem"). A link that is shaped is checked at the start: `link_check`. With `remote` party 1 runs on
-    another host and the link is what lies between (docs/two_hosts.md). Not safe for use by several threads.
+    `count` parties, by default as few as the engine runs with; `engine` a key of `pibench.engines.ENGINES`;
+    `provider` the source of correlated randomness, one of the engine's; `timeout_s` bounds every command;
+    `link` what lies between any two of the processes (a key of `pibench.links.LINKS`, "200Mbit/40ms" or a
+    Link) and `shaper` how ("user-space" or "netem"). A link that is shaped is checked at the start:
+    `link_check`. With `remote` party 1 runs on another host and the link is what lies between
+    (docs/two_hosts.md). Not safe for use by several threads.
     """
 
     def __init__(

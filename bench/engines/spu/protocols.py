@@ -27,7 +27,7 @@ PROTOCOLS = {
     "spu-aby3": Protocol("ABY3"),
     "spu-cheetah": Protocol("CHEETAH", colocated=True),
 }
-"""Engines by name (`pibench.engines.base.ENGINES`)."""
+"""Engines by name (`pibench.engines.ENGINES`)."""
 
 
 def runtime_config(protocol: Protocol) -> Any:
