@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pibench.costs import literature
-from pibench.costs.count import count_program
 from pibench.engines.base import StepCost
+from pibench.measure.count import count_program
 from pibench.measure.rounds import Measurement
 from pibench.measure.subject import Subject
 from pibench.measure.verdict import TOLERANCE
