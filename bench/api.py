@@ -21,9 +21,9 @@ from pibench.links.link import LINKS, parse_link
 from pibench.measure.case import Case, OwnNetwork
 from pibench.measure.network import Chosen, nearest, network
 from pibench.measure.rounds import Measurement
+from pibench.measure.row import cost_of
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
-from pibench.models.cost import count_cost
 from pibench.models.weights import read_manifest
 from pibench.models.zoo import ZOO
 from pibench.program.lower import lower
@@ -128,7 +128,7 @@ def cost(
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
-    counted = count_cost(found.model, example)
+    counted = cost_of(found.model, example)
     program = lower(found.model, example).program
     same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
     lines: list[dict[str, Any]] = []

@@ -167,6 +167,45 @@ def test_own_networks_are_measured_in_a_folder_with_its_own_models(own):
     assert "lean/net.py:make/w4/b1/2p/loopback: online" in run.stderr
 
 
+SHAPED = """
+    import torch
+    from torch import nn
+
+    class Shaped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.norm = nn.BatchNorm2d(2)
+            self.head = nn.Linear(2 * 36, 3)
+
+        def forward(self, x):
+            if x.shape[2] != 8:
+                raise ValueError("8 pixels, please")
+            x = torch.relu(self.norm(self.conv(x)))
+            return self.head(x.view(x.size(0), -1))
+    """
+
+
+def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
+    (own / "shaped.py").write_text(textwrap.dedent(SHAPED))
+    name = "shaped.py:Shaped"
+    wanted = {"relus": 2 * 36, "macs": 2 * 36 * 9 + 3 * 2 * 36, "parameters": 18 + 2 + 3 * 72 + 3}
+    line = json.loads(call("cost", name, "--shape", "1,8,8", "--json"))[0]
+    assert {key: line[key] for key in wanted} == wanted
+    assert "(line 14 of shaped.py)" in call("cost", name, "--shape", "1,9,9", status=2)
+    script = (
+        "import torch, shaped\n"
+        "exported = torch.export.export(shaped.Shaped().eval(), (torch.zeros(2, 1, 8, 8),))\n"
+        "torch.export.save(exported, 'net.pt2')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=own, check=True, timeout=120)
+    (own / "shaped.py").unlink()
+    line = json.loads(call("cost", "net.pt2", "--json"))[0]
+    assert {key: line[key] for key in wanted} == wanted
+    frame = pibench.measure("net.pt2", rounds=1)
+    assert frame["repetitions_succeeded"].tolist() == [1]
+
+
 def fill(path, factor=1.0, variants=("baseline", "senet-0.09"), **changes):
     for variant in variants:
         row = make_row(variant, "lean") | changes

@@ -13,6 +13,7 @@ import inspect
 import pickle
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -24,6 +25,8 @@ from pibench.models.graph.moves import trace
 
 KNOWN = ("torch", "pibench.models.graph", "collections", "_operator", "operator", "math")
 """The modules whose names a handed-over network may bear."""
+BATCH = 5
+"""Images of the batch that is exported: few networks have a size of 5 of their own."""
 REFUSED = ("torch.hub", "torch.utils.cpp_extension", "torch.package", "torch.serialization")
 
 
@@ -65,7 +68,9 @@ def _read_handed(file: BinaryIO) -> tuple[nn.Module, tuple[int, ...] | None]:
 
 def _read_exported(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
     try:
-        exported = torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own about its file format
+            exported = torch.export.load(path)
         inputs = exported.example_inputs[0]
     except Exception as error:  # torch promises no type
         raise ForeignError(
@@ -73,8 +78,13 @@ def _read_exported(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
         ) from error
     if len(inputs) != 1:
         raise ForeignError(f"{path.name} takes {len(inputs)} inputs: export a network that takes one")
-    module = exported.module()
-    return fx.GraphModule(module, module.graph), tuple(inputs[0].shape[1:])
+    module = exported.module(check_guards=False)  # a batch of any size
+    graph = module.graph
+    graph.set_codegen(fx.graph.CodeGen())  # a plain function of one tensor
+    final = next(node for node in graph.nodes if node.op == "output")
+    if len(final.args[0]) == 1:
+        final.args = (final.args[0][0],)
+    return fx.GraphModule(module, graph), tuple(inputs[0].shape[1:])
 
 
 def imported(place: str) -> ModuleType:
@@ -131,19 +141,33 @@ def shape_said(model: nn.Module) -> tuple[int, ...] | None:
     return tuple(example.shape[1:]) if isinstance(example, torch.Tensor) else None
 
 
-def main(name: str, path: str) -> int:
+def hand_over(model: nn.Module, shape: tuple[int, ...] | None, path: Path) -> None:
+    """Writes a network to `path`, as a traced graph, else by torch.export if one input's `shape` is known."""
+    try:
+        graph = trace(model)
+        for node in graph.graph.nodes:
+            node.meta = {}  # traces of the user's code
+        with path.open("wb") as file:
+            pickle.dump({"network": fx.GraphModule(graph, graph.graph), "shape": shape_said(model)}, file)
+        with path.open("rb") as file:
+            _read_handed(file)
+    except Exception:  # control flow by shapes, hooks, functions of the user's own
+        path.unlink(missing_ok=True)
+        if shape is None:
+            raise
+        images = torch.zeros(BATCH, *shape)
+        batch = ({0: torch.export.Dim.AUTO},)
+        torch.export.save(
+            torch.export.export(model, (images,), dynamic_shapes=batch), path.with_suffix(".pt2")
+        )
+
+
+def main(name: str, path: str, *shape: str) -> int:
     """Writes the network to `path`; what is wrong is the last line of standard error."""
     sys.path.insert(0, str(Path.cwd()))
     try:
         model = made_by(name).eval()
-        graph = trace(model)
-        for node in graph.graph.nodes:
-            node.meta = {}  # traces of the user's code
-        shape = shape_said(model)
-        with Path(path).open("wb") as file:
-            pickle.dump({"network": fx.GraphModule(graph, graph.graph), "shape": shape}, file)
-        with Path(path).open("rb") as file:
-            _read_handed(file)
+        hand_over(model, tuple(map(int, shape)) or shape_said(model), Path(path))
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _own(frame.filename)]
         where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""

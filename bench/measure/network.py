@@ -152,6 +152,7 @@ def _foreign(name: str, place: str, shape: tuple[int, ...] | None, folder: Path)
         made = Path(scratch) / "network.pt"
         # -P: nothing of the user's is found until pibench itself has been imported.
         command = [sys.executable, "-P", "-m", "pibench.measure.foreign", name, str(made)]
+        command += map(str, shape or ())
         try:
             run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CAPTURE_S)
         except subprocess.TimeoutExpired as error:
@@ -159,7 +160,7 @@ def _foreign(name: str, place: str, shape: tuple[int, ...] | None, folder: Path)
         if run.returncode != 0:
             said = run.stderr.strip().splitlines() or [f"the process ended with code {run.returncode}"]
             raise ValueError(f"{name}: {said[-1]}")
-        model, known = read_network(made)
+        model, known = read_network(made if made.exists() else made.with_suffix(".pt2"))
     return _finished(name, model, shape or known)
 
 
@@ -174,7 +175,15 @@ def _finished(name: str, model: nn.Module, shape: tuple[int, ...] | None) -> Cho
             f"{name} does not take an input of shape {','.join(map(str, shape))} "
             f"({str(error).splitlines()[0]}): give one input's shape, such as --shape 3,32,32"
         ) from error
-    return Chosen(re.sub(r"[/\\]", ".", name), fold_batchnorm(model), shape)
+    return Chosen(re.sub(r"[/\\]", ".", name), _folded(model), shape)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """Folds BatchNorm where the network can be traced; where not, lowering folds it."""
+    try:
+        return fold_batchnorm(model)
+    except (ValueError, TypeError, RuntimeError):
+        return model
 
 
 @torch.no_grad()
