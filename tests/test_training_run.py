@@ -205,7 +205,7 @@ def test_other_networks_are_trained_deployed_saved_and_loaded(network, name, oth
     assert torch.equal(logits(load(path)), logits(final))
     assert load(path).meta["decisions"] == decisions
     row = finish_row(run, name, trained, None, {}, tmp_path / "half")
-    budget = run.budget(run.variant(name))
+    budget = run.variant(name).budget(run.width)
     assert row["relus"] == (count_cost(final, X[:1]).relus if budget is None else budget)
     built = run.variant(name).build(run.width, path, classes=CLASSES)
     assert torch.equal(logits(built), logits(final))

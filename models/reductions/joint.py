@@ -59,7 +59,7 @@ def structure(layout: Layout, count: int) -> tuple[Step, ...]:
     return (Step("shallow_blocks", {"blocks": blocks, "seed": None}),)
 
 
-def gated(variant: Any, plan: Plan, count: int) -> Phase:
+def gated(variant: Variant, plan: Plan, count: int) -> Phase:
     """Learns the shallow structure by gates that fall, all its ReLUs kept; shared by all budgets of it."""
 
     def task(run: Run, start: Trained) -> Task:
@@ -74,11 +74,9 @@ def gated(variant: Any, plan: Plan, count: int) -> Phase:
         return Gated(model, plan["gated"], run.teacher(start), run.layout.stages, run.frozen(start.model))
 
     def settle(run: Run, learnt: Task) -> nn.Module:
-        import torch
-
         structured, state = run.structured(variant), learnt.model.state_dict()
         structured.load_state_dict({key: state[key] for key in structured.state_dict()})
-        return structured.to(run.setting.device, memory_format=torch.channels_last).eval()
+        return run.placed(structured)
 
     after = (baseline.trained(variant, plan),)
     return Phase(f"gated-{count}", plan["gated"], task, after, settle)

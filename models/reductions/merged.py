@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pibench.models.allocation import least_sensitive_blocks
 from pibench.models.base import FOLD, Family, Variant
@@ -51,7 +51,8 @@ def hoist_in_training(model: nn.Module, merged: list[Block]) -> None:
     do).
     """
     for block in merged:
-        conv1, conv2 = (model.get_submodule(conv) for conv in (block.conv1, block.conv2))
+        conv1: Any = model.get_submodule(block.conv1)
+        conv2: Any = model.get_submodule(block.conv2)
         pairs = zip(conv1.padding, conv1.stride, conv2.padding, strict=True)
         conv1.padding = tuple(p1 + s1 * p2 for p1, s1, p2 in pairs)
         conv2.padding = (0, 0)

@@ -11,7 +11,7 @@ from pibench.models.allocation import allocate_layers, least_sensitive_blocks, p
 from pibench.models.base import Family, Variant
 from pibench.models.layout import Layout
 from pibench.models.reductions import baseline
-from pibench.models.training.phases import Phase
+from pibench.models.training.phases import Phase, last_phase
 from pibench.models.training.schedules import MaskSchedule, Plan, Schedules, SparseSchedule
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def sensitivity(plan: Plan) -> Phase:
 
         return SparseProxy(run.original(), plan["sensitivity"], run.setting.seed)
 
-    def settle(run: Run, proxy: Any) -> nn.Module:
+    def settle(run: Run, proxy: Task) -> nn.Module:
         from pibench.models.training.files import write_bytes
 
         found, layout = measured(run.layout, proxy.extra), run.layout
@@ -91,15 +91,12 @@ def next_larger(variant: Variant) -> Variant | None:
 
     None if there is none. About: 1.9 times, for budgets are rounded.
     """
-    from pibench.models.variants import VARIANTS
+    from pibench.models.catalogue import variants
 
-    larger = [
-        other
-        for other in VARIANTS.values()
-        if other.family == variant.family and other.fraction and other.fraction >= 1.9 * variant.fraction
-    ]
-    found = min(larger, key=lambda other: other.fraction, default=None)
-    return found and replace(found, network=variant.network)
+    least = 1.9 * (variant.fraction or 1)
+    family = {other.fraction: other for other in variants().values() if other.family == variant.family}
+    larger = [fraction for fraction in family if fraction is not None and fraction >= least]
+    return replace(family[min(larger)], network=variant.network) if larger else None
 
 
 def masked(variant: Variant, plan: Plan, start: Phase) -> Phase:
@@ -109,7 +106,7 @@ def masked(variant: Variant, plan: Plan, start: Phase) -> Phase:
     """
     schedule = plan["masks"]
     larger = next_larger(variant) if schedule.descending else None
-    before = start if larger is None else larger.phase(larger, plan)
+    before = start if larger is None else last_phase(larger, plan)
     proxy = () if plan["sensitivity"] is None else (sensitivity(plan),)
 
     def task(run: Run, teacher: Trained, before: Trained, *proxy: Trained) -> Task:

@@ -67,10 +67,14 @@ def trained(variant: Variant, plan: Plan) -> Phase:
         import copy
 
         from pibench.models.masks import largest_network_masks
-        from pibench.models.training.relus import mask_relus, named_relus
+        from pibench.models.training.relus import SoftReLU, mask_relus, named_relus
 
         model = copy.deepcopy(selected.model)
-        slopes = {relu: soft.alpha.detach()[0].cpu() for relu, soft in named_relus(model).items()}
+        slopes = {
+            relu: soft.alpha.detach()[0].cpu()
+            for relu, soft in named_relus(model).items()
+            if isinstance(soft, SoftReLU)
+        }
         mask_relus(model, largest_network_masks(slopes, run.budget(variant)))
         return model
 

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
+from pibench.models import base
 from pibench.models.cost import relu_shapes
 from pibench.models.decisions import Decisions, Step
 from pibench.models.layout import Layout
@@ -19,7 +20,7 @@ from pibench.models.training.relus import deployed_relus, masks_of
 from pibench.models.training.schedules import Plan
 from pibench.models.training.tasks.distilled import frozen
 from pibench.models.transforms import fold_batchnorm
-from pibench.models.variants import Variant, variant
+from pibench.models.variants import Variant, buildable, variant
 from pibench.models.zoo import ZOO, layout_of
 
 
@@ -140,13 +141,23 @@ class Run:
         """Returns the original network with random weights."""
         return self.seeded(lambda: ZOO[self.network](classes=self.classes, width=self.width))
 
-    def structured(self, variant: Variant) -> nn.Module:
+    def structured(self, variant: base.Variant) -> nn.Module:
         """Returns a variant's trainable structure with random weights."""
-        return self.seeded(lambda: variant.structured(self.width, self.classes))
+        return self.seeded(lambda: buildable(variant).structured(self.width, self.classes))
 
-    def budget(self, variant: Variant) -> int | None:
-        """Returns how many ReLUs a variant keeps at the run's width and image size; None without a budget."""
-        return variant.budget(self.width, self.setting.images.size)
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Moves a network to the run's device, in channels_last memory and eval mode; returns it."""
+        return model.to(self.setting.device, memory_format=torch.channels_last).eval()
+
+    def budget(self, variant: base.Variant) -> int:
+        """Returns how many ReLUs a variant keeps at the run's width and image size.
+
+        Raises ValueError for one that has no budget.
+        """
+        found = buildable(variant).budget(self.width, self.setting.images.size)
+        if found is None:
+            raise ValueError(f"{variant.name} has no budget of ReLUs: its file says no fraction")
+        return found
 
     def frozen(self, model: nn.Module) -> nn.Module:
         """Returns a copy of a network on the run's device that learns nothing."""

@@ -1,5 +1,7 @@
 """Learning with few weights that move: a measure of where a network is sensitive."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from pibench.models.training.schedules import Schedule, SparseSchedule
 from pibench.models.training.tasks.supervised import Supervised
 
 
-def densities(kept: dict[str, Tensor]) -> dict[str, float]:
+def densities(kept: Mapping[str, Tensor]) -> dict[str, float]:
     """Returns the share of weights that each convolution has, from the proxy's masks."""
     return {name: float(mask.float().mean()) for name, mask in kept.items()}
 
