@@ -45,7 +45,7 @@ def test_an_engine_whose_package_is_missing_is_listed_and_says_how_to_install_it
     )
     monkeypatch.setitem(ENGINES, "other", lacking)
     assert ENGINES["lean"].missing() is None
-    with pytest.raises(EngineMissing, match=r"the other engine needs no_such_package, .* with: pip install x"):
+    with pytest.raises(EngineMissing, match=r"other engine needs no_such_package, .* with: pip install x"):
         Parties(engine="other")
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from pibench.engines import NotPrepared
 from pibench.models.graph.relu import MaskedReLU
+from pibench.parties import group
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.lower import ExportError
 
@@ -359,13 +360,13 @@ def test_no_process_outlives_the_driver(how):
 def test_party_one_never_receives_the_weights(block, images, monkeypatch):
     """Looks at every message: weights go to party 0 alone, images to party 1 alone."""
     sent: list[tuple[str, object]] = []
-    original = Parties._send
+    original = group._send
 
     def tap(process, message):
         sent.append((process.title, pickle.loads(message)))
         original(process, message)
 
-    monkeypatch.setattr(Parties, "_send", staticmethod(tap))
+    monkeypatch.setattr(group, "_send", tap)
     with Parties(timeout_s=60) as parties:
         parties.load(block, images)
         parties.prepare()
