@@ -195,7 +195,9 @@ def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
     assert "(line 14 of shaped.py)" in call("cost", name, "--shape", "1,9,9", status=2)
     script = (
         "import torch, shaped\n"
-        "exported = torch.export.export(shaped.Shaped().eval(), (torch.zeros(2, 1, 8, 8),))\n"
+        "example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO\n"
+        "made = shaped.Shaped().eval()\n"
+        "exported = torch.export.export(made, (example,), dynamic_shapes=({0: batch},))\n"
         "torch.export.save(exported, 'net.pt2')\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=own, check=True, timeout=120)

@@ -174,6 +174,7 @@ def _finished(name: str, model: nn.Module, shape: tuple[int, ...] | None) -> Cho
         raise ValueError(
             f"{name} does not take an input of shape {','.join(map(str, shape))} "
             f"({str(error).splitlines()[0]}): give one input's shape, such as --shape 3,32,32"
+            + ("; export it for a batch of any size (dynamic_shapes)" * name.endswith(".pt2"))
         ) from error
     return Chosen(re.sub(r"[/\\]", ".", name), _folded(model), shape)
 
