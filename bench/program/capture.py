@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.export.graph_signature import InputKind
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
@@ -112,7 +113,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)  # torch.compile keeps the network there
         else:
             return model
 
@@ -123,9 +124,9 @@ def _bake_weights(module: nn.Module) -> None:
     Parametrized weights are left to the export: taking them out would change the class that copies share.
     """
     for hook in list(module._forward_pre_hooks.values()):
-        name = getattr(hook, "_tensor_name", getattr(hook, "name", None))
+        name: Any = getattr(hook, "_tensor_name", getattr(hook, "name", None))
         if isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, name)
+            prune.remove(module, name)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         elif type(hook).__name__ == "WeightNorm":
             nn.utils.remove_weight_norm(module, name)
         elif type(hook).__name__ == "SpectralNorm":
@@ -177,7 +178,7 @@ def _write_out_of_place(graph: fx.Graph, moves: Callable[[Any], bool]) -> None:
             isinstance(changed, fx.Node)
             and len(changed.users) == 1
             and changed.op == "call_function"
-            and not any(argument.alias_info for argument in changed.target._schema.returns)
+            and not any(argument.alias_info for argument in cast(OpOverload, changed.target)._schema.returns)
             and not moves(changed.target)
         )
         if packet.endswith("_") and overload in getattr(plain, "overloads", list)() and fresh:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from pibench.program import ir
 from pibench.program.approximations import GELU, HARD_SIGMOID, SIGMOID, SILU, TANH
@@ -130,7 +131,7 @@ class _Walk:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.names = captured.names
         self.known: dict[fx.Node, Any] = dict(captured.stored)
-        self.made: dict[tuple, str] = {}
+        self.made: dict[tuple[str, tuple[int, ...], bytes | None], str] = {}
         self.input = captured.input_name
         self.shapes[self.input] = tuple(captured.input.meta["val"].shape[1:])
         self.known[captured.input] = _Value(self.input, tuple(captured.input.meta["val"].shape))
@@ -179,7 +180,7 @@ class _Walk:
         if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
             kwargs["dtype"] = torch.float64
         with torch.no_grad():
-            value = node.target(*args, **kwargs)
+            value = _operator(node)(*args, **kwargs)
         if isinstance(value, Tensor) and value.is_floating_point():
             value = value.double()
         return value
@@ -195,7 +196,7 @@ class _Walk:
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Binds a call's arguments by the operator's schema; nodes of stored tensors become these."""
         bound = {}
-        for number, argument in enumerate(node.target._schema.arguments):
+        for number, argument in enumerate(_operator(node)._schema.arguments):
             if number < len(node.args):
                 bound[argument.name] = node.args[number]
             else:
@@ -402,7 +403,7 @@ def _valued(
 
 
 @singledispatch
-def _wrong_truncations(op: ir.Operator, step: ir.Step, value: Tensor, weights: Mapping) -> float:
+def _wrong_truncations(op: ir.Operator, step: ir.Step, value: Tensor, weights: Mapping[str, Tensor]) -> float:
     """Returns the expected number of wrong local truncations in a step, of the whole batch.
 
     An element whose integer is v 2^s before the division fails with probability |v| 2^s / 2^64.
@@ -417,7 +418,9 @@ def _failures(products: Tensor, bits: int = 2 * FRACTION_BITS) -> float:
 @_wrong_truncations.register(ir.Convolution)
 @_wrong_truncations.register(ir.Linear)
 @_wrong_truncations.register(ir.Affine)
-def _(op, step, value, weights):
+def _(
+    op: ir.Convolution | ir.Linear | ir.Affine, step: ir.Step, value: Tensor, weights: Mapping[str, Tensor]
+) -> float:
     if op.bias is None:
         return _failures(value)
     bias = weights[op.bias]
@@ -427,24 +430,31 @@ def _(op, step, value, weights):
 @_wrong_truncations.register(ir.Multiply)
 @_wrong_truncations.register(ir.Square)
 @_wrong_truncations.register(ir.Scale)
-def _(op, step, value, weights):
+def _(
+    op: ir.Multiply | ir.Square | ir.Scale, step: ir.Step, value: Tensor, weights: Mapping[str, Tensor]
+) -> float:
     return _failures(value)
 
 
 @_wrong_truncations.register(ir.PiecewiseLinear)
 @_wrong_truncations.register(ir.Combine)
 @_wrong_truncations.register(ir.Weigh)
-def _(op, step, value, weights):
+def _(
+    op: ir.PiecewiseLinear | ir.Combine | ir.Weigh,
+    step: ir.Step,
+    value: Tensor,
+    weights: Mapping[str, Tensor],
+) -> float:
     return 0.0 if op.integer else _failures(value - getattr(op, "offset", 0.0))
 
 
 @_wrong_truncations.register
-def _(op: ir.AveragePool, step, value, weights):
+def _(op: ir.AveragePool, step: ir.Step, value: Tensor, weights: Mapping[str, Tensor]) -> float:
     return _failures(value * prod(op.kernel), FRACTION_BITS)
 
 
 @_wrong_truncations.register
-def _(op: ir.Mean, step, value, weights):
+def _(op: ir.Mean, step: ir.Step, value: Tensor, weights: Mapping[str, Tensor]) -> float:
     return _failures(value * (step.input_size // step.size), FRACTION_BITS)
 
 
@@ -478,9 +488,19 @@ def _remedy(node: fx.Node) -> str:
     return "Replace it by known operators, or add a rule to bench/program/lower.py and to the engines."
 
 
+def _operator(node: fx.Node) -> OpOverload[..., Any]:
+    """Returns the ATen operator that a node calls; an exported graph calls nothing else with a schema."""
+    return cast(OpOverload[..., Any], node.target)
+
+
+def _operands(node: fx.Node) -> tuple[Any, ...]:
+    """Returns a node's arguments in order; the operator's schema, not torch.fx, says what each one is."""
+    return node.args
+
+
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
-    return pair if len(pair) == 2 else pair * 2
+    return cast(tuple[int, int], pair if len(pair) == 2 else pair * 2)  # torch takes one or two
 
 
 # Moves: operators that only place elements, run on positions.
@@ -524,7 +544,7 @@ def _add_stored(walk: _Walk, node: fx.Node, values: _Value) -> None:
         return torch.zeros(known.shape, dtype=torch.float64) if isinstance(known, _Value) else known
 
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), numbers)
-    row = _trimmed(_row(walk, node, node.target(*args, **kwargs)))
+    row = _trimmed(_row(walk, node, _operator(node)(*args, **kwargs)))
     op = ir.Shift(walk.keep(node, "shift", row), tuple(row.shape))
     walk.emit(node, op, walk.key_of_value(node, values))
 
@@ -563,7 +583,7 @@ def _together(walk: _Walk, node: fx.Node, sources: list[fx.Node]) -> tuple[str, 
     rows = [
         key
         if len(walk.shape_of(key)) == 1
-        else walk.step(node, _flattened(walk.shape_of(key), (size,)), [key], (size,))
+        else walk.step(node, cast(ir.Flatten, _flattened(walk.shape_of(key), (size,))), [key], (size,))
         for key, size in zip(keys, sizes, strict=True)
     ]
     total = sum(sizes)
@@ -683,14 +703,14 @@ def _same(walk: _Walk, node: fx.Node) -> None:
 
 @lowers(operator.getitem)
 def _item(walk: _Walk, node: fx.Node) -> None:
-    parts, number = walk.known[node.args[0]], node.args[1]
+    parts, number = walk.known[_operands(node)[0]], _operands(node)[1]
     if isinstance(parts, _Value):
         if number and not node.users:
             walk.known[node] = None
         elif number:
             raise walk.refuse(node, "uses the indices or statistics beside a value; only values are lowered")
         else:
-            walk.alias(node, node.args[0])
+            walk.alias(node, _operands(node)[0])
     else:
         walk.known[node] = parts[number]
 
@@ -698,7 +718,7 @@ def _item(walk: _Walk, node: fx.Node) -> None:
 @lowers(*_packet("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like"))
 def _filled(walk: _Walk, node: fx.Node) -> None:
     """A tensor of known numbers in the shape of a value."""
-    name = node.target._schema.name
+    name = _operator(node)._schema.name
     fill = walk.arguments(node).get("fill_value", 1.0 if "ones" in name else 0.0)
     walk.known[node] = torch.full(tuple(node.meta["val"].shape), float(fill), dtype=torch.float64)
 
@@ -771,7 +791,7 @@ def _linear(
     op = ir.Linear(
         walk.keep(node, "weight", weight, names[0]),
         None if bias is None else walk.keep(node, "bias", bias, names[1]),
-        tuple(weight.shape),
+        (weight.shape[0], weight.shape[1]),
     )
     walk.emit(node, op, walk.key_of(source))
 
@@ -794,7 +814,7 @@ def _addmm(walk: _Walk, node: fx.Node) -> None:
 
 @lowers(aten.mm.default, aten.matmul.default)
 def _matmul(walk: _Walk, node: fx.Node) -> None:
-    left, right = node.args[:2]
+    left, right = _operands(node)[:2]
     if walk.is_value(left) and walk.is_value(right):
         raise walk.refuse(node, _TWO_SECRETS)
     if walk.is_value(right) or walk.constant(right).dim() != 2:
@@ -866,6 +886,7 @@ def _scaled(
         walk.emit(node, ir.Shift(walk.keep(node, "shift", shift, names[1]), tuple(shift.shape)), key)
         return
     parts = [part for part in (scale, shift) if part is not None]
+    op: ir.Operator
     if (
         len(shape) == 3
         and out[0] == BATCH
@@ -881,10 +902,10 @@ def _scaled(
             groups=shape[0],
         )
     else:
-        common = _trimmed(torch.broadcast_to(scale, torch.broadcast_shapes(*(part.shape for part in parts))))
-        bias = (
-            None if shift is None else shift.expand(torch.broadcast_shapes(*(part.shape for part in parts)))
-        )
+        joint: Any = torch.broadcast_shapes  # torch leaves it untyped
+        common_shape = joint(*(part.shape for part in parts))
+        common = _trimmed(torch.broadcast_to(scale, common_shape))
+        bias = None if shift is None else shift.expand(common_shape)
         op = ir.Affine(
             walk.keep(node, "weight", common.contiguous(), names[0] if shift is None else None),
             None if bias is None else walk.keep(node, "bias", _trimmed(bias).contiguous()),
@@ -926,7 +947,7 @@ def _folded(walk: _Walk, node: fx.Node, source: fx.Node, scale: Tensor | None, s
             weight=_refreshed(walk, step, names[0], weight),
             bias=None if bias is None else _refreshed(walk, step, names[1], bias.contiguous()),
         )
-    elif isinstance(op, ir.Shift) and scale is None:
+    elif isinstance(op, ir.Shift) and scale is None and shift is not None:
         both = _trimmed(walk.weights[op.bias] + shift)
         op = ir.Shift(_refreshed(walk, step, op.bias, both), tuple(both.shape))
     else:
@@ -994,7 +1015,7 @@ _RELUS = {aten.relu.default, aten.relu_.default}
 
 @lowers(aten.relu.default)
 def _relu(walk: _Walk, node: fx.Node) -> None:
-    walk.emit(node, ir.Relu(), walk.key_of(node.args[0]))
+    walk.emit(node, ir.Relu(), walk.key_of(_operands(node)[0]))
 
 
 def _masked(walk: _Walk, node: fx.Node, source: fx.Node, mask: Tensor) -> None:
@@ -1020,7 +1041,7 @@ def _rectified_source(walk: _Walk, rectified: Any, plain: Any) -> bool:
 
 @lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 def _where(walk: _Walk, node: fx.Node) -> None:
-    condition, one, other = node.args
+    condition, one, other = _operands(node)
     if walk.is_value(condition):
         raise walk.refuse(node, _SECRET_CHOICE)
     mask = walk.constant(condition)
@@ -1036,7 +1057,7 @@ def _where(walk: _Walk, node: fx.Node) -> None:
         for side in (one, other):
             stored = None if walk.is_value(side) else torch.as_tensor(walk.constant(side)).double()
             sides.append(indices[side] if stored is None else _absent(walk, node, stored))
-        index = torch.where(mask, *sides)
+        index = torch.where(mask, sides[0], sides[1])
         walk.known[node] = _Value(base, shape, index.expand(shape))
 
 
@@ -1066,9 +1087,8 @@ def _clamp(walk: _Walk, node: fx.Node) -> None:
         walk.emit(node, ir.Relu(), walk.key_of(a["self"]))
         return
     slope, offset = (1.0, 0.0) if low is None else (0.0, float(low))
-    _piecewise(
-        walk, node, a["self"], ir.PiecewiseLinear(slope, *map(tuple, zip(*bounds, strict=True)), offset)
-    )
+    knots, jumps = zip(*bounds, strict=True)
+    _piecewise(walk, node, a["self"], ir.PiecewiseLinear(slope, knots, jumps, offset))
 
 
 @lowers(aten.leaky_relu.default, aten.rrelu.default)
@@ -1080,7 +1100,7 @@ def _leaky(walk: _Walk, node: fx.Node) -> None:
 
 @lowers(aten.abs.default)
 def _absolute(walk: _Walk, node: fx.Node) -> None:
-    _piecewise(walk, node, node.args[0], ir.PiecewiseLinear(-1.0, (0.0,), (2.0,)))
+    _piecewise(walk, node, _operands(node)[0], ir.PiecewiseLinear(-1.0, (0.0,), (2.0,)))
 
 
 @lowers(
@@ -1088,12 +1108,12 @@ def _absolute(walk: _Walk, node: fx.Node) -> None:
 )
 def _smooth(walk: _Walk, node: fx.Node) -> None:
     curves = {"hardsigmoid": HARD_SIGMOID, "sigmoid": SIGMOID, "silu": SILU, "gelu": GELU, "tanh": TANH}
-    _piecewise(walk, node, node.args[0], curves[str(node.target).split(".")[1]])
+    _piecewise(walk, node, _operands(node)[0], curves[str(node.target).split(".")[1]])
 
 
 @lowers(aten.hardswish.default)
 def _hard_swish(walk: _Walk, node: fx.Node) -> None:
-    x = walk.key_of(node.args[0])
+    x = walk.key_of(_operands(node)[0])
     gate = walk.step(node, HARD_SIGMOID, [x], walk.shape_of(x))
     walk.emit(node, ir.Multiply(), x, gate)
 
@@ -1101,7 +1121,7 @@ def _hard_swish(walk: _Walk, node: fx.Node) -> None:
 @lowers(aten.prelu.default)
 def _prelu(walk: _Walk, node: fx.Node) -> None:
     """Emits `relu(x) + a (x - relu(x))` with secret slopes a."""
-    source, slopes = node.args
+    source, slopes = _operands(node)
     x = walk.key_of(source)
     shape = walk.shape_of(x)
     positive = walk.step(node, ir.Relu(), [x], shape)
@@ -1120,7 +1140,7 @@ def _scaled_of(walk: _Walk, node: fx.Node, key: str, scale: Tensor) -> None:
     if len(shape) == 3 and scale.numel() > 1:
         weight = scale.reshape(-1, 1, 1, 1)
         name = walk.keep(node, "weight", weight)
-        walk.emit(node, ir.Convolution(name, None, tuple(weight.shape), groups=shape[0]), key)
+        walk.emit(node, ir.Convolution(name, None, (weight.shape[0], 1, 1, 1), groups=shape[0]), key)
     else:
         row = _trimmed(scale)
         walk.emit(node, ir.Affine(walk.keep(node, "weight", row), None, tuple(row.shape)), key)
@@ -1161,10 +1181,10 @@ def _windows(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis],
     channels, height, width = walk.shape_of(source)
     filled = []
     for axis in axes:
-        rows = axis.positions
+        positions = axis.positions
         if repeat:
-            rows = [[at if at >= 0 else max(row) for at in row] for row in rows]
-        filled.append(torch.tensor(rows))
+            positions = [[at if at >= 0 else max(row) for at in row] for row in positions]
+        filled.append(torch.tensor(positions))
     rows, columns = filled
     at = rows[:, None, :, None] * width + columns[None, :, None, :]
     at = torch.where((rows[:, None, :, None] < 0) | (columns[None, :, None, :] < 0), -1, at).flatten(2)
@@ -1228,7 +1248,7 @@ def _avg_pool(walk: _Walk, node: fx.Node) -> None:
         _axis(size, o, k, s, p, 1, a["count_include_pad"])
         for size, o, k, s, p in zip(sizes, out, kernel, stride, padding, strict=True)
     )
-    _averaged(walk, node, source, axes, divisor)
+    _averaged(walk, node, source, cast(tuple[_Axis, _Axis], axes), divisor)
 
 
 @lowers(*_packet("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool1d_with_indices"))
@@ -1245,7 +1265,7 @@ def _max_pool(walk: _Walk, node: fx.Node) -> None:
         walk.emit_first(node, op, source, (walk.shape_of(source)[0], *out))
         return
     axes = tuple(_axis(size, o, k, s, p, d, False) for size, o, k, s, p, d in numbers)
-    _largest_first(walk, node, source, axes)
+    _largest_first(walk, node, source, cast(tuple[_Axis, _Axis], axes))
 
 
 def _largest_first(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis]) -> None:
@@ -1259,12 +1279,12 @@ def _adaptive_axes(walk: _Walk, node: fx.Node, sizes: Sequence[int]) -> tuple[in
     out = _outputs(node)
     if all(size % wanted == 0 for size, wanted in zip(sizes, out, strict=True)):
         return sizes[0] // out[0], sizes[1] // out[1]
-    return tuple(_adaptive_axis(size, wanted) for size, wanted in zip(sizes, out, strict=True))
+    return _adaptive_axis(sizes[0], out[0]), _adaptive_axis(sizes[1], out[1])
 
 
 @lowers(*_packet("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"))
 def _adaptive_avg_pool(walk: _Walk, node: fx.Node) -> None:
-    source, (_, _, *sizes) = _maps(walk, node, node.args[0])
+    source, (_, _, *sizes) = _maps(walk, node, _operands(node)[0])
     axes = _adaptive_axes(walk, node, sizes)
     if isinstance(axes[0], int):
         _emit_pool(walk, node, ir.AveragePool(axes, axes), source)
@@ -1274,7 +1294,7 @@ def _adaptive_avg_pool(walk: _Walk, node: fx.Node) -> None:
 
 @lowers(*_packet("adaptive_max_pool1d", "adaptive_max_pool2d"))
 def _adaptive_max_pool(walk: _Walk, node: fx.Node) -> None:
-    source, (_, channels, *sizes) = _maps(walk, node, node.args[0])
+    source, (_, channels, *sizes) = _maps(walk, node, _operands(node)[0])
     axes = _adaptive_axes(walk, node, sizes)
     if isinstance(axes[0], int):
         walk.emit_first(node, ir.MaxPool(axes, axes), source, (channels, *_outputs(node)))
@@ -1290,7 +1310,7 @@ def _dims(walk: _Walk, node: fx.Node, source: fx.Node, dims: Any) -> tuple[int, 
         raise walk.refuse(
             node, f"{_VERBS[str(node.target).split('.')[1]]} the batch; name the other dimensions"
         )
-    return dims
+    return tuple(dims)
 
 
 _VERBS = {
@@ -1345,7 +1365,7 @@ def _add(walk: _Walk, node: fx.Node) -> None:
     a = walk.arguments(node)
     left, right, alpha = a["self"], a["other"], a["alpha"]
     signs = [1.0, float(alpha)]
-    name = node.target._schema.name
+    name = _operator(node)._schema.name
     if name.endswith(("sub", "subtract")):
         signs = [-float(alpha), 1.0] if "rsub" in name else [1.0, -float(alpha)]
     if walk.is_value(left) and walk.is_value(right):
@@ -1381,12 +1401,13 @@ def _masked_sum(walk: _Walk, node: fx.Node, left: fx.Node, right: fx.Node) -> bo
             continue
         mask, rectified = gated
         if plain is not None and _rectified_source(walk, rectified, plain[1]):
-            if not torch.equal(*torch.broadcast_tensors(mask, 1.0 - plain[0])):
+            joint: Any = torch.broadcast_tensors  # torch leaves it untyped
+            if not torch.equal(*joint(mask, 1.0 - plain[0])):
                 continue
             _masked(walk, node, plain[1], mask)
             return True
         if rectified.target is aten.sub.Tensor and len(rectified.args) == 2:
-            above, below = rectified.args
+            above, below = _operands(rectified)
             if _rectified_source(walk, above, below) and walk.known[below] is walk.known[other]:
                 _masked(walk, node, other, mask)
                 return True
@@ -1397,7 +1418,7 @@ def _gated(walk: _Walk, node: fx.Node) -> tuple[Tensor, fx.Node] | None:
     """Returns the mask and the value of a product with a stored tensor of zeros and ones."""
     if node.target is not aten.mul.Tensor:
         return None
-    for mask, value in (node.args, node.args[::-1]):
+    for mask, value in (_operands(node), _operands(node)[::-1]):
         if walk.is_value(value) and isinstance(mask, fx.Node) and isinstance(walk.known[mask], Tensor):
             stored = walk.known[mask].double()
             if ((stored == 0) | (stored == 1)).all():
@@ -1407,12 +1428,12 @@ def _gated(walk: _Walk, node: fx.Node) -> tuple[Tensor, fx.Node] | None:
 
 @lowers(aten.neg.default)
 def _negative(walk: _Walk, node: fx.Node) -> None:
-    walk.emit(node, ir.Combine((-1.0,)), walk.key_of(node.args[0]))
+    walk.emit(node, ir.Combine((-1.0,)), walk.key_of(_operands(node)[0]))
 
 
 @lowers(*_packet("mul", "multiply"))
 def _multiply(walk: _Walk, node: fx.Node) -> None:
-    left, right = node.args[:2]
+    left, right = _operands(node)[:2]
     if not walk.is_value(left):
         left, right = right, left
     if not walk.is_value(right):
@@ -1472,10 +1493,10 @@ def _power(walk: _Walk, node: fx.Node) -> None:
     exponent = walk.arguments(node).get("exponent", 2)
     if exponent not in (1, 2, 3, 4, 8):
         raise walk.refuse(node, f"raises to the power {exponent}; only powers 2, 3, 4 and 8 are lowered")
-    x = walk.key_of(node.args[0])
+    x = walk.key_of(_operands(node)[0])
     shape = walk.shape_of(x)
     if exponent == 1:
-        walk.alias(node, node.args[0])
+        walk.alias(node, _operands(node)[0])
     elif exponent == 3:
         walk.emit(node, ir.Multiply(), x, walk.step(node, ir.Square(), [x], shape))
     else:
@@ -1487,12 +1508,12 @@ def _power(walk: _Walk, node: fx.Node) -> None:
 @lowers(*_packet("maximum", "minimum"), aten.max.other, aten.min.other)
 def _maximum(walk: _Walk, node: fx.Node) -> None:
     """Emits `max(x, y) = y + relu(x - y)` or `min(x, y) = x - relu(x - y)`."""
-    left, right = node.args
+    left, right = _operands(node)
     if not (walk.is_value(left) and walk.is_value(right)):
         raise walk.refuse(node, "compares with a stored tensor; use clamp with a number")
     x, y = _broadcast(walk, node, left), _broadcast(walk, node, right)
     shape = walk.per_image(node)
     above = walk.step(node, ir.Combine((1.0, -1.0)), [x, y], shape)
     positive = walk.step(node, ir.Relu(), [above], shape)
-    least = "min" in node.target._schema.name
+    least = "min" in _operator(node)._schema.name
     walk.emit(node, ir.Combine((1.0, -1.0)), x, positive) if least else walk.emit(node, ir.Add(), y, positive)

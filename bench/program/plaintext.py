@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import singledispatch
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,29 +42,29 @@ def value_of(operator: object, weights: Mapping[str, Tensor], *inputs: Tensor) -
 
 
 @value_of.register
-def _(o: ir.Convolution, weights, x):
+def _(o: ir.Convolution, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     bias = None if o.bias is None else weights[o.bias]
     return F.conv2d(x, weights[o.weight], bias, o.stride, o.padding, o.dilation, o.groups)
 
 
 @value_of.register
-def _(o: ir.Linear, weights, x):
+def _(o: ir.Linear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.linear(x, weights[o.weight], None if o.bias is None else weights[o.bias])
 
 
 @value_of.register
-def _(o: ir.Affine, weights, x):
+def _(o: ir.Affine, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     y = x * weights[o.weight]
     return y if o.bias is None else y + weights[o.bias]
 
 
 @value_of.register
-def _(o: ir.Shift, weights, x):
+def _(o: ir.Shift, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x + weights[o.bias]
 
 
 @value_of.register
-def _(o: ir.Relu, weights, x):
+def _(o: ir.Relu, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     if o.kept is None:
         return x.relu()
     kept = torch.as_tensor(o.kept)
@@ -73,7 +74,7 @@ def _(o: ir.Relu, weights, x):
 
 
 @value_of.register
-def _(o: ir.PiecewiseLinear, weights, x):
+def _(o: ir.PiecewiseLinear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     y = o.slope * x + o.offset
     for knot, jump in zip(o.knots, o.jumps, strict=True):
         y = y + jump * (x - knot).relu()
@@ -81,67 +82,68 @@ def _(o: ir.PiecewiseLinear, weights, x):
 
 
 @value_of.register
-def _(o: ir.AveragePool, weights, x):
+def _(o: ir.AveragePool, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.avg_pool2d(x, o.kernel, o.stride, o.padding)
 
 
 @value_of.register
-def _(o: ir.MaxPool, weights, x):
+def _(o: ir.MaxPool, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.max_pool2d(x, o.kernel, o.stride, o.padding, o.dilation)
 
 
 @value_of.register
-def _(o: ir.Add, weights, x, y):
+def _(o: ir.Add, weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     return x + y
 
 
 @value_of.register
-def _(o: ir.Combine, weights, *inputs):
-    return sum(factor * x for factor, x in zip(o.factors, inputs, strict=True))
+def _(o: ir.Combine, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+    # Every combination has an input, so the sum is never the bare 0 that it starts from.
+    return cast(Tensor, sum(factor * x for factor, x in zip(o.factors, inputs, strict=True)))
 
 
 @value_of.register
-def _(o: ir.Multiply, weights, x, y):
+def _(o: ir.Multiply, weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     return x * y
 
 
 @value_of.register
-def _(o: ir.Square, weights, x):
+def _(o: ir.Square, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x * x
 
 
 @value_of.register
-def _(o: ir.Scale, weights, x):
+def _(o: ir.Scale, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x * o.factor
 
 
 @value_of.register
-def _(o: ir.Weigh, weights, x):
+def _(o: ir.Weigh, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x * torch.as_tensor(o.factors)
 
 
 @value_of.register
-def _(o: ir.Concatenate, weights, *inputs):
+def _(o: ir.Concatenate, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
     return torch.cat(inputs, o.dim)
 
 
 @value_of.register
-def _(o: ir.Flatten, weights, x):
+def _(o: ir.Flatten, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x.flatten(o.start, o.end)
 
 
 @value_of.register
-def _(o: ir.Mean, weights, x):
+def _(o: ir.Mean, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x.mean(o.dims, keepdim=o.keepdim)
 
 
 @value_of.register
-def _(o: ir.Sum, weights, x):
+def _(o: ir.Sum, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x.sum(o.dims, keepdim=o.keepdim)
 
 
 @value_of.register
-def _(o: ir.Rearrange, weights, x):
+def _(o: ir.Rearrange, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return rearranged(x, o)
 
 
