@@ -121,14 +121,13 @@ def _next_part(
 
 
 def _layer(graph: fx.GraphModule, node: fx.Node) -> Affine | None:
-    """Returns the map of one convolution or average pooling; None where it is neither, or has no such map."""
+    """Returns the map of a convolution; None where `node` is none, or one that ends a stretch."""
     conv = module_of(graph, node, nn.Conv2d)
-    if conv is not None:
-        alone = conv.groups == 1 and conv.dilation == (1, 1) and len(callers(graph, node.target)) == 1
-        if not alone or padding_obstacle(conv) is not None:
-            return None
-        return Affine(conv.weight.detach(), bias_of(conv).detach(), conv.stride, padding_of(conv))
-    return None
+    if conv is None or conv.groups != 1 or conv.dilation != (1, 1) or padding_obstacle(conv) is not None:
+        return None
+    if len(callers(graph, node.target)) > 1:
+        return None
+    return Affine(conv.weight.detach(), bias_of(conv).detach(), conv.stride, padding_of(conv))
 
 
 def _pool(graph: fx.GraphModule, node: fx.Node, channels: int, like: Tensor) -> Affine | None:
