@@ -60,6 +60,7 @@ class Session:
         remote: Remote | None = None,
     ) -> None:
         self.store = Store(results / "bench.json")
+        self.store.demand_room()
         self.waiting = list(cases)
         self.run = run
         self.remote = remote
