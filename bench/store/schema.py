@@ -180,7 +180,8 @@ class Row(TypedDict):
     """A case that was measured.
 
     `link_check` is None where no check was made, `network` for a network that the literature's models do not
-    price, `reference` for a case that was measured alone.
+    price, `reference` for a case that was measured alone. `digest` stands for all that determines the row
+    (`pibench.measure.digest`); rows of older runs and of two hosts have none. `host` names the computer.
     """
 
     case: str
@@ -215,6 +216,8 @@ class Row(TypedDict):
     run: str
     started: str
     reference: Reference | None
+    digest: NotRequired[str]
+    host: NotRequired[str]
 
 
 def validate(row: object) -> None:
