@@ -145,10 +145,12 @@ _SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 
 
 def compare_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What people read of a comparison."""
+    """What people read of a comparison; with machines where there are several."""
+    several = frame["machine"].nunique() > 1
     return pd.DataFrame(
         {
             "case": line["case"],
+            **({"machine": line["machine"]} if several else {}),
             "counts": "equal" if line["counts_equal"] else "DIFFER",
             **{
                 f"{clock}, after / before": format_ratio(

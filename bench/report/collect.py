@@ -14,7 +14,7 @@ from pibench.report.pairs import tabulate_pairs
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
-from pibench.store.results import ResultsError, Row, Store
+from pibench.store.results import ResultsError, Row, Store, one_machine
 
 ONE_NETWORK = ["variant", "width", "seed"]
 ONE_TRY = [*ONE_NETWORK, "changes", "beside"]
@@ -23,9 +23,13 @@ ONE_LAYER = ["width", "seed", "position"]
 
 @dataclass(frozen=True)
 class Report:
-    """Measured rows, the folder `source` that they come from, and the tables that follow."""
+    """Measured rows, the folder `source` that they come from, and the tables that follow.
+
+    `others` says which machines' rows the folder holds beside them, None if there are none.
+    """
 
     source: Path
+    others: str | None
     rows: list[Row]
     summary: pd.DataFrame
     layers: pd.DataFrame
@@ -42,19 +46,20 @@ class Report:
         return {f"{name}.csv": csv_text(getattr(self, name)) for name in TABLES}
 
 
-TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "rows"))
+TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "others", "rows"))
 
 
-def read_report(results: Path, reference: Path | None = None) -> Report:
+def read_report(results: Path, reference: Path | None = None, machine: str | None = None) -> Report:
     """Makes every table from the folder `results`, and from `reference` where it has nothing; writes nothing.
 
     Measured rows are those of one folder: `reference` gives them only when `results` has none, since seconds
-    of two machines share no table. Trained networks are those of both folders, since an accuracy does not
-    depend on the machine; a row in `results` takes the place of the reference's row of the same network.
+    of two machines share no table. Of a folder with rows of several machines it takes those of `machine`
+    (`pibench.store.results.one_machine`). Trained networks are those of both folders, since an accuracy does
+    not depend on the machine; a row in `results` takes the place of the reference's row of the same network.
     """
     folders = [results] if reference is None else [results, reference]
     for source in folders:
-        rows = Store(source / "bench.json").rows()
+        rows, others = one_machine(Store(source / "bench.json").rows(), machine)
         if rows:
             break
     else:
@@ -65,6 +70,7 @@ def read_report(results: Path, reference: Path | None = None) -> Report:
     sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
     return Report(
         source,
+        others,
         rows,
         summarize(rows, trained),
         tabulate_layers(rows),
