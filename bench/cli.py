@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -77,6 +78,10 @@ Shape = Annotated[
     typer.Option(help="One input's shape, where the network does not say it: 3,32,32."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
+On = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help='A cluster: the address of its dask scheduler, or "local".', metavar="ADDRESS"),
+]
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -157,6 +162,7 @@ def run(
     shape: Shape = None,
     results: Results = Path("results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
+    on: On = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -177,7 +183,7 @@ def run(
     from pibench.show import run_tables, show
 
     form = _form(json, csv, markdown, latex)
-    with watching() as watch:
+    with watching() if on is None else nullcontext() as watch:
         summary = api.measure(
             models,
             engine=engine,
@@ -189,6 +195,7 @@ def run(
             shape=_shape(shape),
             results=results,
             again=again,
+            on=on,
             watch=watch,
             say=lambda line: print(line, file=sys.stderr),
         )
@@ -290,14 +297,20 @@ def figures(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=PASSED_ON)
-def train(ctx: typer.Context) -> None:
-    """Trains variants, as `make train`.
+def train(ctx: typer.Context, on: On = None) -> None:
+    """Trains variants, as `make train`; with `--on ADDRESS` a row at a time on each worker of a cluster.
 
     Example: `pibench train --rows baseline --plan quick`
     """
-    from pibench.models.training.__main__ import main
+    from pibench.models.training.__main__ import main, options_of
 
-    raise typer.Exit(main(ctx.args))
+    if on is None:
+        raise typer.Exit(main(ctx.args))
+    from pibench.cluster import connected, train_on
+
+    rows, options = options_of(ctx.args)
+    with connected(on) as client:
+        train_on(client, rows, options)
 
 
 @app.command(context_settings=PASSED_ON)
