@@ -53,7 +53,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class SetUp:
-    """The cost of loading a network: the slower party's seconds, rounds, and the bytes that each party sends."""
+    """The cost of loading a network: the slower party's seconds, rounds, and the bytes each party sends."""
 
     seconds: float
     rounds: int
