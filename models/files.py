@@ -1,11 +1,11 @@
-"""Files that appear complete or not at all."""
+"""Writes files that appear complete or not at all."""
 
 import os
 from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Puts `data` into `path` in one step: readers see the old file or the new one, never a part.
+    """Writes `data` to `path` in one step: readers see the old file or the new one, never a part.
 
     Makes the folder if it is missing. Raises OSError when it cannot write; the old file is then intact.
     """
