@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pibench import report
+from pibench.engines import ENGINES
 from pibench.links import LINKS
 from pibench.measure.case import Case
 from pibench.measure.rounds import Measurement, Rounds
@@ -77,6 +78,7 @@ class Counted:
     def __init__(self, name: str, asked: list[str]) -> None:
         self.name, self.asked, self.attempted = name, asked, 0
         self.parties = SimpleNamespace(online_s=1.0)
+        self.traffic = None
 
     def prepare(self) -> float:
         self.asked.append(f"{self.name} offline")
@@ -99,7 +101,7 @@ def test_a_reference_is_warmed_up_once():
         measurement.warm_up()
         whole = ["reference offline", "reference online", "case offline", "case online"]
         assert asked == (whole if first else whole[2:])
-        assert measurement.rounds == measurement.reference_rounds == Rounds()
+        assert measurement.rounds == measurement.reference_rounds == Rounds(("offline", "online"))
         measurement.before()
         measurement.online()
         assert asked[-4:] == whole
@@ -194,6 +196,48 @@ def test_reference_rounds_pair_up(block, images, stock, monkeypatch):
     assert row["reference"]["case"] == CASE.id
     assert len(row["reference"]["online_s"]) == 3
     assert all(seconds > 0 for seconds in row["reference"]["total_s"])
+
+
+def test_a_row_of_one_clock(block, images, monkeypatch, tmp_path):
+    """The stock engine, told to have one clock and traffic that varies: every round's is kept."""
+    one = replace(ENGINES["stock"], clocks=("all_phases",), steady_traffic=False)
+    monkeypatch.setitem(ENGINES, "stock", one)
+    sizes = iter([1, 9, 5, 7, 5, 5, 5])
+    infer = Parties.infer
+
+    def varying(parties, pictures):
+        logits = infer(parties, pictures)
+        parties.sent = replace(parties.sent, by_party=(next(sizes), 0))
+        return logits
+
+    monkeypatch.setattr(Parties, "infer", varying)
+    first = Case.of("linear", block.eval(), images, rounds=1, warm_up=False, profiles=0)
+    case = Case.of("mine", block, images, rounds=2, warm_up=False, profiles=1, reference=first)
+    with Session((first, case), tmp_path, "test") as session:
+        assert session.obstacle(case) is None
+        session.measure(first)
+        row = session.measure(case)
+        assert session.progress(row, 2).startswith(
+            f"{case.id}: all phases {row['times']['all_phases_s'][0]:.2f}"[:-2]
+        )
+    validate(row)
+    assert set(row["times"]) == {"all_phases_s"}
+    assert set(row["reference"]) == {"case", "link_check", "all_phases_s"}
+    assert len(row["reference"]["all_phases_s"]) == len(row["times"]["all_phases_s"]) == 2
+    assert all(seconds > 0 for seconds in row["times"]["all_phases_s"])
+    sent = [each["bytes_sent_by_party"] for each in row["traffic_of_rounds"]]
+    assert sent == [[5, 0], [5, 0]]
+    assert row["options"] == {"ring_bits": 64, "fraction_bits": 16}
+    assert row["trust"] == one.trust
+    assert row["setup"]["seconds"] > 0
+    assert "all_phases_s" in row["conventions"]
+    assert "online_s" not in row["conventions"]
+
+
+def test_cases_of_other_clocks_are_not_paired():
+    case = Case("baseline", engine="spu-semi2k", reference=Case("baseline"))
+    with pytest.raises(ValueError, match="have other clocks and cannot be paired"):
+        Measurement(case, None)
 
 
 def test_too_few_images(block, images, stock):

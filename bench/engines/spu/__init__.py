@@ -15,6 +15,7 @@ everything that they do.
 from __future__ import annotations
 
 from pibench.engines.base import Engine, Helper, Node, Setting
+from pibench.engines.spu.protocols import options
 from pibench.program import ir
 
 OPERATORS = (
@@ -74,6 +75,7 @@ def _engine(
         compute=compute,
         waiting=2.0,
         clocks=("all_phases",),
+        options=options(name),
         value_limits=value_limits,
         modules=("spu",),
         install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
