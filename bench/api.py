@@ -197,6 +197,7 @@ def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> 
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is at least 1, not {getattr(settings, name)}")
     role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
+    role = "protocol" if ENGINES[engine].clocks == ("all_phases",) else role
     usual = found.variant is not None and settings.width == WIDTH and found.shape == (3, 32, 32)
     own, width = None, settings.width
     if found.variant is None or found.shape != (3, 32, 32):
@@ -296,10 +297,11 @@ def compare(
 ) -> pd.DataFrame:
     """Compares two results files: one line a case that both hold, the ratio of the medians after / before.
 
-    Its interval is a bootstrap of each side (95 %), where both have six rounds or more. `slower` tells that a
-    ratio exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1.
-    `counts_equal` tells that rounds, bytes and ReLUs are the same. Raises ValueError for files without a
-    common case and, unless `across_machines`, for rows of two machines.
+    Clocks are online and offline, or all phases for an engine with one clock. The interval is a bootstrap of
+    each side (95 %), where both have six rounds or more. `slower` tells that a ratio (online or all phases)
+    exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1. `counts_equal`
+    tells that ReLUs are the same, and rounds and bytes where they do not vary from round to round. Raises
+    ValueError for files without a common case and, unless `across_machines`, for rows of two machines.
     """
     one, other = ({row["case"]: row for row in rows_of(place)} for place in (before, after))
     common = [case for case in one if case in other]
@@ -313,13 +315,16 @@ def compare(
                 f"{case} was measured on two machines ({_machine(old)}; {_machine(new)}), whose seconds do "
                 "not compare: say --across-machines to do it all the same"
             )
-        equal = old["traffic"] == new["traffic"] and old["cost"] == new["cost"]
+        equal = old["cost"] == new["cost"] and (
+            "traffic_of_rounds" in new or old["traffic"] == new["traffic"]
+        )
         line: dict[str, Any] = {"case": case, "counts_equal": equal, "slower": False}
-        for clock in ("online", "offline"):
-            seconds = [row["times"][f"{clock}_s"] for row in (old, new)]
+        judged = "all_phases" if "all_phases_s" in new["times"] else "online"
+        for clock in dict.fromkeys(("online", "offline", judged)):
+            seconds = [row["times"].get(f"{clock}_s", []) for row in (old, new)]
             ratio, low, high = quotient_of_medians(seconds[1], seconds[0])
             line |= {f"{clock}_ratio": ratio, f"{clock}_ratio_low": low, f"{clock}_ratio_high": high}
-            if clock == "online" and fail_above is not None:
+            if clock == judged and fail_above is not None:
                 line["slower"] = ratio > 1 + fail_above and not low <= 1
         lines.append(line)
     return pd.DataFrame(lines)

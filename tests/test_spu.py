@@ -25,8 +25,6 @@ from pibench.engines import ENGINES, NotPrepared, Setting
 from pibench.engines.base import EngineMissing
 from pibench.engines.spu import value_limits
 from pibench.engines.spu.link import connect, free_port, packed, unpacked
-from pibench.measure.case import Case
-from pibench.measure.session import Session
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, PartyFailed
@@ -55,12 +53,6 @@ def test_where_spu_is_missing_the_engine_says_what_installs_it(monkeypatch):
     monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
     with pytest.raises(EngineMissing, match=r"needs spu, .*pip install -e '\.\[spu\]'"):
         Parties(engine="spu-semi2k")
-
-
-def test_rows_of_one_clock_are_refused_by_the_session(monkeypatch, tmp_path):
-    monkeypatch.setitem(ENGINES, "spu-semi2k", replace(ENGINES["spu-semi2k"], modules=()))
-    case = Case("baseline", engine="spu-semi2k", width=8)
-    assert "one clock" in Session([case], tmp_path, run="none").obstacle(case)
 
 
 @needs_spu
