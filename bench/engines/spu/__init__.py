@@ -31,6 +31,13 @@ OPERATORS = (
     ir.Concatenate,
     ir.Flatten,
     ir.Mean,
+    ir.Affine,
+    ir.Shift,
+    ir.PiecewiseLinear,
+    ir.Combine,
+    ir.Rearrange,
+    ir.Sum,
+    ir.Weigh,
 )
 """The operators of the intermediate representation that `networks` can say to SPU."""
 
