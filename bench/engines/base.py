@@ -29,11 +29,15 @@ class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """What one step sends: collective rounds, and bytes by party; the opening is the step `open`."""
+    """What one step sends: collective rounds, their one-way trips in sequence (hops), and bytes by party.
+
+    The opening is the step `open`.
+    """
 
     name: str
     kind: str
     rounds: int
+    hops: int
     by_party: tuple[int, ...]
 
     @property
@@ -64,8 +68,8 @@ class Engine:
 
     What it does: `make_node(setting)` makes its part of a process, `value_limits(program)` gives bounds of
     values beyond the common one, `compile_all()` compiles once, into a cache on disk, what no measurement may
-    pay for. `traffic(program, batch, parties)` is its traffic law: rounds and bytes of each step, and of the
-    opening last. It is None for an engine without one.
+    pay for. `traffic(program, batch, parties)` is its traffic law: rounds, hops and bytes of each step, and
+    of the opening last. It is None for an engine without one.
 
     What it needs: `modules` must be importable, `install` is the command that makes them so. With
     `all_listen` every party listens and may be called by every other, as gloo's are, so each needs an address
