@@ -122,9 +122,9 @@ def cost(
     """Returns what a private inference costs, without running it: one line an engine or model and a link.
 
     `model` is a name, for which `settings` are those of `pibench.measure.network.network`, or a module with
-    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, and the bytes of the party
-    that sends most, of `batch` images; their `modelled_online_s` is what the link alone takes at least, one
-    one-way trip a round, without computing. Lines of kind "literature" are models of papers, for one image.
+    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, hops (one-way trips in
+    sequence) and the bytes of the party that sends most, of `batch` images; their `modelled_online_s` is what
+    the link alone takes, without computing. Lines of kind "literature" are models of papers, for one image.
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
@@ -141,7 +141,6 @@ def cost(
             lines.append({**same, "kind": "engine", "name": engine, "batch": batch, "note": str(error)})
             continue
         for link in LINKS.values():
-            least = sent.rounds * link.rtt_s / 2 + 8 * sent.bytes_sent / link.bandwidth_bits_s
             lines.append(
                 {
                     **same,
@@ -150,9 +149,10 @@ def cost(
                     "link": link.name,
                     "batch": batch,
                     "rounds": sent.rounds,
+                    "hops": sent.hops,
                     "bytes_sent": sent.bytes_sent,
-                    "modelled_online_s": least if link.shaped else math.nan,
-                    "note": "the link alone, at least; computing comes on top",
+                    "modelled_online_s": sent.least_s(link) if link.shaped else math.nan,
+                    "note": "the link alone; computing comes on top",
                 }
             )
     try:
@@ -174,7 +174,7 @@ def cost(
             }
         )
     frame = pd.DataFrame(lines)
-    for name in ("rounds", "bytes_sent"):
+    for name in ("rounds", "hops", "bytes_sent"):
         frame[name] = frame[name].astype("Float64").round().astype("Int64")
     return frame
 

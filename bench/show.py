@@ -95,6 +95,7 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         line = {
             "engine": name,
             "rounds": group["rounds"].iloc[0],
+            "hops": group["hops"].iloc[0],
             "MB sent": group["bytes_sent"].iloc[0] / 1e6,
         }
         line |= {
@@ -104,9 +105,7 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         }
         lines.append(line)
     batch = int(engines["batch"].iloc[0]) if len(engines) else 1
-    tables[f"Engines, batch {batch}: exact traffic; seconds that the link alone takes at least"] = (
-        pd.DataFrame(lines)
-    )
+    tables[f"Engines, batch {batch}: exact traffic; seconds that the link alone takes"] = pd.DataFrame(lines)
     papers = frame[frame["kind"] == "literature"]
     if len(papers):
         wide = papers.pivot(index="name", columns="link", values="modelled_total_s").reset_index()

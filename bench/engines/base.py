@@ -29,11 +29,15 @@ class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """The traffic of one step: collective rounds, and bytes by party; the opening is the step `open`."""
+    """The traffic of one step: collective rounds, one-way trips in sequence (hops), and bytes by party.
+
+    The opening is the step `open`.
+    """
 
     name: str
     kind: str
     rounds: int
+    hops: int
     by_party: tuple[int, ...]
 
     @property
@@ -70,8 +74,8 @@ class Engine:
 
     Functions: `make_node(setting)` makes the engine's part of a process. `value_limits(program)` returns
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
-    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds and bytes
-    of each step, with the opening last. It is None for an engine without one.
+    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
+    bytes of each step, with the opening last. It is None for an engine without one.
 
     Requirements: `modules` must be importable, and `install` is the command that installs them. With
     `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
