@@ -128,7 +128,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The state that the steps of one evaluation share: rounded weights, draws, whether sums must be exact."""
+    """The state that steps of one evaluation share: rounded weights, draws, whether sums must be exact."""
 
     weights: Mapping[str, Tensor]
     generator: torch.Generator
