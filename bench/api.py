@@ -122,9 +122,9 @@ def cost(
     """Returns what a private inference costs, without running it: one line an engine or model and a link.
 
     `model` is a name, for which `settings` are those of `pibench.measure.network.network`, or a module with
-    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, and the bytes of the party
-    that sends most, of `batch` images; their `modelled_online_s` is what the link alone takes at least, one
-    one-way trip a round, without computing. Lines of kind "literature" are models of papers, for one image.
+    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, hops (one-way trips in
+    sequence) and the bytes of the party that sends most, of `batch` images; their `modelled_online_s` is what
+    the link alone takes, without computing. Lines of kind "literature" are models of papers, for one image.
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
@@ -141,7 +141,6 @@ def cost(
             lines.append({**same, "kind": "engine", "name": engine, "batch": batch, "note": str(error)})
             continue
         for link in LINKS.values():
-            least = sent.rounds * link.rtt_s / 2 + 8 * sent.bytes_sent / link.bandwidth_bits_s
             lines.append(
                 {
                     **same,
@@ -150,9 +149,10 @@ def cost(
                     "link": link.name,
                     "batch": batch,
                     "rounds": sent.rounds,
+                    "hops": sent.hops,
                     "bytes_sent": sent.bytes_sent,
-                    "modelled_online_s": least if link.shaped else math.nan,
-                    "note": "the link alone, at least; computing comes on top",
+                    "modelled_online_s": sent.least_s(link) if link.shaped else math.nan,
+                    "note": "the link alone; computing comes on top",
                 }
             )
     try:
@@ -174,7 +174,7 @@ def cost(
             }
         )
     frame = pd.DataFrame(lines)
-    for name in ("rounds", "bytes_sent"):
+    for name in ("rounds", "hops", "bytes_sent"):
         frame[name] = frame[name].astype("Float64").round().astype("Int64")
     return frame
 
@@ -197,6 +197,7 @@ def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> 
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is at least 1, not {getattr(settings, name)}")
     role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
+    role = "protocol" if ENGINES[engine].clocks == ("all_phases",) else role
     usual = found.variant is not None and settings.width == WIDTH and found.shape == (3, 32, 32)
     own, width = None, settings.width
     if found.variant is None or found.shape != (3, 32, 32):
@@ -296,10 +297,11 @@ def compare(
 ) -> pd.DataFrame:
     """Compares two results files: one line a case that both hold, the ratio of the medians after / before.
 
-    Its interval is a bootstrap of each side (95 %), where both have six rounds or more. `slower` tells that a
-    ratio exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1.
-    `counts_equal` tells that rounds, bytes and ReLUs are the same. Raises ValueError for files without a
-    common case and, unless `across_machines`, for rows of two machines.
+    Clocks are online and offline, or all phases for an engine with one clock. The interval is a bootstrap of
+    each side (95 %), where both have six rounds or more. `slower` tells that a ratio (online or all phases)
+    exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1. `counts_equal`
+    tells that ReLUs are the same, and rounds and bytes where they do not vary from round to round. Raises
+    ValueError for files without a common case and, unless `across_machines`, for rows of two machines.
     """
     one, other = ({row["case"]: row for row in rows_of(place)} for place in (before, after))
     common = [case for case in one if case in other]
@@ -313,13 +315,16 @@ def compare(
                 f"{case} was measured on two machines ({_machine(old)}; {_machine(new)}), whose seconds do "
                 "not compare: say --across-machines to do it all the same"
             )
-        equal = old["traffic"] == new["traffic"] and old["cost"] == new["cost"]
+        equal = old["cost"] == new["cost"] and (
+            "traffic_of_rounds" in new or old["traffic"] == new["traffic"]
+        )
         line: dict[str, Any] = {"case": case, "counts_equal": equal, "slower": False}
-        for clock in ("online", "offline"):
-            seconds = [row["times"][f"{clock}_s"] for row in (old, new)]
+        judged = "all_phases" if "all_phases_s" in new["times"] else "online"
+        for clock in dict.fromkeys(("online", "offline", judged)):
+            seconds = [row["times"].get(f"{clock}_s", []) for row in (old, new)]
             ratio, low, high = quotient_of_medians(seconds[1], seconds[0])
             line |= {f"{clock}_ratio": ratio, f"{clock}_ratio_low": low, f"{clock}_ratio_high": high}
-            if clock == "online" and fail_above is not None:
+            if clock == judged and fail_above is not None:
                 line["slower"] = ratio > 1 + fail_above and not low <= 1
         lines.append(line)
     return pd.DataFrame(lines)

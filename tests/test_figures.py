@@ -7,10 +7,10 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from results_factory import LINKED, case_id, make_row, make_rows, remember
+from results_factory import LINKED, case_id, make_protocol_rows, make_row, make_rows, remember
 
 from pibench import figures, report
-from pibench.figures.data import whole_percents
+from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
 from pibench.report import statistics
@@ -451,3 +451,12 @@ def test_each_table_is_needed(project, capsys, name):
     assert run(project) == 1
     assert f"{name}.csv cannot be read" in capsys.readouterr().err
     assert not (project / "plots").exists()
+
+
+def test_rows_of_one_clock_are_in_no_figure_of_online_seconds(data):
+    both = tables([*make_rows(), *make_protocol_rows()])
+    for choose in (measured_cases, headline_cases):
+        assert list(choose(both.summary)["case"]) == list(choose(data.summary)["case"])
+    alone = tables(make_protocol_rows())
+    with pytest.raises(Missing):
+        headline_cases(alone.summary)

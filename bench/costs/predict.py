@@ -20,6 +20,8 @@ import pandas as pd
 from pibench.costs import literature
 from pibench.engines import ENGINES
 from pibench.engines.base import StepTraffic
+from pibench.links.link import Link
+from pibench.links.model import predict_online
 from pibench.program.ir import Program
 
 
@@ -33,6 +35,15 @@ class Prediction:
     def rounds(self) -> int:
         """Collective calls, the opening included."""
         return sum(step.rounds for step in self.steps)
+
+    @property
+    def hops(self) -> int:
+        """One-way trips in sequence: a round of the stock engine is several."""
+        return sum(step.hops for step in self.steps)
+
+    def least_s(self, link: Link) -> float:
+        """Seconds that `link` alone takes: half a round trip a hop, and the bytes; nothing is computed."""
+        return predict_online(0.0, self.hops, self.bytes_sent, link, 0.0).online_s
 
     @property
     def by_party(self) -> tuple[int, ...]:
@@ -56,7 +67,7 @@ def engines_with_a_law() -> list[str]:
 
 
 def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> Prediction:
-    """Predicts rounds and bytes of one inference of `batch` images, step by step.
+    """Predicts rounds, hops and bytes of one inference of `batch` images, step by step.
 
     Raises ValueError for an engine without a cost model, a number of parties that it cannot run with, or an
     empty batch. Raises NotImplementedError for an operator that the engine does not have.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,15 @@ class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """The traffic of one step: collective rounds, and bytes by party; the opening is the step `open`."""
+    """The traffic of one step: collective rounds, one-way trips in sequence (hops), and bytes by party.
+
+    The opening is the step `open`.
+    """
 
     name: str
     kind: str
     rounds: int
+    hops: int
     by_party: tuple[int, ...]
 
     @property
@@ -45,6 +49,11 @@ class StepTraffic:
 def no_limits(program: Program) -> dict[str, float]:
     """Returns no limits beyond the common one (`pibench.program.lower.VALUE_LIMIT`)."""
     return {}
+
+
+def usual_options() -> dict[str, str | int | bool]:
+    """Returns the arithmetic of an engine that leaves nothing to choose."""
+    return {"ring_bits": 64, "fraction_bits": 16}
 
 
 def nothing_to_compile() -> None:
@@ -60,12 +69,13 @@ class Engine:
     randomness to the roles of its helper processes; the usual source comes first. The roles in `serving` obey
     their own protocol, also online, and not the driver's commands. `clocks` are the timed phases: offline and
     online, or `all_phases` for an engine without an offline phase. `exact_truncation` is true if no
-    truncation is ever wrong by more than one unit in the last place.
+    truncation is ever wrong by more than one unit in the last place. `options` is the arithmetic as rows
+    store it: the bits of the ring and of fractions, and the choices that the protocol offers.
 
     Functions: `make_node(setting)` makes the engine's part of a process. `value_limits(program)` returns
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
-    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds and bytes
-    of each step, with the opening last. It is None for an engine without one.
+    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
+    bytes of each step, with the opening last. It is None for an engine without one.
 
     Requirements: `modules` must be importable, and `install` is the command that installs them. With
     `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
@@ -92,6 +102,7 @@ class Engine:
     waiting: float
     serving: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("offline", "online")
+    options: Mapping[str, str | int | bool] = field(default_factory=usual_options)
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None

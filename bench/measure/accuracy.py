@@ -107,7 +107,8 @@ def fixed_point(model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0)
     Raises ExportError for a network that parties cannot run, PrecisionError for one that float64 cannot.
     """
     chunks = images.split(PLAINTEXT_BATCH)
-    network = FixedPoint.of(lower(model, chunks[0]))
+    lowered = lower(model, chunks[0])
+    network = FixedPoint.of(lowered.program, lowered.weights)
     generator = torch.Generator().manual_seed(seed)
     predicted = torch.cat([network.logits(chunk, generator).argmax(1) for chunk in chunks])
     plain = torch.cat([model(chunk).argmax(1) for chunk in chunks])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pibench.costs import literature
+from pibench.engines import ENGINES
 from pibench.engines.base import StepCost
 from pibench.measure.count import count_program
 from pibench.measure.rounds import Measurement
@@ -42,6 +43,10 @@ def row_of(
         if reference is not None
         else None
     )
+    sent = [measurement.rounds.traffic[i] for i in kept]
+    traffic = subject.traffic
+    if varies := not subject.parties.steady_traffic and bool(sent):
+        traffic = sorted(sent, key=lambda each: each.bytes_total)[(len(sent) - 1) // 2]
     offline = subject.parties.offline
     layers = layer_rows([subject.parties.profile(subject.images) for _ in range(case.profiles)], cost)
     return {
@@ -50,6 +55,8 @@ def row_of(
         "width": case.width,
         "engine": case.engine,
         "provider": subject.parties.provider,
+        "trust": ENGINES[case.engine].trust,
+        "options": dict(ENGINES[case.engine].options),
         "batch": case.batch,
         "link": case.link,
         "timing": "emulated" if subject.parties.link.shaped else "measured",
@@ -59,7 +66,8 @@ def row_of(
         "weights": weights,
         "images": images,
         "cost": {name: getattr(cost, name) for name in COUNTS},
-        "traffic": traffic_row(subject.traffic, subject.parties.hops),
+        "traffic": traffic_row(traffic, subject.parties.hops),
+        **({"traffic_of_rounds": [_short_traffic(each) for each in sent]} if varies else {}),
         "setup": {
             "seconds": subject.set_up.seconds,
             "rounds": subject.set_up.rounds,
@@ -87,7 +95,7 @@ def row_of(
         "rounds": {"attempted": len(measurement.rounds.online_s), "succeeded": len(kept)},
         "layers": layers,
         "network": network_row(case.variant, subject),
-        "conventions": provenance.CONVENTIONS,
+        "conventions": provenance.conventions(measurement.clocks),
         **context,
         "run": run,
         "started": measurement.started,
@@ -103,6 +111,10 @@ def traffic_row(traffic: Traffic, hops: int) -> dict[str, Any]:
         "bytes_total": traffic.bytes_total,
         "hops": hops,
     }
+
+
+def _short_traffic(traffic: Traffic) -> dict[str, Any]:
+    return {"rounds": traffic.rounds, "bytes_sent_by_party": list(traffic.by_party)}
 
 
 def network_row(name: str, subject: Subject) -> dict[str, Any] | None:

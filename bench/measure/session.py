@@ -39,10 +39,6 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
     return default_images(IMAGES, size)
 
 
-TIMED = ("offline", "online")
-"""The clocks that a row holds."""
-
-
 class Session:
     """Measures cases one after the other; use it by `with`.
 
@@ -177,8 +173,6 @@ class Session:
         known = ENGINES[case.engine]
         if (reason := known.missing()) is not None:
             return reason
-        if known.clocks != TIMED:
-            return f"the {known.name} engine has one clock, and rows of one clock are not stored yet"
         free = available_memory()
         if free is None:
             return None
@@ -199,8 +193,9 @@ class Session:
         """Returns one line: the case of `row`, its medians, the cases done of `total`, the time left."""
         times = row["times"]
         medians = [
-            f"{name} {statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else f"{name} -"
-            for name in ("offline", "online")
+            f"{name.replace('_', ' ')} "
+            + (f"{statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else "-")
+            for name in ENGINES[row["engine"]].clocks
         ]
         return (
             f"{row['case']}: {', '.join(medians)}, {row['traffic']['bytes_sent'] / 1e6:.1f} MB, "

@@ -24,10 +24,20 @@ def evaluate(
 
     `after` sees the value of every step.
     """
+    return walk(program, images, lambda step, *inputs: value_of(step.operator, weights, *inputs), after)
+
+
+def walk(
+    program: ir.Program,
+    images: Tensor,
+    apply: Callable[..., Tensor],
+    after: Callable[[ir.Step, Tensor], None] | None = None,
+) -> Tensor:
+    """Returns the output of a program whose steps are `apply(step, *inputs)`; `after` sees every value."""
     values = {program.input: images}
     last = program.last_uses()
     for step in program.steps:
-        values[step.name] = value_of(step.operator, weights, *(values[name] for name in step.inputs))
+        values[step.name] = apply(step, *(values[name] for name in step.inputs))
         if after is not None:
             after(step, values[step.name])
         for name in {name for name in step.inputs if last.get(name) == step.name}:

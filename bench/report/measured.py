@@ -18,7 +18,7 @@ def latency_rows(rows: Iterable[Row]) -> dict[tuple[str, int, str], Row]:
     found: dict[tuple[str, int, str], Row] = {}
     for row in sorted(rows, key=place_of):
         usual = row["batch"] == 1 and row["parties"] == 2 and row["link"] == "loopback"
-        if usual and row["timing"] == "measured" and row["times"]["online_s"]:
+        if usual and row["timing"] == "measured" and row["times"].get("online_s"):
             found.setdefault((row["variant"], row["width"], row["engine"]), row)
     return found
 

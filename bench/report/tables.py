@@ -36,7 +36,8 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
     Times of a row whose `timing` is "emulated" stand in columns of their own, `emulated_online_median_s` and
     so on. Beside them is what the arithmetic model makes of the same case on loopback, `loopback_case`:
     `modelled_online_s`, its parts, and `model_error` = modelled / emulated - 1. A loopback line has the parts
-    alone: the model's split of its measured median.
+    alone: the model's split of its measured median. A row of one clock has its times in columns
+    `all_phases_median_s` and so on, and no value in those of the phases.
     """
     rows = list(rows)
     frame = _frame([_summarize_row(row) | model_link(row, rows) for row in rows])
@@ -97,16 +98,19 @@ def _summarize_row(row: Row) -> dict[str, Any]:
         "offline_correlated_bytes": _largest(offline["correlated_bytes_by_party"]),
         "offline_dealt_bytes": offline["dealt_bytes"],
     }
-    for clock in CLOCKS:
-        found = spread(row["times"][f"{clock}_s"])
+    one_clock = ("all_phases",) if "all_phases_s" in row["times"] else ()
+    clocks = (*CLOCKS, *one_clock)
+    for clock in clocks:
+        found = spread(row["times"].get(f"{clock}_s", []))
         line |= {f"{prefix}{clock}_{name}": value for name, value in found.items()}
-    for clock in ("online", "total"):
+    for clock in ("online", "total", *one_clock):
         median = line[f"{prefix}{clock}_median_s"]
         line[f"{prefix}{clock}_images_per_s"] = row["batch"] / median if median else math.nan
     reference = row["reference"]
     line["reference_case"] = reference["case"] if reference else None
-    for clock in CLOCKS:
-        found = speedup(reference[f"{clock}_s"], row["times"][f"{clock}_s"]) if reference else speedup([], [])
+    for clock in clocks:
+        pairs = [part.get(f"{clock}_s", []) for part in (reference or {}, row["times"])]
+        found = speedup(*pairs) if reference else speedup([], [])
         line |= {f"{prefix}{clock}_{name}": value for name, value in found.items()}
     line |= {
         "peak_memory_bytes": _largest(row["peak_memory_bytes_by_party"]),
@@ -120,6 +124,7 @@ def _summarize_row(row: Row) -> dict[str, Any]:
         "repetitions_attempted": row["rounds"]["attempted"],
         "repetitions_succeeded": row["rounds"]["succeeded"],
     }
+    line |= {f"option_{name}": value for name, value in row.get("options", {}).items()}
     line |= _summarize_check(row["link_check"])
     machine = row["machine"]
     line |= {

@@ -5,16 +5,18 @@ Each operator is a list of the collectives of CrypTen 0.4.1. They are taken from
 maximum by log reduction. One collective is one round. n counts elements of the whole batch, a word is 8
 bytes, P is the number of parties.
 
-    AND of n words             one all-reduce of 2n
+    AND of n words             one all-reduce of n and n
     sum of two binary words    1 AND of n, then log2(64) = 6 levels that update S and P at once: ANDs of 2n
     sign (x < 0)               P binary shares summed in a tree, then one bit to arithmetic: all-reduce of n
     ReLU                       sign, then a product: (2 + 6 * 4 + 1 + 2) n = 29 n words and 9 rounds for P = 2
-    product / square           all-reduce of 2n / n
-    linear map                 all-reduce of |x| + |W|: the weights are masked and opened again
+    product / square           all-reduce of n and n / of n
+    linear map                 all-reduce of |x| and |W|: the weights are masked and opened again
     division by a constant     nothing for P = 2; a gather of n at party 0 (the wrap count) for P = 3
 
-The truncation after a fixed-point product is such a division; a product with a bit needs none. This module
-neither imports CrypTen nor starts a process.
+Tensors of one all-reduce travel at the same time, so the larger one decides the number of one-way trips
+(`pibench.links.model.ring_hops`). A gather takes two: the receiver is ready, then the data. The truncation
+after a fixed-point product is such a division; a product with a bit needs none. This module neither imports
+CrypTen nor starts a process.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from functools import singledispatch
 from math import log, prod
 
 from pibench.engines.base import StepTraffic
+from pibench.links.model import ring_hops
 from pibench.program import ir
 
 WORD = 8
@@ -37,13 +40,18 @@ PAIRWISE_LIMIT = 2 * BITS
 
 @dataclass(frozen=True)
 class AllReduce:
-    """Opens `words` shared words to every party, by a ring."""
+    """Opens `words` shared words to every party, by a ring; `beside` more at the same time, by another."""
 
     words: int
+    beside: int = 0
 
     def sent(self, rank: int, parties: int) -> int:
         """Returns the bytes that a party sends: 2 (P - 1) / P of the payload."""
-        return 2 * (parties - 1) * WORD * self.words // parties
+        return 2 * (parties - 1) * WORD * (self.words + self.beside) // parties
+
+    def hops(self, parties: int) -> int:
+        """Returns the one-way trips in sequence: those of the larger tensor."""
+        return ring_hops(WORD * max(self.words, self.beside), parties)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,10 @@ class Gather:
         """Returns the bytes that a party sends: the payload, or 0 at party 0."""
         return 0 if rank == 0 else WORD * self.words
 
+    def hops(self, parties: int) -> int:
+        """Returns the one-way trips in sequence: party 0 is ready, then the data."""
+        return 2
+
 
 Collective = AllReduce | Gather
 Collectives = list[Collective]
@@ -63,7 +75,7 @@ Collectives = list[Collective]
 
 def conjunction(n: int) -> Collectives:
     """Lists the collectives of n ANDs of binary words."""
-    return [AllReduce(2 * n)]
+    return [AllReduce(n, n)]
 
 
 def binary_sum(n: int) -> Collectives:
@@ -98,7 +110,7 @@ def equality(n: int, parties: int) -> Collectives:
 
 def product(n: int) -> Collectives:
     """Lists the collectives of n products of two secrets, not truncated."""
-    return [AllReduce(2 * n)]
+    return [AllReduce(n, n)]
 
 
 def division(n: int, parties: int) -> Collectives:
@@ -158,7 +170,7 @@ def _collectives(operator: object, step: ir.Step, batch: int, parties: int) -> C
 def _(
     operator: ir.Convolution | ir.Linear | ir.Affine, step: ir.Step, batch: int, parties: int
 ) -> Collectives:
-    opened = AllReduce(batch * step.input_size + prod(operator.weight_shape))
+    opened = AllReduce(batch * step.input_size, prod(operator.weight_shape))
     return [opened, *division(batch * step.size, parties)]
 
 
@@ -181,7 +193,7 @@ def _(operator: ir.MaxPool, step: ir.Step, batch: int, parties: int) -> Collecti
 
 @_collectives.register
 def _(operator: ir.Multiply, step: ir.Step, batch: int, parties: int) -> Collectives:
-    factors = AllReduce(batch * sum(prod(shape) for shape in step.input_shapes))
+    factors = AllReduce(*(batch * prod(shape) for shape in step.input_shapes))
     return [factors, *division(batch * step.size, parties)]
 
 
@@ -228,7 +240,7 @@ def traffic(program: ir.Program, batch: int, parties: int) -> list[StepTraffic]:
 
     def sent(name: str, kind: str, made: Collectives) -> StepTraffic:
         by_party = tuple(sum(each.sent(rank, parties) for each in made) for rank in range(parties))
-        return StepTraffic(name, kind, len(made), by_party)
+        return StepTraffic(name, kind, len(made), sum(each.hops(parties) for each in made), by_party)
 
     listed = [sent(s.name, s.kind, step_collectives(s, batch, parties)) for s in program.steps]
     return [*listed, sent("open", "open", opening_collectives(program, batch))]

@@ -15,6 +15,7 @@ everything that they do.
 from __future__ import annotations
 
 from pibench.engines.base import Engine, Helper, Node, Setting
+from pibench.engines.spu.protocols import options
 from pibench.program import ir
 
 OPERATORS = (
@@ -30,6 +31,13 @@ OPERATORS = (
     ir.Concatenate,
     ir.Flatten,
     ir.Mean,
+    ir.Affine,
+    ir.Shift,
+    ir.PiecewiseLinear,
+    ir.Combine,
+    ir.Rearrange,
+    ir.Sum,
+    ir.Weigh,
 )
 """The operators of the intermediate representation that `networks` can say to SPU."""
 
@@ -59,7 +67,7 @@ def value_limits(program: ir.Program) -> dict[str, float]:
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
 ) -> Engine:
-    """Describes one protocol; `compute` is against the stock engine's time for one image."""
+    """Describes one protocol; `compute` is against the stock engine's time for one image and peer."""
     return Engine(
         name=name,
         label=label,
@@ -74,6 +82,7 @@ def _engine(
         compute=compute,
         waiting=2.0,
         clocks=("all_phases",),
+        options=options(name),
         value_limits=value_limits,
         modules=("spu",),
         install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
@@ -94,7 +103,7 @@ ABY3 = _engine(
     "spu-aby3",
     "ABY3 (SPU)",
     "three semi-honest parties, of whom no two collude; no dealer",
-    *(3, "none", 6.0, "-.", True),
+    *(3, "none", 3.0, "-.", True),
 )
 CHEETAH = _engine(
     "spu-cheetah",

@@ -62,14 +62,7 @@ START = ir.Program(
 
 def weight_shapes(steps: Iterable[ir.Step]) -> dict[str, tuple[int, ...]]:
     """Maps the names of the weights that the steps use to their shapes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for step in steps:
-        op = step.operator
-        if isinstance(op, ir.Convolution | ir.Linear):
-            shapes[op.weight] = op.weight_shape
-            if op.bias is not None:
-                shapes[op.bias] = op.weight_shape[:1]
-    return shapes
+    return {name: shape for step in steps for name, shape in ir.stored_of(step.operator).items()}
 
 
 def weight(name: str) -> str:

@@ -49,13 +49,18 @@ def runtime_config(protocol: Protocol) -> Any:
     return config
 
 
-def options(engine: str) -> dict[str, Any]:
-    """Describes an engine's arithmetic as a row stores it."""
+def options(engine: str) -> dict[str, str | int | bool]:
+    """Describes an engine's arithmetic as a row stores it, by SPU's own names of its options.
+
+    No comparison is approximate, so that a ReLU is exact; `enable_mul_lsb_error` is CHEETAH's alone.
+    """
+    kind = PROTOCOLS[engine].kind
     return {
-        "protocol": PROTOCOLS[engine].kind,
+        "protocol": kind,
         "ring_bits": 64,
         "fraction_bits": FRACTION_BITS,
+        "relu": "exact",
         "trunc_allow_msb_error": False,
-        "enable_mul_lsb_error": False,
-        "colocated": PROTOCOLS[engine].colocated,
+        **({"enable_mul_lsb_error": False} if kind == "CHEETAH" else {}),
+        "experimental_enable_colocated_optimization": PROTOCOLS[engine].colocated,
     }
