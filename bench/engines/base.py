@@ -52,7 +52,7 @@ def no_limits(program: Program) -> dict[str, float]:
 
 
 def usual_options() -> dict[str, str | int | bool]:
-    """Returns the arithmetic of an engine that leaves nothing to choose."""
+    """Returns the arithmetic of an engine without choices."""
     return {"ring_bits": 64, "fraction_bits": 16}
 
 

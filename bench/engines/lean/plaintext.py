@@ -63,7 +63,7 @@ class PrecisionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FixedPoint:
-    """A program that is evaluated in fixed point: its plan, and its weights rounded as the plan says."""
+    """A program in fixed point: its plan, and its weights rounded as the plan says."""
 
     plan: Plan
     weights: Mapping[str, Tensor]
@@ -94,8 +94,8 @@ class FixedPoint:
     ) -> Tensor:
         """Returns float64 logits [N, classes] of `images` [N, *input_shape].
 
-        Truncations draw from `generator`; `after` sees the value of every step. Raises PrecisionError where
-        float64 might not be exact; unless `exact`, sums beyond 53 bits lose their last ones.
+        Truncations draw from `generator`; `after` receives the value of every step. Raises PrecisionError if
+        `exact` and float64 might not be exact. Without `exact`, sums beyond 53 bits lose their last bits.
         """
         run = _Run(self.weights, generator, exact)
         program = self.plan.program
@@ -128,7 +128,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The state that steps of one evaluation share: rounded weights, draws, whether sums must be exact."""
+    """The common state of the steps of one evaluation: weights, draws, and whether sums must be exact."""
 
     weights: Mapping[str, Tensor]
     generator: torch.Generator
