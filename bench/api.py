@@ -19,9 +19,9 @@ from pibench.costs.predict import engines_with_a_law, predict
 from pibench.engines import ENGINES
 from pibench.links.link import LINKS, parse_link
 from pibench.measure.case import Case, OwnNetwork
+from pibench.measure.count import count_program
 from pibench.measure.network import Chosen, nearest, network
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import cost_of
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
 from pibench.models.weights import read_manifest
@@ -128,8 +128,8 @@ def cost(
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
-    counted = cost_of(found.model, example)
     program = lower(found.model, example).program
+    counted = count_program(program)
     same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
     lines: list[dict[str, Any]] = []
     for engine in engines_with_a_law():

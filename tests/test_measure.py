@@ -21,8 +21,9 @@ from pibench import report
 from pibench.engines import ENGINES
 from pibench.links import LINKS
 from pibench.measure.case import Case
+from pibench.measure.count import cost_of
 from pibench.measure.rounds import Measurement, Rounds
-from pibench.measure.row import cost_of, row_of
+from pibench.measure.row import row_of
 from pibench.measure.session import Session
 from pibench.measure.subject import Subject
 from pibench.measure.suites import (

@@ -19,10 +19,10 @@ from torch import nn
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
 from pibench.measure.case import Case
+from pibench.measure.count import Cost, cost_of
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import context, cost_of, row_of
+from pibench.measure.row import context, row_of
 from pibench.measure.subject import Subject
-from pibench.models.cost import Cost
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
@@ -61,6 +61,7 @@ class Session:
         self.remote = remote
         self.context = context()
         self.subjects: dict[str, Subject] = {}
+        self.costs: dict[str, Cost] = {}  # of users' networks, by case
         self.idle: list[Parties] = []
         self.started = time.monotonic()
         self.total_work = sum(map(_work, cases))
@@ -125,7 +126,9 @@ class Session:
         """Returns the static cost of a case's network for one image."""
         if case.own is None:
             return _counted(case.variant, case.width)
-        return cost_of(case.own.model, case.own.images)
+        if case.id not in self.costs:
+            self.costs[case.id] = cost_of(case.own.model, case.own.images)
+        return self.costs[case.id]
 
     def subject(self, case: Case) -> Subject:
         """Returns the loaded parties of a case, started when they are not there yet."""
