@@ -18,6 +18,8 @@ from pibench.measure.session import Session
 from pibench.measure.suites import (
     default_cases,
     extra_cases,
+    protocol_cases,
+    protocol_link_cases,
     select,
     small,
     smoke_cases,
@@ -31,7 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURED = pytest.StashKey[tuple[Path, str]]()
 """The folder of this session's rows and the name of its run, once parties have started."""
 ASK_FOR_RAW = ("--benchmark-columns", "--benchmark-verbose")
-CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}  # the first one asked for
+CASES = {
+    "--smoke": smoke_cases,
+    "--sweep": sweep_cases,
+    "--extra": extra_cases,
+    "--protocols": protocol_cases,
+    "--protocol-links": protocol_link_cases,
+}  # the first one asked for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep", action="store_true", help="all variants on every link, and at width 16, instead"
     )
+    group.addoption("--protocols", action="store_true", help="six networks under five protocols, instead")
+    group.addoption("--protocol-links", action="store_true", help="SPU's protocols over LAN and WAN, instead")
     group.addoption(
         "--engine",
         choices=[name for name, engine in ENGINES.items() if engine.offered],

@@ -7,11 +7,19 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from protocol_rows import SIX, make_protocol_row, make_protocol_rows
-from results_factory import LINKED, case_id, make_row, make_rows, remember
+from protocol_rows import SIX, make_five_protocols
+from results_factory import (
+    LINKED,
+    case_id,
+    make_protocol_row,
+    make_protocol_rows,
+    make_row,
+    make_rows,
+    remember,
+)
 
 from pibench import figures, report
-from pibench.figures.data import whole_percents
+from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
 from pibench.report import statistics
@@ -234,8 +242,7 @@ def test_all_variants_on_links_have_a_figure_of_their_own(data):
 
 
 def test_protocols_are_drawn_beside_their_own_baseline():
-    rows = make_protocol_rows()
-    data = tables(rows)
+    data = tables(make_five_protocols())
     figure = figures.FIGURES["protocols"](data)
     check_texts(figure)
     seconds = figure.axes[: len(figure.axes) // 2]
@@ -480,3 +487,12 @@ def test_each_table_is_needed(project, capsys, name):
     assert run(project) == 1
     assert f"{name}.csv cannot be read" in capsys.readouterr().err
     assert not (project / "plots").exists()
+
+
+def test_rows_of_one_clock_are_in_no_figure_of_online_seconds(data):
+    both = tables([*make_rows(), *make_protocol_rows()])
+    for choose in (measured_cases, headline_cases):
+        assert list(choose(both.summary)["case"]) == list(choose(data.summary)["case"])
+    alone = tables(make_protocol_rows())
+    with pytest.raises(Missing):
+        headline_cases(alone.summary)

@@ -30,6 +30,8 @@ from pibench.measure.suites import (
     OTHERS,
     TRAINED_WIDTH,
     default_cases,
+    protocol_cases,
+    protocol_link_cases,
     select,
     small,
     smoke_cases,
@@ -39,6 +41,7 @@ from pibench.measure.verdict import WrongAnswer
 from pibench.models.catalogue import variant_names
 from pibench.models.variants import VARIANTS
 from pibench.parties.driver import Parties, PartyFailed
+from pibench.report.statistics import FEWEST
 from pibench.store.results import Store, validate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,10 +259,37 @@ def test_cases_are_distinct_and_their_references_are_cases():
             "joint-0.052",
             "merged-exact",
         }
-    assert {case.engine for case in smoke_cases()} == {"stock", "lean"}
+    spu = {"spu-semi2k", "spu-aby3", "spu-cheetah"}
+    assert {case.engine for case in smoke_cases()} == {"stock", "lean"} | spu
     assert all(case.width == 8 and case.rounds == 1 for case in smoke_cases())
     lean = select(cases, "lean")
     assert all(case.reference is None or case.reference.engine == "lean" for case in lean)
+
+
+def test_the_same_networks_under_five_protocols():
+    cases = protocol_cases()
+    assert len({case.id for case in cases}) == len(cases) == 30
+    assert {(case.engine, case.variant) for case in cases} == set(
+        itertools.product(
+            ("stock", "lean", "spu-semi2k", "spu-aby3", "spu-cheetah"),
+            ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact"),
+        )
+    )
+    assert all(case.width == 64 and case.link == "loopback" for case in cases)
+    assert all(case.rounds >= FEWEST for case in cases if case.role == "protocol")
+    assert {case.id for case in cases if case.role == "headline"} <= {case.id for case in default_cases()}
+    by_id = {case.id: case for case in cases}
+    for case in cases:
+        assert case.parties in ENGINES[case.engine].parties
+        if case.reference is not None:
+            assert by_id[case.reference.id] == case.reference
+            assert ENGINES[case.reference.engine].clocks == ENGINES[case.engine].clocks
+    links = protocol_link_cases()
+    assert {(case.engine, case.link) for case in links} == set(
+        itertools.product(("spu-semi2k", "spu-aby3", "spu-cheetah"), ("lan", "wan"))
+    )
+    assert all(case.role == "protocol" for case in links)
+    assert not {case.id for case in links} & {case.id for case in cases}
 
 
 def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():

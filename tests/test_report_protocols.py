@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from protocol_rows import SIX, make_protocol_row, make_protocol_rows
-from results_factory import LINKED, make_row, remember
+from protocol_rows import SIX, make_five_protocols
+from results_factory import LINKED, make_protocol_row, make_row, remember
 
 from pibench import report
 from pibench.costs.literature import CHANNELS, modelled, network_from_dict
@@ -30,7 +30,7 @@ def tables(rows):
 
 @pytest.fixture(scope="module")
 def rows():
-    rows = make_protocol_rows()
+    rows = make_five_protocols()
     for row in rows:
         validate(row)
     return rows

@@ -40,8 +40,9 @@ class Case:
     measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds (their
     median); `reference` is the case measured in turn with this one; `role` groups rows in reports:
     "headline", "batch" (more than one image), "link" (not loopback), "sweep" (what `suites.sweep_cases` adds
-    on loopback) or "extra" (other settings). `link` is a key of `pibench.links.LINKS`, a link such as
-    "200Mbit/40ms" or, between two hosts, what `pibench.hosts.remote` calls it.
+    on loopback), "protocol" (an engine with one clock, on any link) or "extra" (other settings). `link` is a
+    key of `pibench.links.LINKS`, a link such as "200Mbit/40ms" or, between two hosts, what
+    `pibench.hosts.remote` calls it.
     """
 
     variant: str

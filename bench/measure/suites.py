@@ -27,10 +27,16 @@ HEADLINE = (
 )
 OTHERS = tuple(name for name in variant_names() if name not in HEADLINE)
 SLOW = ("lan", "wan", "wan-slow")
+COMPARED = ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact")
+"""The networks that are measured under every protocol."""
+SHAPED = ("lan", "wan")
 
 
 STOCK = Case("baseline")
 LEAN = Case("baseline", engine="lean", profiles=9, reference=STOCK)
+SEMI2K = Case("baseline", engine="spu-semi2k", role="protocol", rounds=6, profiles=1)
+ABY3 = replace(SEMI2K, engine="spu-aby3", parties=3)
+CHEETAH = replace(SEMI2K, engine="spu-cheetah", warm_up=False)
 
 
 def default_cases() -> tuple[Case, ...]:
@@ -112,6 +118,37 @@ def extra_cases() -> tuple[Case, ...]:
     )
 
 
+def protocol_cases() -> tuple[Case, ...]:
+    """Returns the same networks under five protocols, on loopback: `make protocols`.
+
+    Stock and lean are the default cases' own, so that all five are measured by one run. A CHEETAH round takes
+    a minute and a half: its rounds are not paired, since a partner for each would double an hour, and its
+    first round needs no warm-up, for SPU's parties have met and made their keys when a network is loaded.
+    """
+    usual = [case for case in default_cases() if case.role == "headline" and case.variant in COMPARED]
+    return (
+        *usual,
+        *(
+            replace(first, variant=variant, reference=None if variant == "baseline" or alone else first)
+            for first, alone in ((SEMI2K, False), (ABY3, False), (CHEETAH, True))
+            for variant in COMPARED
+        ),
+    )
+
+
+def protocol_link_cases() -> tuple[Case, ...]:
+    """Returns SPU's protocols over LAN and WAN: `make protocol-links`.
+
+    A round of CHEETAH over the WAN takes about five minutes, most of it waiting.
+    """
+    return tuple(
+        replace(engine, variant=variant, link=link, rounds=rounds, profiles=0, warm_up=False)
+        for engine, rounds in ((SEMI2K, 3), (ABY3, 3), (CHEETAH, 1))
+        for link in SHAPED
+        for variant in LINKED
+    )
+
+
 def two_host_cases(link: str) -> tuple[Case, ...]:
     """Returns the headline with party 1 on another host, over a link that is called so: `pytest --remote`."""
 
@@ -135,9 +172,13 @@ def small(case: Case | None, width: int = 8) -> Case | None:
 
 
 def smoke_cases(width: int = 8) -> tuple[Case, ...]:
-    """Returns cases that take every code path of the default and extra ones once, at a small width."""
+    """Returns cases that take every code path of the default and extra ones once, at a small width.
+
+    Each of SPU's protocols is there with one network, which is skipped where SPU is not installed.
+    """
     seen: dict[str, Case] = {}
-    for case in (*default_cases(), *extra_cases()):
+    spu = [case for case in protocol_cases() if case.role == "protocol" and case.variant == "senet-0.09"]
+    for case in (*default_cases(), *extra_cases(), *spu):
         if case.role == "link" and (case.variant != "baseline" or case.link != "lan"):
             continue  # the same code over a slower link
         seen.setdefault(small(case, width).id, small(case, width))

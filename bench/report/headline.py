@@ -46,7 +46,7 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
     )
     spreads = markdown_table(_spread_table(headline))
     parts.append(f"<details><summary>Spread of the repetitions</summary>\n\n{spreads}\n\n</details>")
-    parts.append(conventions_list(rows))
+    parts.append(conventions_list([row for row in rows if row["role"] != "protocol"]))
     parts += provenance_lines(headline)
     return "\n\n".join(part for part in parts if part)
 

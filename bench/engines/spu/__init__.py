@@ -67,7 +67,7 @@ def value_limits(program: ir.Program) -> dict[str, float]:
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
 ) -> Engine:
-    """Describes one protocol; `compute` is against the stock engine's time for one image."""
+    """Describes one protocol; `compute` is against the stock engine's time for one image and peer."""
     return Engine(
         name=name,
         label=label,
@@ -103,7 +103,7 @@ ABY3 = _engine(
     "spu-aby3",
     "ABY3 (SPU)",
     "three semi-honest parties, of whom no two collude; no dealer",
-    *(3, "none", 6.0, "-.", True),
+    *(3, "none", 3.0, "-.", True),
 )
 CHEETAH = _engine(
     "spu-cheetah",
