@@ -26,6 +26,7 @@ from pibench.figures.cost_models import break_even, literature
 from pibench.figures.data import CSVS, Missing, Tables, read_masks
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
+from pibench.figures.protocols import protocols
 from pibench.figures.shaped_links import link_model_error, links, links_all
 from pibench.figures.style import STYLE
 from pibench.figures.variants import (
@@ -47,6 +48,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "stock_vs_lean": stock_vs_lean,
     "offline_online": offline_online,
     "batch": batch,
+    "protocols": protocols,
     "links": links,
     "links_all": links_all,
     "link_model_error": link_model_error,
