@@ -243,7 +243,9 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def report(ctx: typer.Context) -> None:
     """Tables and pages of your run, of the reference when there is none, as `make report`.
 
-    Example: `pibench report --quiet`
+    With `--html` also one self-contained page: sortable tables, figures, every layer, the machine.
+
+    Example: `pibench report --quiet --html report.html`
     """
     from pibench.report.command import main
 
