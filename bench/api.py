@@ -219,14 +219,27 @@ def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> 
     )
 
 
-def measure_cases(cases: Sequence[Case], results: Path, watch: Watch | None = None) -> list[Row]:
+def measure_cases(
+    cases: Sequence[Case],
+    results: Path,
+    watch: Watch | None = None,
+    again: bool = False,
+    say: Callable[[str], object] = print,
+) -> list[Row]:
     """Measures cases as `make bench` does and writes each one's row to `results`/bench.json when it is done.
 
-    Raises MemoryError for a case that does not fit, WrongAnswer where parties do not compute the network.
+    Rows that are up to date are taken from there, which `say` is told in a line, unless `again` asks for all
+    of them. Raises MemoryError for a case that does not fit, WrongAnswer where parties do not compute the
+    network.
     """
     rows = []
-    with Session(cases, results, uuid.uuid4().hex[:12]) as session:
+    with Session(cases, results, uuid.uuid4().hex[:12], again=again) as session:
+        if said := session.said_of_kept():
+            say(said)
         for case in cases:
+            if case.id in session.kept:
+                rows.append(session.kept[case.id])
+                continue
             if (obstacle := session.obstacle(case)) is not None:
                 raise MemoryError(f"{case.id} {obstacle}: take a smaller --width or --batch")
             if watch is not None:
@@ -248,7 +261,9 @@ def measure(
     *,
     against: str | nn.Module | Chosen | None = None,
     results: str | Path = "results",
+    again: bool = False,
     watch: Watch | None = None,
+    say: Callable[[str], object] = print,
     shape: tuple[int, ...] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -256,7 +271,8 @@ def measure(
 
     `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these; rounds of each run in
     turn with rounds of `against`, which is measured first. `settings` are fields of `Settings`: engine, link,
-    batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in `results`.
+    batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in `results`; one
+    that is there and up to date is returned as it is, unless `again`.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -273,7 +289,7 @@ def measure(
     for one, other in pairwise(sorted(case.id for case in cases)):
         if one == other:
             raise ValueError(f"two networks are called {one}: give each another name")
-    return summarize(measure_cases(cases, Path(results), watch))
+    return summarize(measure_cases(cases, Path(results), watch, again, say))
 
 
 def rows_of(place: str | Path) -> list[Row]:

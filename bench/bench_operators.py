@@ -22,7 +22,7 @@ from pibench.engines.lean.local import check_relu
 from pibench.measure.row import context
 from pibench.measure.session import TIMEOUT_S, images
 from pibench.measure.subject import Subject
-from pibench.models.files import replace_file
+from pibench.models.files import changing, demand_room, replace_file
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, Traffic
 from pibench.store.settings import WIDTH
@@ -106,12 +106,14 @@ def write(results: Path) -> Callable[[dict[str, Any]], None]:
     """Writes a row to results/operators.json at once, in the place of the row of the same name."""
     path = results / "operators.json"
     where = context()
+    demand_room(path)
 
     def write(row: dict[str, Any]) -> None:
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        rows = [old for old in rows if (old["name"], old["engine"]) != (row["name"], row["engine"])]
-        text = json.dumps({"schema": 1, "rows": [*rows, row | where]}, indent=1, allow_nan=False)
-        replace_file(path, (text + "\n").encode())
+        with changing(path):
+            rows = json.loads(path.read_text())["rows"] if path.exists() else []
+            rows = [old for old in rows if (old["name"], old["engine"]) != (row["name"], row["engine"])]
+            text = json.dumps({"schema": 1, "rows": [*rows, row | where]}, indent=1, allow_nan=False)
+            replace_file(path, (text + "\n").encode())
 
     return write
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -124,9 +125,10 @@ def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
 
 
 def context() -> dict[str, Any]:
-    """Returns machine, versions and commit, as every row holds them."""
+    """Returns host, machine, versions and commit, as every row holds them."""
     head, dirty = provenance.commit()
     return {
+        "host": platform.node(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),
         "commit": head,
