@@ -1,4 +1,4 @@
-"""What the command `pibench` does, as functions: each returns a DataFrame."""
+"""The functions behind the command `pibench`: each returns a DataFrame."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def cost(
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are measured: what they have in common."""
+    """The common settings of measured networks."""
 
     engine: str = "lean"
     link: str = "loopback"

@@ -49,7 +49,7 @@ app = typer.Typer(
 
 
 class Form(StrEnum):
-    """How a table is printed."""
+    """The output form of a table."""
 
     TABLE = "table"
     JSON = "json"
@@ -92,11 +92,10 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def everything(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
-    """What a private inference costs, and what a redesign of the network really saves.
+    """Measures the cost of private inference, and the real saving of a redesigned network.
 
-    Begin with `pibench cost resnet18:width=16` (nothing is run), then
-    `pibench run net.py:make --shape 3,32,32` (your own network under MPC, its answers checked).
-    `pibench COMMAND --help` has examples.
+    Begin with `pibench cost resnet18:width=16` (nothing is run), then `pibench run net.py:make --shape
+    3,32,32` (your own network under MPC, its answers checked). `pibench COMMAND --help` has examples.
     """
 
 

@@ -1,4 +1,4 @@
-"""What figures read, and the selections that several of them make."""
+"""The input of figures, and the selections that several of them make."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Masks = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Tables:
-    """What figures read: the files of the same names in results/, and the masks of stored networks.
+    """The input of figures: the files of the same names in results/, and the masks of stored networks.
 
     `masks` are by variant and width, then by ReLU layer: boolean [C, H, W], True where the ReLU is kept.
     """

@@ -1,4 +1,4 @@
-"""Static cost of a program: what `pibench.models.cost` counts of a network, for all that lowering accepts."""
+"""Static cost of a program: the counts of `pibench.models.cost`, for every network that can be lowered."""
 
 from __future__ import annotations
 

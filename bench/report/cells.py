@@ -1,4 +1,4 @@
-"""How numbers, times, ratios and tables are written in the README."""
+"""Writes numbers, times, ratios and tables for the README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says in short: a table for each engine, and how the run compares with the reference."""
+"""The short result of a run: a table for each engine, and a comparison with the reference."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ def _speedup(case: pd.Series, clock: str = "online") -> str:
 
 
 def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
-    """How a run compares with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
+    """Compares a run with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
 
-    Both are what `summarize` returns; cases are matched by name.
+    Both come from `summarize`; cases are matched by name.
     """
     columns = list(own.columns)
     both = own.merge(reference.reindex(columns=columns), on="case", suffixes=("", "_reference"))
@@ -148,7 +148,7 @@ def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
 
 
 def _compare_counts(both: pd.DataFrame) -> list[str]:
-    """Which counts differ; they are deterministic, so none should."""
+    """Lists the counts that differ; counts are deterministic, so none should."""
     found = []
     for _, case in both.iterrows():
         fixed = steady_traffic(case["engine"])
@@ -164,7 +164,7 @@ def _compare_counts(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_speedups(both: pd.DataFrame) -> list[str]:
-    """In how many cases the interval of the speed-up meets the reference's, and the others."""
+    """Counts the cases whose speed-up interval meets the reference's, and lists the others."""
     judged, apart = 0, []
     for _, case in both.iterrows():
         clock = clocks_of(case["engine"])[-1]
@@ -186,7 +186,7 @@ def _compare_speedups(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_seconds(both: pd.DataFrame) -> list[str]:
-    """How the machine's speed compares: the baseline's seconds here and there, by engine."""
+    """Compares the machine's speed: the baseline's seconds here and there, by engine."""
     usual = both[(both["variant"] == "baseline") & (both["batch"] == 1) & (both["timing"] == "measured")]
     lines = []
     for _, case in usual.iterrows():
@@ -197,7 +197,7 @@ def _compare_seconds(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_machines(both: pd.DataFrame) -> list[str]:
-    """What differs in machine and versions; seconds of two machines do not compare, counts do."""
+    """Lists differences of machine and versions; seconds of two machines do not compare, counts do."""
     names = ["cpu", "cores", "system", "python"]
     names += [name for name in both if name.startswith("version_") and not name.endswith("_reference")]
     differing = []

@@ -1,6 +1,6 @@
-"""What joint reduction is worth at equal measured latency: of the networks that are no slower, the best.
+"""The worth of joint reduction at equal measured latency: the best of the networks that are no slower.
 
-Budgets divided by 1.73 ask what joint reduction loses beside SENet; this asks what it gains when both may
+Budgets divided by 1.73 show the loss of joint reduction beside SENet. This table shows its gain when both may
 take the same time. Only networks that were trained and timed with their own weights are compared.
 """
 

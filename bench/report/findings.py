@@ -1,4 +1,4 @@
-"""What the README says of the reference: six variants side by side, and the findings with their numbers."""
+"""The README's text on the reference: six variants side by side, and the findings with their numbers."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""How much less joint reduction needs than SENet for the same accuracy, and from which accuracy on.
+"""The saving of joint reduction against SENet at the same accuracy, and the accuracy from which it saves.
 
-Each method's networks of one width and plan are points (cost, accuracy) by falling ReLUs. A monotone curve is
-put through them: isotonic regression of the accuracy on log(ReLUs), linear between the points. A cost
-(ReLUs, MACs, online seconds) at an accuracy is read off the curve, in log(cost) between the two points beside
-it. `*_ratio` is SENet's cost over joint's: above 1 joint needs less.
+Each method's networks of one width and plan are points (cost, accuracy) by falling ReLUs. A monotone curve
+goes through them: isotonic regression of the accuracy on log(ReLUs), linear between the points. A cost
+(ReLUs, MACs, online seconds) at an accuracy is read off the curve, in log(cost) between the two nearest
+points. `*_ratio` is SENet's cost over joint's: above 1 joint needs less.
 
-The interval (95 %) is of `DRAWS` curves whose points are drawn anew from a normal distribution with the
-standard error of each accuracy: the binomial one of the test images, and between seeds the pooled standard
-deviation of the variants of this width that have several. Seconds are taken as they are. An accuracy that a
-curve does not reach in every draw has no ratio.
+The interval (95 %) comes from `DRAWS` curves. Their points are drawn from a normal distribution with the
+standard error of each accuracy. This error is the binomial one of the test images and, between seeds, the
+pooled standard deviation of the variants of this width with several seeds. Seconds have no error here. An
+accuracy that a curve does not reach in every draw has no ratio.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the arithmetic model of a link says of a row."""
+"""The arithmetic model of a link, applied to a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the measured rows say of a variant: its counts, and its online seconds beside another's."""
+"""The measured values of a variant: its counts, and its online seconds beside another's."""
 
 from __future__ import annotations
 

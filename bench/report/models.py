@@ -1,4 +1,4 @@
-"""What the literature's cost models say of the measured networks."""
+"""The literature's cost models, applied to the measured networks."""
 
 from __future__ import annotations
 

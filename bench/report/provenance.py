@@ -1,4 +1,4 @@
-"""Where, with what and from which commit cases were measured, and what their notes warn of."""
+"""The origin of the cases: machine, versions and commit, and the warnings of their notes."""
 
 from __future__ import annotations
 

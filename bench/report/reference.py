@@ -181,7 +181,7 @@ def _place(row: Mapping[str, Any]) -> tuple:
 
 
 def _read_json(path: Path) -> Any:
-    """What a file holds, None when there is none; ResultsError when it is no JSON."""
+    """Reads a JSON file; returns None if there is none. Raises ResultsError when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How sensitive each ReLU layer is, measured and published: results/training/*/sensitivity.json."""
+"""The sensitivity of each ReLU layer, measured and published: results/training/*/sensitivity.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes of a plan gave, on the held-out images: results/tries.json -> tries.csv and its details."""
+"""The effects of changed plans, on the held-out images: results/tries.json -> tries.csv and its details."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ ONE_CLOCK: tuple[Clock, ...] = ("all_phases_s",)
 
 @checked
 class LinkCheckRow(TypedDict):
-    """What `pibench.links.LinkCheck.as_dict()` gives of the parties that were measured."""
+    """The result of `pibench.links.LinkCheck.as_dict()` for the measured parties."""
 
     shaper: str
     asked_rtt_s: float
@@ -56,7 +56,7 @@ class LinearRow(TypedDict):
 
 @checked
 class NetworkRow(TypedDict):
-    """What `pibench.costs.literature.Network.as_dict()` gives."""
+    """The result of `pibench.costs.literature.Network.as_dict()`."""
 
     name: str
     relus: int
