@@ -101,7 +101,7 @@ def everything(
 
 @app.command("list")
 def list_(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Networks, variants, reductions, engines (installed, or how to) and links.
+    """Lists networks, variants, reductions, engines (installed, or how to install them) and links.
 
     Example: `pibench list`
     """
@@ -126,10 +126,10 @@ def cost(
     markdown: Markdown = False,
     latex: Latex = False,
 ) -> None:
-    """ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
+    """Prints ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
 
-    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`,
-    `pibench cost net.py:make --shape 3,64,64 --csv`
+    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`, `pibench cost
+    net.py:make --shape 3,64,64 --csv`
     """
     from pibench import api
     from pibench.show import cost_tables, show
@@ -251,7 +251,7 @@ def report(ctx: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def figures(ctx: typer.Context) -> None:
-    """The figures of the same, from the tables that `pibench report` writes.
+    """Draws the figures from the tables that `pibench report` writes.
 
     Example: `pibench figures --plots plots`
     """
@@ -284,7 +284,7 @@ def accuracy(ctx: typer.Context) -> None:
 
 @app.command()
 def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Versions, threads, governor and memory of this machine, and a self-test of each installed engine.
+    """Checks versions, threads, governor and memory of this machine, and tests each installed engine.
 
     Exit status 1 if an installed engine fails. Example: `pibench doctor`
     """

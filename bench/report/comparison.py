@@ -29,10 +29,10 @@ MOST = 5  # cases that are named; of more the number is given
 
 
 def short_tables(summary: pd.DataFrame) -> str:
-    """One table for each engine and setting: counts, seconds and speed-ups of each variant.
+    """Returns one table for each engine and setting: counts, seconds and speed-ups of each variant.
 
-    Only the cases of the headline and of other protocols are shown when there are any. `summary` is what
-    `summarize` returns.
+    Only the cases of the headline and of other protocols are shown if there are any. `summary` is the result
+    of `summarize`.
     """
     if summary.empty:
         return "No case has been measured."
@@ -58,9 +58,9 @@ def short_tables(summary: pd.DataFrame) -> str:
 
 
 def _table(group: pd.DataFrame, beside: bool) -> str:
-    """The cases of one engine and setting, one line a variant, under lines that name the setting.
+    """Returns the cases of one engine and setting, one line a variant, under lines that name the setting.
 
-    `beside` tells that an engine with one clock is shown too, which both phases together compare with.
+    With `beside` it shows an engine with one clock too, whose seconds compare with both phases together.
     """
     first = group.iloc[0]
     prefix = "" if first["timing"] == "measured" else f"{first['timing']}_"
@@ -216,6 +216,6 @@ def _values(both: pd.DataFrame, column: str) -> str:
 
 
 def _named(found: Sequence[str]) -> list[str]:
-    """The first few complaints, one line each, and the number of the others."""
+    """Returns the first few complaints, one line each, and the number of the others."""
     more = [f"  and {len(found) - MOST} more"] if len(found) > MOST else []
     return [f"  {text}" for text in found[:MOST]] + more
