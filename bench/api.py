@@ -1,4 +1,4 @@
-"""What the command `pibench` does, as functions: each returns a DataFrame."""
+"""The functions behind the command `pibench`: each returns a DataFrame."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Watch = Callable[[Session, Case, int, Measurement | None], object]
 
 
 def engine_named(name: str) -> str:
-    """Returns the name of an engine that can be used here; ValueError or EngineMissing says what to do."""
+    """Returns the name of an engine that can be used here; ValueError or EngineMissing tells the remedy."""
     offered = [engine for engine, info in ENGINES.items() if info.offered]
     if name not in offered:
         raise ValueError(nearest("engine", name, offered, f"choose one of {', '.join(offered)}"))
@@ -47,7 +47,7 @@ def engine_named(name: str) -> str:
 
 
 def link_named(text: str) -> str:
-    """Returns the name of a link; ValueError names the nearest one."""
+    """Returns the name of a link; raises ValueError that names the nearest one."""
     if text.isidentifier() or text.replace("-", "").isalpha():
         if text not in LINKS:
             remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
@@ -57,7 +57,7 @@ def link_named(text: str) -> str:
 
 
 def listed() -> dict[str, pd.DataFrame]:
-    """Returns what there is: networks, variants, reductions, engines and links, one table each."""
+    """Returns one table each of networks, variants, reductions, engines and links."""
     trained: dict[str, list[str]] = {}
     for name in read_manifest():
         variant, _, width = name.removesuffix(".safetensors").rpartition("-w")
@@ -119,12 +119,13 @@ def chosen(model: str | nn.Module | Chosen, images: Tensor | None = None, **sett
 def cost(
     model: str | nn.Module | Chosen, images: Tensor | None = None, batch: int = 1, **settings: Any
 ) -> pd.DataFrame:
-    """Returns what a private inference costs, without running it: one line an engine or model and a link.
+    """Returns the cost of a private inference without a run: one line for each engine or model and each link.
 
-    `model` is a name, for which `settings` are those of `pibench.measure.network.network`, or a module with
-    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, hops (one-way trips in
-    sequence) and the bytes of the party that sends most, of `batch` images; their `modelled_online_s` is what
-    the link alone takes, without computing. Lines of kind "literature" are models of papers, for one image.
+    `model` is a name, whose `settings` are those of `pibench.measure.network.network`, or a module with
+    images [N, ...] as its input. Lines of `kind` "engine" have exact rounds and hops (one-way trips in
+    sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
+    the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
+    image.
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
@@ -181,7 +182,7 @@ def cost(
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are measured: what they have in common."""
+    """The common settings of measured networks."""
 
     engine: str = "lean"
     link: str = "loopback"
@@ -191,7 +192,7 @@ class Settings:
 
 
 def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> Case:
-    """Returns the case of a network; `images` are a user's own, else inputs that fit it."""
+    """Returns the case of a network; `images` are a user's own, or else inputs that fit it."""
     engine, link = engine_named(settings.engine), link_named(settings.link)
     for name in ("batch", "rounds"):
         if getattr(settings, name) < 1:
@@ -226,10 +227,10 @@ def measure_cases(
     again: bool = False,
     say: Callable[[str], object] = print,
 ) -> list[Row]:
-    """Measures cases as `make bench` does and writes each one's row to `results`/bench.json when it is done.
+    """Measures cases as `make bench` does; writes the row of each to `results`/bench.json at once.
 
-    Rows that are up to date are taken from there, which `say` is told in a line, unless `again` asks for all
-    of them. Raises MemoryError for a case that does not fit, WrongAnswer where parties do not compute the
+    Rows that are up to date are taken from there, unless `again` asks for all of them; `say` receives one
+    line about it. Raises MemoryError for a case that does not fit, WrongAnswer if parties do not compute the
     network.
     """
     rows = []
@@ -269,10 +270,10 @@ def measure(
 ) -> pd.DataFrame:
     """Measures networks and returns one line each, with the columns of results/summary.csv.
 
-    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these; rounds of each run in
-    turn with rounds of `against`, which is measured first. `settings` are fields of `Settings`: engine, link,
-    batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in `results`; one
-    that is there and up to date is returned as it is, unless `again`.
+    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these. Rounds of each run
+    alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
+    engine, link, batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in
+    `results`; a row that is there and up to date is returned as it is, unless `again`.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -311,12 +312,12 @@ def _machine(row: Mapping[str, Any]) -> str:
 def compare(
     before: str | Path, after: str | Path, *, fail_above: float | None = None, across_machines: bool = False
 ) -> pd.DataFrame:
-    """Compares two results files: one line a case that both hold, the ratio of the medians after / before.
+    """Compares two results files: one line for each common case, the ratio of the medians after / before.
 
     Clocks are online and offline, or all phases for an engine with one clock. The interval is a bootstrap of
-    each side (95 %), where both have six rounds or more. `slower` tells that a ratio (online or all phases)
-    exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1. `counts_equal`
-    tells that ReLUs are the same, and rounds and bytes where they do not vary from round to round. Raises
+    each side (95 %), if both have six rounds or more. `slower` is true if a ratio (online or all phases)
+    exceeds 1 + `fail_above` and its interval, if there is one, does not reach down to 1. `counts_equal` is
+    true if ReLUs are the same, and also rounds and bytes unless they vary from round to round. Raises
     ValueError for files without a common case and, unless `across_machines`, for rows of two machines.
     """
     one, other = ({row["case"]: row for row in rows_of(place)} for place in (before, after))

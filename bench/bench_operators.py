@@ -70,7 +70,7 @@ def _stock_max_pool(x: int, y: int, w: int) -> tuple[int, int]:
 
 
 def _lean_max_pool(x: int, y: int, w: int) -> tuple[int, int]:
-    """Two levels of b + ReLU(a - b): two comparisons an output, then one."""
+    """Returns the cost of two levels of b + ReLU(a - b): two comparisons an output, then one."""
     levels = [_lean_relu(n, n, 0) for n in (2 * y, y)]
     return sum(rounds for rounds, _ in levels), sum(sent for _, sent in levels)
 
@@ -88,7 +88,7 @@ OPERATORS: dict[str, tuple[Callable[[int], nn.Module], int, int, dict[str, Expec
 
 @pytest.fixture(scope="module")
 def parties() -> Iterator[Callable[[str], Parties]]:
-    """Running parties of an engine, one group an engine."""
+    """Returns running parties of an engine, one group for each engine."""
     running: dict[str, Parties] = {}
 
     def of(engine: str) -> Parties:
@@ -189,7 +189,8 @@ def local_truncation_failures(elements: int, mean: float, chunk: int = 1 << 22) 
 def bench_exact_relu(benchmark: Any, smoke: bool, write: Any, announce: Callable[[str], None]) -> None:
     """Evaluates 1e8 ReLUs of mean |v| = 6e3 on the lean engine: no element is off by more than one unit.
 
-    Beside it stands what a local truncation makes of as many values, and what its law expects.
+    The row also holds the result of a local truncation of as many values, and the number that its law
+    expects.
     """
     elements, mean = 10**5 if smoke else 10**8, 6e3
     check = benchmark.pedantic(lambda: check_relu(elements, mean), rounds=1)
@@ -215,7 +216,7 @@ def bench_exact_relu(benchmark: Any, smoke: bool, write: Any, announce: Callable
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def bench_idle(engine: str, parties: Callable[[str], Parties], benchmark: Any, write: Any) -> None:
-    """Times an empty command: what the harness adds to the driver's clock."""
+    """Times an empty command: the harness's part of the driver's clock."""
     group = parties(engine)
     seconds: list[float] = []
     benchmark.pedantic(lambda: seconds.append(group.idle()), rounds=200, warmup_rounds=20)
@@ -223,9 +224,9 @@ def bench_idle(engine: str, parties: Callable[[str], Parties], benchmark: Any, w
 
 
 def bench_by_hand(benchmark: Any, smoke: bool, write: Any, announce: Callable[[str], None]) -> None:
-    """Holds the suite against the same ResNet-18 written straight on CrypTen tensors.
+    """Compares the suite with the same ResNet-18 written by hand on CrypTen tensors.
 
-    Rounds of the two are interleaved; the 95 % interval of the median paired ratio must reach below 1.03.
+    Rounds of the two alternate. The 95 % interval of the median paired ratio must reach below 1.03.
     """
     model, pictures = variant("baseline").build(width=8 if smoke else WIDTH), images()[0]
     with (

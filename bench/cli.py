@@ -49,7 +49,7 @@ app = typer.Typer(
 
 
 class Form(StrEnum):
-    """How a table is printed."""
+    """The output form of a table."""
 
     TABLE = "table"
     JSON = "json"
@@ -92,17 +92,16 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def everything(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
-    """What a private inference costs, and what a redesign of the network really saves.
+    """Measures the cost of private inference, and the real saving of a redesigned network.
 
-    Begin with `pibench cost resnet18:width=16` (nothing is run), then
-    `pibench run net.py:make --shape 3,32,32` (your own network under MPC, its answers checked).
-    `pibench COMMAND --help` has examples.
+    Begin with `pibench cost resnet18:width=16` (nothing is run), then `pibench run net.py:make --shape
+    3,32,32` (your own network under MPC, its answers checked). `pibench COMMAND --help` has examples.
     """
 
 
 @app.command("list")
 def list_(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Networks, variants, reductions, engines (installed, or how to) and links.
+    """Lists networks, variants, reductions, engines (installed, or how to install them) and links.
 
     Example: `pibench list`
     """
@@ -127,10 +126,10 @@ def cost(
     markdown: Markdown = False,
     latex: Latex = False,
 ) -> None:
-    """ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
+    """Prints ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
 
-    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`,
-    `pibench cost net.py:make --shape 3,64,64 --csv`
+    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`, `pibench cost
+    net.py:make --shape 3,64,64 --csv`
     """
     from pibench import api
     from pibench.show import cost_tables, show
@@ -258,7 +257,7 @@ def report(ctx: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def figures(ctx: typer.Context) -> None:
-    """The figures of the same, from the tables that `pibench report` writes.
+    """Draws the figures from the tables that `pibench report` writes.
 
     Example: `pibench figures --plots plots`
     """
@@ -291,7 +290,7 @@ def accuracy(ctx: typer.Context) -> None:
 
 @app.command()
 def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Versions, threads, governor and memory of this machine, and a self-test of each installed engine.
+    """Checks versions, threads, governor and memory of this machine, and tests each installed engine.
 
     Exit status 1 if an installed engine fails. Example: `pibench doctor`
     """

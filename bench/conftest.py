@@ -109,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that rows are written to."""
+    """Returns the folder of the rows."""
     chosen = request.config.getoption("--results")
     if chosen:
         return Path(chosen)
@@ -124,7 +124,7 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Session]:
-    """The parties of this session."""
+    """Returns the session of measurements."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
     run = uuid.uuid4().hex[:12]
     try:
@@ -142,7 +142,7 @@ def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Itera
 
 
 def _remote(config: pytest.Config) -> Remote | None:
-    """The other host that the options ask for."""
+    """Returns the other host of the options."""
     chosen = config.getoption("--remote")
     if not chosen:
         return None

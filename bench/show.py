@@ -77,7 +77,7 @@ def _print(title: str, text: pd.DataFrame) -> None:
 
 
 def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What people read of `pibench.cost`: the counts, every engine, every literature model."""
+    """Returns the readable tables of `pibench.cost`: the counts, every engine, every literature model."""
     first = frame.iloc[0]
     counts = pd.DataFrame(
         {
@@ -115,7 +115,7 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def run_tables(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What people read of measured networks: counts, median seconds, speed-up over the reference."""
+    """Returns the readable tables of measured networks: counts, median seconds, speed-ups."""
     lines = []
     clocks = clocks_of(summary["engine"].iloc[0])
     for _, case in summary.iterrows():
@@ -151,7 +151,7 @@ _SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 
 
 def compare_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What people read of a comparison."""
+    """Returns the readable table of a comparison."""
     return pd.DataFrame(
         {
             "case": line["case"],

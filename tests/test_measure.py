@@ -320,7 +320,7 @@ def test_every_variant_of_the_catalogue_is_in_the_sweep():
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_a_users_own_network_is_measured_like_a_variant(engine, block, images, tmp_path):
-    """Against another network of the user's, and that against a variant."""
+    """Compares it with another network of the user, and that one with a variant."""
     block.eval()
     other = copy.deepcopy(block)
     other.relu = torch.nn.Identity()

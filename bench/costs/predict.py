@@ -42,7 +42,7 @@ class Prediction:
         return sum(step.hops for step in self.steps)
 
     def least_s(self, link: Link) -> float:
-        """Seconds that `link` alone takes: half a round trip a hop, and the bytes; nothing is computed."""
+        """Returns the seconds of `link` alone, without computing: half a round trip a hop, and the bytes."""
         return predict_online(0.0, self.hops, self.bytes_sent, link, 0.0).online_s
 
     @property

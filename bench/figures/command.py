@@ -1,4 +1,4 @@
-"""Figures from the tables in results/: one function a figure, each returns a Figure."""
+"""The command that draws figures from the tables in results/."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> str:
-    """Draws a figure into the folder `plots`, or removes it if its data are not there; says which."""
+    """Draws a figure into the folder `plots`, or removes it if its data are missing; returns what it did."""
     paths = [plots / f"{name}{suffix}" for suffix in suffixes]
     with mpl.rc_context(STYLE):
         try:
@@ -109,7 +109,7 @@ def read_tables(results: Path, weights: Path) -> Tables:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws every figure whose data are there and names the others."""
+    """Draws every figure whose data exist and names the others."""
     parser = argparse.ArgumentParser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")

@@ -26,7 +26,7 @@ def row_of(
 ) -> dict[str, Any]:
     """Profiles layers and returns the row of results/bench.json.
 
-    `weights` and `images` say where they are from. Raises WrongAnswer when wrong rounds have no explanation.
+    `weights` and `images` name their sources. Raises WrongAnswer when wrong rounds have no explanation.
     """
     subject, case, reference = measurement.subject, measurement.case, measurement.reference
     subject.demand_explanation()
@@ -114,9 +114,7 @@ def _short_traffic(traffic: Traffic) -> dict[str, Any]:
 
 
 def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
-    """Returns the network as the literature's cost models see it; None if they do not price
-    one of its steps.
-    """
+    """Returns the network for the literature's cost models, or None if they do not price one of its steps."""
     try:
         described = literature.describe(name, subject.parties.lowered.program).as_dict()
     except ValueError:
@@ -125,7 +123,7 @@ def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
 
 
 def context() -> dict[str, Any]:
-    """Returns host, machine, versions and commit, as every row holds them."""
+    """Returns host, machine, versions and commit for a row."""
     head, dirty = provenance.commit()
     return {
         "host": platform.node(),

@@ -1,7 +1,7 @@
-"""A session of measurements: the parties of the case being measured and of the references still needed.
+"""A session of measurements: the parties of the current case and of the references that are still needed.
 
-A reference stays loaded until the last case that pairs with it, in processes of its own; the other cases of
-one setting use the same processes one after the other, which give back an earlier network before the next.
+A reference stays loaded, in separate processes, until the last case that pairs with it. The other cases of
+one setting use the same processes one after the other. These drop an earlier network before the next one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pibench.parties.driver import Parties
 from pibench.store.results import Row, Store
 
 IMAGES = 16  # the largest batch
-COMPARED = 4  # images that the spread of logits is taken over, if the batch is not larger
+COMPARED = 4  # images for the spread of logits, if the batch is not larger
 TIMEOUT_S = 600.0
 
 
@@ -41,7 +41,7 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
 
 
 class Session:
-    """Measures cases one after the other; use it by `with`.
+    """Measures cases one after the other; use it with `with`.
 
         with Session(cases, Path("results"), run="a name") as session:
             rows = [session.measure(case) for case in cases]
@@ -136,7 +136,7 @@ class Session:
         return row
 
     def skip(self, case: Case) -> None:
-        """Takes a case off the list and lets go of the parties that it alone needs."""
+        """Removes a case from the list and ends the parties that only this case needs."""
         self.waiting = [other for other in self.waiting if other.id != case.id]
         self.dismiss()
 
@@ -158,7 +158,7 @@ class Session:
         return self.costs[case.id]
 
     def subject(self, case: Case) -> Subject:
-        """Returns the loaded parties of a case, started when they are not there yet."""
+        """Returns the loaded parties of a case; starts them if they do not run yet."""
         known = self.subjects.get(case.id)
         if known is not None and known.parties.pids:
             return known
@@ -184,7 +184,7 @@ class Session:
         return wanted.__enter__()
 
     def dismiss(self) -> None:
-        """Lets go of the parties that no waiting case needs."""
+        """Ends the parties that no waiting case needs."""
         needed = {case.id for case in self.waiting}
         needed |= {case.reference.id for case in self.waiting if case.reference is not None}
         for name in [name for name in self.subjects if name not in needed]:
@@ -195,10 +195,11 @@ class Session:
             parties.__exit__(None, None, None)
 
     def obstacle(self, case: Case) -> str | None:
-        """Returns why a case cannot be measured here; None if it can.
+        """Returns why a case cannot be measured here, or None if it can.
 
-        The engine may not be installed. The parties of a case hold its tuples in memory at once: what the
-        engine says of a ReLU, beside half a gigabyte for each process.
+        The engine may not be installed, or the memory may be too small. The parties of a case hold its tuples
+        in memory at once. The estimate is the engine's bytes for each ReLU and half a gigabyte for each
+        process.
         """
         known = ENGINES[case.engine]
         if (reason := known.missing()) is not None:
@@ -252,7 +253,7 @@ def _counted(variant_name: str, width: int) -> Cost:
 
 
 def available_memory() -> float | None:
-    """Returns the bytes of memory that new processes can use; None where the system does not say."""
+    """Returns the bytes of memory that new processes can use, or None if the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

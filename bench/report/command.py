@@ -1,4 +1,4 @@
-"""Tables and pages from a run of one's own, or from the reference when there is none: `make report`."""
+"""Tables and pages from a user's own run, or from the reference if there is none: `make report`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def conclusion(rows: Sequence[Row], reference: Path) -> str:
-    """The short table of measured rows and how they compare with those in the folder `reference`.
+    """Returns the short table of measured rows and their comparison with the folder `reference`.
 
     Raises ResultsError when the reference cannot be read.
     """
@@ -78,12 +78,12 @@ def conclusion(rows: Sequence[Row], reference: Path) -> str:
 
 
 def find_stale(made: Mapping[Path, str]) -> list[Path]:
-    """The paths whose files are not there or do not hold the text that was made for them."""
+    """Returns the paths whose files are missing or do not hold the new text."""
     return [path for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()]
 
 
 def write_stale(made: Mapping[Path, str]) -> list[Path]:
-    """Writes the files that are stale and returns their paths."""
+    """Writes the stale files and returns their paths."""
     stale = find_stale(made)
     for path in stale:
         replace_file(path, made[path].encode())
