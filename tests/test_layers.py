@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "program": ("program.ir", "program.plaintext", "models.graph"),
     "program.ir": (),
     "program.plaintext": ("program.ir",),
-    "report": ("store", "models.facts", "costs.literature", "links"),
+    "report": ("store", "models.facts", "costs.literature", "links", "figures"),  # its page embeds figures
     "figures": ("store", "models.facts"),
     "store": ("models.facts", "engines", "links"),  # descriptions of engines and links: data alone
     "models.training": NETWORKS,
@@ -55,6 +55,7 @@ ROOM_OF = {
         "entry points",
     ),
     "program.ir": "program.ir",
+    "page": "report",
     **dict.fromkeys(("program.plaintext", "program.fixed_point"), "program.plaintext"),
     "costs.literature": "costs.literature",
     **dict.fromkeys(
