@@ -1,4 +1,4 @@
-"""What engines say of themselves, and what a process of one imports."""
+"""The descriptions of engines, and the imports of a process of one."""
 
 from __future__ import annotations
 
