@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,12 @@ from pibench.parties.driver import Parties
 from pibench.parties.processes import start_worker
 
 torch.set_num_threads(1)  # the parties of the tests need the cores
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of later garbage collections: they stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
