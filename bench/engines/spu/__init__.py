@@ -14,6 +14,9 @@ everything that they do.
 
 from __future__ import annotations
 
+import platform
+import sys
+
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.engines.spu.protocols import options
 from pibench.program import ir
@@ -42,6 +45,10 @@ OPERATORS = (
 """The operators of the intermediate representation that `networks` can say to SPU."""
 
 
+WHEEL = "Python 3.11 on Linux x86_64"
+"""What SPU 0.9.5 can be installed for; its wheel for Python 3.10 is of no use here."""
+
+
 def make_node(setting: Setting) -> Node | Helper:
     """Builds the party of this process and connects it to the others."""
     from pibench.engines.spu.node import SpuNode
@@ -62,6 +69,15 @@ def value_limits(program: ir.Program) -> dict[str, float]:
                 "use another engine, or add it to bench/engines/spu/networks.py"
             )
     return {}
+
+
+def unsuited() -> str | None:
+    """Says which Python or system this is, where SPU has no wheel for it."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    here = f"Python {version} on {platform.system()} {platform.machine()}"
+    if here == WHEEL:
+        return None
+    return f"has a wheel for {WHEEL} alone, and this is {here}: make the environment with such a Python"
 
 
 def _engine(
@@ -85,7 +101,8 @@ def _engine(
         options=options(name),
         value_limits=value_limits,
         modules=("spu",),
-        install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
+        install="pip install -e '.[spu]'",
+        unsuited=unsuited,
         # ABY3 draws anew in each truncation who does what, CHEETAH compresses ciphertexts and makes its
         # oblivious transfers in stocks.
         steady_traffic=name == "spu-semi2k",
