@@ -457,6 +457,22 @@ def test_a_network_by_hand_sends_the_same(engine, tmp_path, running):
         assert int(said[0][1]) == suite.rounds - 1
 
 
+@needs_spu
+def test_the_yardstick_of_the_benchmark_is_the_network_by_hand(running):
+    """The engine that `bench_operators` holds the suite against has the same answer and opening."""
+    model = variant("baseline").build(width=8, weights=None)
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    suite, answers = started(running, "spu-semi2k"), []
+    for parties in (suite, started(running, "spu-byhand")):
+        parties.load(model, images)
+        parties.prepare()
+        answers.append(parties.infer(images))
+    torch.testing.assert_close(*answers, atol=0.02, rtol=0)
+    opening = suite.profile(images)[-1]
+    assert parties.sent.rounds == opening.rounds
+    assert max(parties.sent.by_party) == opening.bytes_sent
+
+
 # Links and accidents.
 
 

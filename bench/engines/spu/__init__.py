@@ -3,7 +3,8 @@
 SPU 0.9.5 is a compiler and a runtime. `networks` says a program in jax.numpy, `compiler` turns that into
 SPU's code, once for each batch, in a process of its own that party 0 starts; `node` is a party, which runs
 the code on shares; `link` connects the parties by SPU's own link (brpc), `log` reads rounds and bytes from
-SPU's own profile; `protocols` holds what differs between the three engines.
+SPU's own profile; `protocols` holds what differs between the three engines. `byhand` is a network written
+by hand, as a yardstick.
 
 Secrets: party 0 alone is given the weights and party 1 alone the images. Each makes the shares of what it was
 given in its own process and sends the others theirs over the link; the logits are opened to party 1.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from dataclasses import replace
 
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.engines.spu.protocols import options
@@ -54,6 +56,13 @@ def make_node(setting: Setting) -> Node | Helper:
     from pibench.engines.spu.node import SpuNode
 
     return SpuNode(setting)
+
+
+def make_node_by_hand(setting: Setting) -> Node:
+    """Builds a party that runs a network written by hand for SPU."""
+    from pibench.engines.spu.node import ByHand
+
+    return ByHand(setting)
 
 
 def value_limits(program: ir.Program) -> dict[str, float]:
@@ -127,4 +136,13 @@ CHEETAH = _engine(
     "Cheetah (SPU)",
     "two semi-honest parties, nobody else: no dealer",
     *(2, "none", 60.0, ":", True),
+)
+
+BY_HAND = replace(
+    SEMI2K,
+    name="spu-byhand",
+    label="SPU by hand",
+    trust="as spu-semi2k",
+    make_node=make_node_by_hand,
+    offered=False,
 )
