@@ -18,6 +18,11 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
+Rehearsal = Callable[
+    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
+    "torch.Tensor",
+]
+
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
@@ -65,7 +70,9 @@ class Engine:
     What it does: `make_node(setting)` makes its part of a process, `value_limits(program)` gives bounds of
     values beyond the common one, `compile_all()` compiles once, into a cache on disk, what no measurement may
     pay for. `traffic(program, batch, parties)` is its traffic law: rounds and bytes of each step, and of the
-    opening last. It is None for an engine without one.
+    opening last. It is None for an engine without one. `rehearse(program, weights, images, after)` computes
+    an answer in plaintext in the engine's fixed point; `after`, if given, sees the value of every step.
+    Without it nothing is known of what fixed point loses.
 
     What it needs: `modules` must be importable, `install` is the command that makes them so. With
     `all_listen` every party listens and may be called by every other, as gloo's are, so each needs an address
@@ -95,6 +102,7 @@ class Engine:
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
     steady_traffic: bool = True

@@ -14,8 +14,14 @@ everything that they do.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.program import ir
+
+if TYPE_CHECKING:
+    import torch
 
 OPERATORS = (
     ir.Convolution,
@@ -56,6 +62,18 @@ def value_limits(program: ir.Program) -> dict[str, float]:
     return {}
 
 
+def rehearse(
+    program: ir.Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[ir.Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in SPU's fixed point, in plaintext."""
+    from pibench.program.fixed_point import evaluate_in_fixed_point
+
+    return evaluate_in_fixed_point(program, weights, images, after)
+
+
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
 ) -> Engine:
@@ -67,6 +85,7 @@ def _engine(
         parties=(parties,),
         providers={provider: ()},
         make_node=make_node,
+        rehearse=rehearse,
         exact_truncation=True,
         line=line,
         filled=filled,
