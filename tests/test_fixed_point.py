@@ -80,7 +80,7 @@ def test_it_is_within_the_rounding_of_plaintext(name):
 
 
 def test_one_layer_is_the_engines_to_the_last_unit_but_for_the_draw(trio):
-    """What the parties open is the exact product of rounded factors, rounded down or up."""
+    """The parties open the exact product of rounded factors, rounded down or up."""
     made = PROGRAMS["convolution"]
     weights = random_weights(made)
     images = torch.randn(8, *made.input_shape, generator=torch.Generator().manual_seed(6))

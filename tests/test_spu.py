@@ -13,22 +13,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_front_door import CASES, IMAGES, model_of
 from test_parties import OPERATORS, Lambda, alive
 from torch import nn
 
 from pibench.engines import ENGINES, NotPrepared, Setting
 from pibench.engines.base import EngineMissing
+from pibench.engines.spu import OPERATORS as SPU_OPERATORS
 from pibench.engines.spu import value_limits
 from pibench.engines.spu.link import connect, free_port, packed, unpacked
-from pibench.measure.case import Case
-from pibench.measure.session import Session
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.variants import variant
+from pibench.parties import group
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program import ir
 from pibench.program.lower import lower
@@ -55,12 +57,6 @@ def test_where_spu_is_missing_the_engine_says_what_installs_it(monkeypatch):
     monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
     with pytest.raises(EngineMissing, match=r"needs spu, .*pip install -e '\.\[spu\]'"):
         Parties(engine="spu-semi2k")
-
-
-def test_rows_of_one_clock_are_refused_by_the_session(monkeypatch, tmp_path):
-    monkeypatch.setitem(ENGINES, "spu-semi2k", replace(ENGINES["spu-semi2k"], modules=()))
-    case = Case("baseline", engine="spu-semi2k", width=8)
-    assert "one clock" in Session([case], tmp_path, run="none").obstacle(case)
 
 
 @needs_spu
@@ -151,6 +147,53 @@ def test_every_operator_equals_plaintext(parties, images):
         )
         at += expected.shape[1]
     assert at == answers.shape[1]
+
+
+SOME = ("option A", "stored tensor", "relu6", "sigmoid", "padding left out", "prelu", "masked relu")
+"""Cases of the front door in which every operator of the IR occurs that `OPERATORS` lacks."""
+
+
+@needs_spu
+def test_what_users_write_equals_plaintext(parties):
+    """All cases of the front door in one network, on the slower protocols `SOME` of them."""
+    names = tuple(CASES) if parties.engine == "spu-semi2k" else SOME
+    everything = Lambda(
+        lambda m, x: torch.cat([getattr(m, f"case{i}")(x).flatten(1) for i in range(len(names))], 1),
+        **{f"case{i}": model_of(name) for i, name in enumerate(names)},
+    )
+    parties.load(everything, IMAGES)
+    parties.prepare(2)
+    answers, expected = parties.infer(IMAGES).double(), parties.lowered.logits
+    at = 0
+    for name in names:
+        end = at + model_of(name).float()(IMAGES).flatten(1).shape[1]
+        torch.testing.assert_close(
+            answers[:, at:end], expected[:, at:end], atol=5e-3, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        at = end
+    assert at == answers.shape[1]
+
+
+def test_every_operator_of_the_ir_is_run_on_spu():
+    """By the test above and the one before it, and none is left out of what the engines say they have."""
+    assert set(SPU_OPERATORS) == set(get_args(ir.Operator))
+    networks = [lower(model_of(name), IMAGES).program for name in SOME]
+    networks += [
+        lower(model, torch.zeros(2, 3, 8, 8, dtype=torch.float64)).program for model in OPERATORS.values()
+    ]
+    assert {type(step.operator) for program in networks for step in program.steps} == set(SPU_OPERATORS)
+
+
+@needs_spu
+def test_public_factors_of_one_are_free(semi2k, images):
+    """Any other factor costs one truncation of the whole sum, a knot a comparison."""
+    model = Lambda(lambda m, x: F.leaky_relu(F.relu6(x) - x.square(), 0.25))
+    semi2k.load(model, images)
+    costs = {cost.kind: (cost.rounds, cost.bytes_sent) for cost in semi2k.profile(images[:1])}
+    assert costs["combine"] == (0, 0)
+    clamp, leaky = [cost for cost in semi2k.profile(images[:1]) if cost.kind == "piecewiselinear"]
+    assert (clamp.rounds, clamp.bytes_sent) == (8, 2 * 72 * 192)
+    assert (leaky.rounds, leaky.bytes_sent) == (9, (72 + 4) * 192)
 
 
 @needs_spu
@@ -286,13 +329,13 @@ def test_shares_as_bytes():
 def test_no_party_sees_what_is_not_its_own(block, images, monkeypatch):
     """Looks at every message of the driver; the rest travels as shares, of which no one is the value."""
     sent: list[tuple[str, object]] = []
-    original = Parties._send
+    original = group._send
 
     def tap(process, message):
         sent.append((process.title, pickle.loads(message)))
         original(process, message)
 
-    monkeypatch.setattr(Parties, "_send", staticmethod(tap))
+    monkeypatch.setattr(group, "_send", tap)
     with Parties(engine="spu-aby3", timeout_s=120) as parties:
         parties.load(block, images)
         parties.prepare()
@@ -407,7 +450,7 @@ def test_hanging_party_is_ended_after_the_timeout(block, images):
     with Parties(engine="spu-semi2k", timeout_s=120) as parties:
         parties.load(block, images)
         parties.prepare()
-        parties.timeout_s = 1.5
+        parties.group.timeout_s = 1.5
         pids = parties.pids
         os.kill(pids[0], signal.SIGSTOP)
         started_at = time.monotonic()
@@ -420,7 +463,7 @@ def test_hanging_party_is_ended_after_the_timeout(block, images):
 @needs_spu
 @pytest.mark.parametrize("announced", [False, True])
 def test_a_party_that_never_comes(announced, tmp_path):
-    """Whether it never told its address, or told one and does not listen there."""
+    """The party never tells its address, or it tells one and does not listen there."""
     setting = Setting("spu-semi2k", "party", 0, 2, f"file://{tmp_path}/store", "first party", timeout_s=2)
     if announced:
         store = torch.distributed.PrefixStore("spu", torch.distributed.FileStore(f"{tmp_path}/store", 2))

@@ -1,7 +1,8 @@
-"""A program in plaintext, in plain fixed point: every product is cut off at 16 fractional bits at once.
+"""A program in plaintext, in plain fixed point: every product is cut at once to 16 fractional bits.
 
-What engines compute that keep every value at one scale. Inputs and stored numbers are encoded first; a value
-that has more fractional bits than 16 is then cut off, down or up with the odds of what is cut off.
+This is the computation of engines that keep every value at one scale. Inputs and stored numbers are encoded
+first. A value with more than 16 fractional bits is then cut, down or up at random. The probability of "up" is
+the fraction that is cut off.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def toward_zero(values: Tensor) -> Tensor:
 
 
 def truncated(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns `values`, multiples of 2^-s for s <= 40, with 16 fractional bits: down, or up as the draw says.
+    """Returns `values`, multiples of 2^-s for s <= 40, rounded to 16 fractional bits, down or up at random.
 
-    torch draws 24 bits for a float32; no more are cut off, so the odds are exact.
+    torch draws 24 bits for a float32. No more than 24 bits are cut off, so the probabilities are exact.
     """
     up = torch.rand(values.shape, generator=generator, dtype=torch.float32)
     return values.mul(2.0**BITS).add_(up).floor_().mul_(2.0**-BITS)
@@ -50,7 +51,7 @@ def evaluate_in_fixed_point(
 ) -> Tensor:
     """Returns the output [N, ...] of `program` for `images` [N, *input_shape]; draws are seeded.
 
-    `encode` gives the 16 fractional bits of inputs and stored numbers; `after` sees the value of every step.
+    `encode` rounds inputs and stored numbers to 16 fractional bits; `after` receives the value of every step.
     """
     generator = torch.Generator().manual_seed(0)
     encoded = {name: encode(weight) for name, weight in weights.items()}
@@ -70,7 +71,7 @@ def _numbers(factors: tuple[float, ...], encode: Encode) -> tuple[float, ...]:
 
 @singledispatch
 def _encoded(operator: ir.Operator, encode: Encode) -> ir.Operator:
-    """Returns an operator with its public numbers as the engine holds them; most have none."""
+    """Returns an operator with its public numbers as the engine holds them; most operators have none."""
     return operator
 
 

@@ -3,6 +3,7 @@
 The file is `{"schema": 1, "rows": [row, ...]}`, one row a case. A row is a plain dictionary that
 `pibench.store.schema` checks; a missing measure is null, never 0 and never NaN. A case is written as soon as
 it is measured, by replacing the whole file at once, so an interrupted run keeps every case that it finished.
+Two runs that write into one file change it one after the other, so neither loses a row.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pibench.models.files import replace_file
+from pibench.models.files import changing, demand_room, replace_file, target_of
 from pibench.models.rows import ResultsError
 from pibench.store.schema import Row, validate
 
@@ -26,8 +28,8 @@ SCHEMA = 1
 class Store:
     """A results file: `rows` reads it, `add` replaces or appends the row of one case.
 
-    The file is read when the store is made, so that a file that cannot be used is found before anything is
-    measured, and again by every `add`, so that rows which another run wrote meanwhile are kept.
+    The file is read when the store is made, so that an unusable file is found before anything is measured.
+    Every `add` reads it again, so that rows of another run in the meantime are kept.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -35,24 +37,40 @@ class Store:
         self.rows()
 
     def rows(self) -> list[Row]:
-        """Returns the rows in the order in which their cases were first added; none without a file."""
+        """Returns the rows in the order in which their cases were first added; empty without a file."""
         return read_rows(self.path)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Writes `row` at once in the place of the row of the same case, or after the others."""
+        """Writes `row` at once; it replaces the row of the same case, or comes after the others."""
         fresh = _plain(row, "row")
         validate(fresh)
-        rows = self.rows()
-        places = {old["case"]: place for place, old in enumerate(rows)}
-        if fresh["case"] in places:
-            rows[places[fresh["case"]]] = fresh
-        else:
-            rows.append(fresh)
-        replace_file(self.path, _render(rows).encode())
+        with self._writing(), changing(self.path):
+            rows = self.rows()
+            places = {old["case"]: place for place, old in enumerate(rows)}
+            if fresh["case"] in places:
+                rows[places[fresh["case"]]] = fresh
+            else:
+                rows.append(fresh)
+            replace_file(self.path, _render(rows).encode())
+
+    def demand_room(self) -> None:
+        """Raises ResultsError unless rows can be written now: called before anything is measured."""
+        with self._writing():
+            demand_room(self.path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResultsError(
+                f"{self.path} cannot be written ({error.strerror or error}): make room or allow writing "
+                "there, or choose another folder with --results."
+            ) from error
 
 
 def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Returns plan, precision and variants of trained rows, the plan of most of them first.
+    """Returns plan, precision and variants of trained rows; the plan of most of them comes first.
 
     Rows that do not name both are left out.
     """
@@ -65,9 +83,10 @@ def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads and checks the rows of a results file; a file that is not there has none."""
+    """Reads and checks the rows of a results file; empty if there is no file."""
     remedy = "move it away and run `make bench` again (nothing was overwritten)"
     try:
+        target_of(path)  # reading a pipe would wait for ever
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
@@ -101,7 +120,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _plain(value: Any, place: str) -> Any:
-    """Copies a value to what JSON knows: tuples to lists, numpy scalars to numbers, NaN to null."""
+    """Copies a value to JSON types: tuples to lists, numpy scalars to numbers, NaN to null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item, f"{place}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -120,7 +139,7 @@ def _plain(value: Any, place: str) -> Any:
 
 
 def _render(rows: Iterable[Row]) -> str:
-    """Writes JSON with one key, and one layer, a line: small, and its differences can be read."""
+    """Writes JSON with one key, and one layer, on each line: small files with readable differences."""
 
     def dump(value: Any) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)

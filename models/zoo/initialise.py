@@ -13,7 +13,7 @@ def initialise(model: nn.Module) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raises ValueError, which names the first that is none, unless all are positive whole numbers."""
+    """Raises ValueError for the first size that is not a positive whole number."""
     for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive whole number, not {value!r}")

@@ -1,4 +1,4 @@
-"""The stock engine: CrypTen's own operators; and a network written by hand on it, as a yardstick."""
+"""The stock engine: CrypTen's own operators. A network written by hand on CrypTen serves as a yardstick."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_node(setting: Setting) -> Node | Helper:
-    """Makes the node of this process, joined to CrypTen's process group."""
+    """Makes the node of this process and joins it to CrypTen's process group."""
     from pibench.engines.crypten import node
 
     return node.make_node(setting)
@@ -28,7 +28,7 @@ def make_node_by_hand(setting: Setting) -> Node:
 
 
 def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns what every step and the opening send (`cost`)."""
+    """Returns the traffic of every step and of the opening (`cost`)."""
     from pibench.engines.crypten.cost import traffic
 
     return traffic(program, batch, parties)

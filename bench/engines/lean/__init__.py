@@ -1,11 +1,11 @@
-"""The lean engine: two semi-honest parties, a dealer that is idle online, bytes that carry information.
+"""The lean engine: two semi-honest parties, and a dealer that is idle online.
 
-Additive shares in Z_2^64, 16 fractional bits. `plan` decides what each step costs in gadgets, `relu` and
-`linear` say what the gadgets compute, `material` what the dealer hands out for them, `kernels` is their
-compiled inner part, `channel` and `keystream` carry and make the words, `node` and `dealer` are the
-processes.
+Shares are additive in Z_2^64, with 16 fractional bits. `plan` decides which gadgets each step needs. `relu`
+and `linear` define what the gadgets compute, `material` the randomness that the dealer deals for them, and
+`kernels` their compiled inner part. `channel` carries the words and `keystream` makes them. `node` and
+`dealer` are the processes.
 
-Values must stay below 2^28 in absolute value; `plan.value_limits` gives the exact bound of each.
+Values must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound of each.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def make_node(setting: Setting) -> Node | Helper:
 
 
 def value_limits(program: Program) -> dict[str, float]:
-    """Maps each value to the bound that it must stay below in absolute value (`plan.value_limits`)."""
+    """Maps each value to its bound: the absolute value must stay below it (`plan.value_limits`)."""
     from pibench.engines.lean import plan
 
     return plan.value_limits(program)
 
 
 def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns what every step and the opening send (`cost`)."""
+    """Returns the traffic of every step and of the opening (`cost`)."""
     from pibench.engines.lean.cost import traffic
 
     return traffic(program, batch, parties)
@@ -62,7 +62,7 @@ def rehearse(
 
 
 def compile_all() -> None:
-    """Compiles the kernels into the cache on disk, so that no process pays for it in a measurement."""
+    """Compiles the kernels into the cache on disk, so that no measurement pays for it."""
     from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
 
 

@@ -1,19 +1,19 @@
-"""A program in plaintext, in the fixed point of the lean engine: what the parties compute, without parties.
+"""A program in plaintext, in the fixed point of the lean engine: the parties' computation without parties.
 
-The plan of `pibench.engines.lean.plan` says which value carries how many fractional bits and what is
-truncated when; the same plan is followed here. Inputs and weights are rounded to 16 fractional bits, sums and
-products are exact, and a truncation by f bits gives
+The plan of `pibench.engines.lean.plan` gives the fractional bits of each value and the place of each
+truncation. This module follows the same plan. Inputs and weights are rounded to 16 fractional bits. Sums and
+products are exact. A truncation by f bits gives
 
-    t = floor((z + r) / 2^f),   r uniform in [0, 2^f),
+    t = floor((z + r) / 2^f),   r uniform in [0, 2^f).
 
-that is floor(z / 2^f), or one more with the probability that the bits cut off stand for: in the protocol r
-are the low bits of the dealer's mask (`lean.relu`: t = floor((z' + r) / 2^f) - floor(r / 2^f)),
-here they come from a seeded generator. So a logit of the parties and one from here have the same
-distribution, and are the same number wherever nothing is cut off.
+The result is floor(z / 2^f), or one more with a probability equal to the fraction that is cut off. In the
+protocol r is the low part of the dealer's mask (`lean.relu`: t = floor((z' + r) / 2^f) - floor(r / 2^f)).
+Here r comes from a seeded generator. A logit of the parties and a logit of this module therefore have the
+same distribution. They are the same number wherever nothing is cut off.
 
-A value z / 2^s is held as a float64. That is exact, in any order of summation, while every partial sum stays
-under 2^53 units of 2^-s, far under the 2^62 of the ring; each step bounds its partial sums from the inputs at
-hand and `PrecisionError` refuses a network that could exceed it.
+A value z / 2^s is held as a float64. It is exact, in any order of summation, as long as every partial sum
+stays under 2^53 units of 2^-s. This is far under the 2^62 of the ring. Each step bounds its partial sums from
+the actual inputs, and `PrecisionError` refuses a network that could exceed the bound.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class PrecisionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FixedPoint:
-    """A program that is evaluated in fixed point: its plan, and its weights rounded as planned."""
+    """A program in fixed point: its plan, and its weights rounded as the plan says."""
 
     plan: Plan
     weights: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, program: Program, stored: Mapping[str, Tensor]) -> FixedPoint:
-        """Rounds the weights: kernels to 16 fractional bits, each bias to those of its layer's output."""
+        """Rounds the weights: kernels to 16 fractional bits, each bias to the bits of its layer's output."""
         plan = make_plan(program)
         weights = {}
         for entry in plan.steps.values():
@@ -94,8 +94,8 @@ class FixedPoint:
     ) -> Tensor:
         """Returns float64 logits [N, classes] of `images` [N, *input_shape].
 
-        Truncations draw from `generator`; `after` sees the value of every step. Raises PrecisionError where
-        float64 might not be exact; unless `exact`, sums beyond 53 bits lose their last ones.
+        Truncations draw from `generator`; `after` receives the value of every step. Raises PrecisionError if
+        `exact` and float64 might not be exact. Without `exact`, sums beyond 53 bits lose their last bits.
         """
         run = _Run(self.weights, generator, exact)
         program = self.plan.program
@@ -128,7 +128,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What the steps of one evaluation share: rounded weights, the draws, whether sums must be exact."""
+    """The common state of the steps of one evaluation: weights, draws, and whether sums must be exact."""
 
     weights: Mapping[str, Tensor]
     generator: torch.Generator
@@ -136,7 +136,7 @@ class _Run:
 
 
 def _bias(entry: StepPlan) -> str:
-    """Names a layer's bias, which two layers may share at different scales."""
+    """Returns the name of a layer's bias; two layers may share one bias at different scales."""
     return f"{entry.step.operator.bias} of {entry.step.name}"
 
 
@@ -197,7 +197,7 @@ def _(o: Relu, entry, run, x):
 
 
 def _mean(run: _Run, total: Tensor, x: Tensor, window: int, entry: StepPlan) -> Tensor:
-    """The sum times what 1 / window is at the plan's scale."""
+    """Returns the sum times 1 / window, as the plan rounds this factor."""
     _demand(run, window * _largest(x), entry.scales[0], entry)
     mean = total * (entry.factor * 2.0 ** (entry.scales[0] - entry.scale))
     _demand(run, _largest(mean), entry.scale, entry)
