@@ -19,9 +19,9 @@ from pibench.costs.predict import engines_with_a_law, predict
 from pibench.engines import ENGINES
 from pibench.links.link import LINKS, parse_link
 from pibench.measure.case import Case, OwnNetwork
+from pibench.measure.count import count_program
 from pibench.measure.network import Chosen, nearest, network
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import cost_of
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
 from pibench.models.weights import read_manifest
@@ -129,8 +129,8 @@ def cost(
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
-    counted = cost_of(found.model, example)
     program = lower(found.model, example).program
+    counted = count_program(program)
     same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
     lines: list[dict[str, Any]] = []
     for engine in engines_with_a_law():
@@ -220,14 +220,27 @@ def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> 
     )
 
 
-def measure_cases(cases: Sequence[Case], results: Path, watch: Watch | None = None) -> list[Row]:
+def measure_cases(
+    cases: Sequence[Case],
+    results: Path,
+    watch: Watch | None = None,
+    again: bool = False,
+    say: Callable[[str], object] = print,
+) -> list[Row]:
     """Measures cases as `make bench` does; writes the row of each to `results`/bench.json at once.
 
-    Raises MemoryError for a case that does not fit, WrongAnswer if parties do not compute the network.
+    Rows that are up to date are taken from there, unless `again` asks for all of them; `say` receives one
+    line about it. Raises MemoryError for a case that does not fit, WrongAnswer if parties do not compute the
+    network.
     """
     rows = []
-    with Session(cases, results, uuid.uuid4().hex[:12]) as session:
+    with Session(cases, results, uuid.uuid4().hex[:12], again=again) as session:
+        if said := session.said_of_kept():
+            say(said)
         for case in cases:
+            if case.id in session.kept:
+                rows.append(session.kept[case.id])
+                continue
             if (obstacle := session.obstacle(case)) is not None:
                 raise MemoryError(f"{case.id} {obstacle}: take a smaller --width or --batch")
             if watch is not None:
@@ -249,7 +262,9 @@ def measure(
     *,
     against: str | nn.Module | Chosen | None = None,
     results: str | Path = "results",
+    again: bool = False,
     watch: Watch | None = None,
+    say: Callable[[str], object] = print,
     shape: tuple[int, ...] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -258,7 +273,7 @@ def measure(
     `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these. Rounds of each run
     alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
     engine, link, batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in
-    `results`.
+    `results`; a row that is there and up to date is returned as it is, unless `again`.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -275,7 +290,7 @@ def measure(
     for one, other in pairwise(sorted(case.id for case in cases)):
         if one == other:
             raise ValueError(f"two networks are called {one}: give each another name")
-    return summarize(measure_cases(cases, Path(results), watch))
+    return summarize(measure_cases(cases, Path(results), watch, again, say))
 
 
 def rows_of(place: str | Path) -> list[Row]:

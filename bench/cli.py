@@ -155,6 +155,7 @@ def run(
     width: Width = 64,
     shape: Shape = None,
     results: Results = Path("results"),
+    again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -164,7 +165,8 @@ def run(
 
     MODEL is a variant (`senet-0.09`), a network with options (`resnet18:width=32,classes=10`), one of timm
     (`timm:mobilenetv2_050`), a function or class of your own that makes it (`net.py:make`,
-    `package.module:Net`) or a file of torch.export (`net.pt2`).
+    `package.module:Net`) or a file of torch.export (`net.pt2`). A case that was measured before, whose
+    network, settings, code and machine are the same, is not measured again.
 
     Examples: `pibench run joint-0.052 senet-0.09 --against baseline --width 16`,
     `pibench run net.py:make --shape 3,32,32 --link wan`
@@ -174,7 +176,7 @@ def run(
     from pibench.show import run_tables, show
 
     form = _form(json, csv, markdown, latex)
-    with watching(rounds * len({against, *models} - {None})) as watch:
+    with watching() as watch:
         summary = api.measure(
             models,
             engine=engine,
@@ -185,7 +187,9 @@ def run(
             width=width,
             shape=_shape(shape),
             results=results,
+            again=again,
             watch=watch,
+            say=lambda line: print(line, file=sys.stderr),
         )
     show(summary, form, run_tables(summary))
 
@@ -242,7 +246,9 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def report(ctx: typer.Context) -> None:
     """Tables and pages of your run, of the reference when there is none, as `make report`.
 
-    Example: `pibench report --quiet`
+    With `--html` also one self-contained page: sortable tables, figures, every layer, the machine.
+
+    Example: `pibench report --quiet --html report.html`
     """
     from pibench.report.command import main
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Required, cast
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic cannot use typing's own below Python 3.12
 
+from pibench.models.files import target_of
+
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of images, from 0 to 1."""
 
@@ -167,6 +169,7 @@ def read_tries(path: Path) -> list[TryRow]:
 def _read(path: Path, schema: TypeAdapter[Any]) -> list[Any]:
     remedy = "move it away, and training makes its rows again"
     try:
+        target_of(path)  # reading a pipe would wait for ever
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []

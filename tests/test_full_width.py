@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pibench.measure.row import cost_of
+from pibench.measure.count import cost_of
 from pibench.measure.subject import Subject
 from pibench.models.data import normalised, picture_crops
 from pibench.models.variants import VARIANTS

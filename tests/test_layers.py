@@ -25,14 +25,14 @@ MAY_IMPORT = {
     ),
     "hosts": ("parties", "engines", "links", "store"),
     "parties": ("engines", "links", "program", "program.ir"),
-    "costs": ("costs.literature", "engines", "program", "program.ir"),
+    "costs": ("costs.literature", "engines", "links", "program", "program.ir"),
     "costs.literature": ("links", "program.ir"),
     "engines": ("links", "program.ir", "program.plaintext"),
     "links": (),
     "program": ("program.ir", "program.plaintext", "models.graph"),
     "program.ir": (),
     "program.plaintext": ("program.ir",),
-    "report": ("store", "models.facts", "costs.literature", "links"),
+    "report": ("store", "models.facts", "costs.literature", "links", "figures"),  # its page embeds figures
     "figures": ("store", "models.facts"),
     "store": ("models.facts", "engines", "links"),  # descriptions of engines and links: data alone
     "models.training": NETWORKS,
@@ -55,6 +55,7 @@ ROOM_OF = {
         "entry points",
     ),
     "program.ir": "program.ir",
+    "page": "report",
     **dict.fromkeys(("program.plaintext", "program.fixed_point"), "program.plaintext"),
     "costs.literature": "costs.literature",
     **dict.fromkeys(

@@ -48,6 +48,12 @@ def test_a_run_its_report_and_its_figures_leave_the_checkout_clean(checkout):
     assert "lean: width 8, batch 1, loopback, 2 parties, 1 repetition\n" in said
     assert "The reference (results/reference) has none of these cases" in said
     assert "baseline" in said
+    again = run(checkout, "pytest", "bench/bench_latency.py", *options, "-k", CASES)
+    assert "1 of 1 cases are up to date; --again measures them anew" in again
+    assert (
+        said.partition("lean: width 8")[2].splitlines()[:6]
+        == again.partition("lean: width 8")[2].splitlines()[:6]
+    )
     said = run(checkout, "pibench.report")
     assert "lean: width 8" in said
     assert "tables and pages of results/bench.json\n" in said

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.rows import read_rows
@@ -52,7 +52,7 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     assert read_manifest()[file_name(name, 16)]["sha256"] == row["weights_sha256"]
     model = VARIANTS[name].build(width=16)
     assert model.meta["trained"]
-    cost = count_cost(model, torch.zeros(1, 3, 32, 32))
+    cost = cost_of(model, torch.zeros(1, 3, 32, 32))
     assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
     path = ROOT / "models" / "trained" / file_name(name, 16)

@@ -56,6 +56,10 @@ def usual_options() -> dict[str, str | int | bool]:
     return {"ring_bits": 64, "fraction_bits": 16}
 
 
+def suited() -> None:
+    """Finds nothing that keeps an engine from this machine."""
+
+
 def nothing_to_compile() -> None:
     """Does nothing: the engine has nothing to compile."""
 
@@ -77,7 +81,8 @@ class Engine:
     that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
     bytes of each step, with the opening last. It is None for an engine without one.
 
-    Requirements: `modules` must be importable, and `install` is the command that installs them. With
+    Requirements: `modules` must be importable, and `install` is the command that installs them.
+    `unsuited()` says why no command can install them here, or returns None. With
     `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
     address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
     differ a little. `two_hosts` is true if a party may run on another host.
@@ -108,6 +113,7 @@ class Engine:
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
+    unsuited: Callable[[], str | None] = suited
     steady_traffic: bool = True
     all_listen: bool = False
     two_hosts: bool = False
@@ -141,10 +147,10 @@ class Engine:
         lacking = [module for module in self.modules if find_spec(module) is None]
         if not lacking:
             return None
-        return (
-            f"the {self.name} engine needs {', '.join(lacking)}, not installed here; install it with: "
-            f"{self.install}"
-        )
+        needed = f"the {self.name} engine needs {', '.join(lacking)}"
+        if (reason := self.unsuited()) is not None:
+            return f"{needed}, which {reason}"
+        return f"{needed}, not installed here; install it with: {self.install}"
 
     def demand_installed(self) -> None:
         """Raises EngineMissing, with the command that installs the engine, where it cannot run."""

@@ -33,6 +33,7 @@ class Tables:
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
     sensitivity: pd.DataFrame
+    protocols: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 

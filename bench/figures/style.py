@@ -156,11 +156,13 @@ def add_caption(
     conditions = [f"Width {first['width']}"]
     if not batches:
         conditions.append(f"batch {first['batch']}")
-    conditions += [f"{first['parties']} parties", ", ".join(link_style(name)[0] for name in names)]
+    parties = " or ".join(str(each) for each in sorted(cases["parties"].unique()))
+    conditions += [f"{parties} parties", ", ".join(link_style(name)[0] for name in names)]
     if rounds and counts:
         several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         conditions.append(f"medians of {several} repetition{'s' if counts[-1] > 1 else ''}")
-        noisy = cases[cases["online_noisy"].astype(str) == "True"]
+        judged = [name for name in ("online_noisy", "all_phases_noisy") if name in cases]
+        noisy = cases[(cases[judged].astype(str) == "True").any(axis=1)]
         if not noisy.empty:
             names = ", ".join(noisy["engine"] + " " + noisy["variant"])
             text += f" Noisy (IQR over 10 % of the median): {names}."

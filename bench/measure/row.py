@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from pibench.costs import literature
 from pibench.engines import ENGINES
 from pibench.engines.base import StepCost
-from pibench.measure.count import count_program
+from pibench.measure.count import Cost
 from pibench.measure.rounds import Measurement
 from pibench.measure.subject import Subject
 from pibench.measure.verdict import TOLERANCE
-from pibench.models.cost import Cost, count_cost
 from pibench.parties.driver import Traffic
-from pibench.program.lower import lower
 from pibench.store import provenance
 
 COUNTS = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
@@ -127,9 +123,10 @@ def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
 
 
 def context() -> dict[str, Any]:
-    """Returns machine, versions and commit for a row."""
+    """Returns host, machine, versions and commit for a row."""
     head, dirty = provenance.commit()
     return {
+        "host": platform.node(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),
         "commit": head,
@@ -156,11 +153,3 @@ def layer_rows(profiles: Sequence[Sequence[StepCost]], cost: Cost) -> list[dict[
             }
         )
     return rows
-
-
-def cost_of(model: nn.Module, images: torch.Tensor) -> Cost:
-    """Counts the static cost of `model` for one of `images`: by its modules, else by its program."""
-    try:
-        return count_cost(model, images[:1])
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):  # all that lowers can be counted
-        return count_program(lower(model, images[:1]).program)

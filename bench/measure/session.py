@@ -19,14 +19,15 @@ from torch import nn
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
 from pibench.measure.case import Case
+from pibench.measure.count import Cost, cost_of
+from pibench.measure.digest import digest_of
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import context, cost_of, row_of
+from pibench.measure.row import context, row_of
 from pibench.measure.subject import Subject
-from pibench.models.cost import Cost
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
-from pibench.store.results import Store
+from pibench.store.results import Row, Store
 
 IMAGES = 16  # the largest batch
 COMPARED = 4  # images for the spread of logits, if the batch is not larger
@@ -45,7 +46,9 @@ class Session:
         with Session(cases, Path("results"), run="a name") as session:
             rows = [session.measure(case) for case in cases]
 
-    With `remote` every party 1 runs on another host, which comes first.
+    With `remote` every party 1 runs on another host, which comes first. Cases whose rows in `results` are up
+    to date (`pibench.measure.digest`) are not `waiting`: their rows are in `kept`. With `again`, and with
+    `remote`, every case waits.
     """
 
     def __init__(
@@ -54,16 +57,38 @@ class Session:
         results: Path,
         run: str,
         remote: Remote | None = None,
+        again: bool = False,
     ) -> None:
         self.store = Store(results / "bench.json")
-        self.waiting = list(cases)
+        self.store.demand_room()
         self.run = run
         self.remote = remote
         self.context = context()
+        self.kept = {} if again or remote is not None else self._up_to_date(cases)
+        self.waiting = [case for case in cases if case.id not in self.kept]
         self.subjects: dict[str, Subject] = {}
+        self.costs: dict[str, Cost] = {}  # of users' networks, by case
         self.idle: list[Parties] = []
         self.started = time.monotonic()
-        self.total_work = sum(map(_work, cases))
+        self.total_work = sum(map(_work, self.waiting))
+
+    def _up_to_date(self, cases: Sequence[Case]) -> dict[str, Row]:
+        """Returns the stored rows that measuring `cases` here would replace by their like, by case."""
+        stored = {(row["case"], row.get("digest")): row for row in self.store.rows()}
+        names = {name for name, _ in stored}
+        found = {}
+        for case in cases:
+            row = stored.get((case.id, digest_of(case, self.context))) if case.id in names else None
+            if row is not None:
+                found[case.id] = row
+        return found
+
+    def said_of_kept(self) -> str | None:
+        """Says in one line which share of the cases is up to date; None if none is."""
+        total = len(self.kept) + len(self.waiting)
+        if not self.kept:
+            return None
+        return f"{len(self.kept)} of {total} cases are up to date; --again measures them anew"
 
     def __enter__(self) -> Session:
         if self.remote is not None:
@@ -91,6 +116,7 @@ class Session:
         """
         try:
             model, cost = self.model(case), self.cost(case)  # refused before anything is measured
+            digest = digest_of(case, self.context)  # of the source as it is now, not after minutes of rounds
             subject = self.subject(case)
             reference = None if case.reference is None else self.subject(case.reference)
             measurement = Measurement(case, subject, reference)
@@ -102,6 +128,8 @@ class Session:
             else:
                 weights, source = "trained" if model.meta["trained"] else "seeded", images()[1]
             row = row_of(measurement, cost, weights, source, self.run, self.context)
+            if self.remote is None:
+                row["digest"] = digest
             self.store.add(row)
         finally:
             self.skip(case)
@@ -125,7 +153,9 @@ class Session:
         """Returns the static cost of a case's network for one image."""
         if case.own is None:
             return _counted(case.variant, case.width)
-        return cost_of(case.own.model, case.own.images)
+        if case.id not in self.costs:
+            self.costs[case.id] = cost_of(case.own.model, case.own.images)
+        return self.costs[case.id]
 
     def subject(self, case: Case) -> Subject:
         """Returns the loaded parties of a case; starts them if they do not run yet."""

@@ -137,7 +137,7 @@ def protocol_cases() -> tuple[Case, ...]:
 
 
 def protocol_link_cases() -> tuple[Case, ...]:
-    """Returns SPU's protocols over LAN and WAN: `make protocol-links`.
+    """Returns SPU's protocols over LAN and WAN: `make protocols LINKS=1`.
 
     A round of CHEETAH over the WAN takes about five minutes, most of it waiting.
     """

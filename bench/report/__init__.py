@@ -19,6 +19,8 @@ from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section, tabulate_models
 from pibench.report.pairs import tabulate_pairs
+from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
+from pibench.report.protocols_section import protocols_section
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.statistics import interval_of_median, speedup, spread
 from pibench.report.tables import CLOCKS, summarize, tabulate_layers
@@ -36,6 +38,7 @@ __all__ = [
     "links_section",
     "main",
     "models_section",
+    "protocols_section",
     "read_accuracy",
     "read_report",
     "read_sensitivity",
@@ -47,5 +50,7 @@ __all__ = [
     "tabulate_layers",
     "tabulate_models",
     "tabulate_pairs",
+    "tabulate_protocol_models",
+    "tabulate_protocols",
     "tabulate_tries",
 ]

@@ -11,6 +11,7 @@ from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.models import tabulate_models
 from pibench.report.pairs import tabulate_pairs
+from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
@@ -36,6 +37,8 @@ class Report:
     equal_latency: pd.DataFrame
     tries: pd.DataFrame
     sensitivity: pd.DataFrame
+    protocols: pd.DataFrame
+    protocol_models: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
         """Returns the text of each table's file, by the name of the file."""
@@ -63,17 +66,21 @@ def read_report(results: Path, reference: Path | None = None) -> Report:
     accuracy = tabulate_accuracy(trained)
     tries = [tabulate_tries(folder / "tries.json", accuracy) for folder in folders]
     sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
+    summary, layers = summarize(rows, trained), tabulate_layers(rows)
+    protocols = tabulate_protocols(summary, layers)
     return Report(
         source,
         rows,
-        summarize(rows, trained),
-        tabulate_layers(rows),
+        summary,
+        layers,
         **tabulate_models(rows),
         accuracy=accuracy,
         pairs=tabulate_pairs(accuracy, rows),
         equal_latency=tabulate_equal_latency(accuracy, rows),
         tries=_joined(tries, ONE_TRY),
         sensitivity=_joined(sensitivity, ONE_LAYER),
+        protocols=protocols,
+        protocol_models=tabulate_protocol_models(rows, protocols),
     )
 
 

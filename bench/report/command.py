@@ -25,6 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="where pages look for figures")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where pages look for explanations")
     parser.add_argument("--quiet", action="store_true", help="write the files and print no table")
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also write one self-contained page with everything (default: report.html in the results)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=Path("models/trained"), help="the networks whose masks it shows"
+    )
     options = parser.parse_args(arguments)
     results, reference = options.results, options.results / REFERENCE
     try:
@@ -36,10 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     write_stale(made)
+    shown = []
+    if options.html is not None:
+        from pibench.figures.command import read_tables  # the page alone draws figures
+        from pibench.page.build import make_page
+
+        page = Path(options.html) if options.html else results / "report.html"
+        text = make_page(report, read_tables(results, options.weights)).encode()
+        replace_file(page, text)
+        shown = [f"{page}: everything on one page, {len(text) / 1e6:.1f} MB, to open in any browser"]
     if said:
         print(f"{said}\n")
     why = "" if report.source == results else " (the reference: there is no run of your own yet)"
-    print(f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}")
+    written = f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}"
+    print("\n".join([written, *shown]))
     return 0
 
 

@@ -13,6 +13,7 @@ from pibench.report.engines import engines_section
 from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section
+from pibench.report.protocols_section import protocols_section
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ PAGES = {
             "links_all": "The same for all variants and links",
             "link_model_error": "Error of the arithmetic model of a link",
         },
+    ),
+    "protocols": Page(
+        "The same networks under other protocols",
+        "CrypTen (`stock`) and `lean` trust a dealer. SecretFlow SPU brings protocols without one (Cheetah) "
+        "and with three parties (ABY3); here each runs the same networks, in the same harness, with the "
+        "answer checked. What the engines are: [docs/engines.md](docs/engines.md).",
+        lambda report: protocols_section(report.protocols, report.protocol_models, report.summary),
+        {},
     ),
     "models": Page(
         "What other protocols would cost",

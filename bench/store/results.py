@@ -3,6 +3,7 @@
 The file is `{"schema": 1, "rows": [row, ...]}`, one row a case. A row is a plain dictionary that
 `pibench.store.schema` checks; a missing measure is null, never 0 and never NaN. A case is written as soon as
 it is measured, by replacing the whole file at once, so an interrupted run keeps every case that it finished.
+Two runs that write into one file change it one after the other, so neither loses a row.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pibench.models.files import replace_file
+from pibench.models.files import changing, demand_room, replace_file, target_of
 from pibench.models.rows import ResultsError
 from pibench.store.schema import Row, validate
 
@@ -42,13 +44,29 @@ class Store:
         """Writes `row` at once; it replaces the row of the same case, or comes after the others."""
         fresh = _plain(row, "row")
         validate(fresh)
-        rows = self.rows()
-        places = {old["case"]: place for place, old in enumerate(rows)}
-        if fresh["case"] in places:
-            rows[places[fresh["case"]]] = fresh
-        else:
-            rows.append(fresh)
-        replace_file(self.path, _render(rows).encode())
+        with self._writing(), changing(self.path):
+            rows = self.rows()
+            places = {old["case"]: place for place, old in enumerate(rows)}
+            if fresh["case"] in places:
+                rows[places[fresh["case"]]] = fresh
+            else:
+                rows.append(fresh)
+            replace_file(self.path, _render(rows).encode())
+
+    def demand_room(self) -> None:
+        """Raises ResultsError unless rows can be written now: called before anything is measured."""
+        with self._writing():
+            demand_room(self.path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResultsError(
+                f"{self.path} cannot be written ({error.strerror or error}): make room or allow writing "
+                "there, or choose another folder with --results."
+            ) from error
 
 
 def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
@@ -68,6 +86,7 @@ def read_rows(path: Path) -> list[Row]:
     """Reads and checks the rows of a results file; empty if there is no file."""
     remedy = "move it away and run `make bench` again (nothing was overwritten)"
     try:
+        target_of(path)  # reading a pipe would wait for ever
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []

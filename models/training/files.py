@@ -1,11 +1,9 @@
 """Files that appear complete or not at all, and the checkpoints from which training continues."""
 
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pibench.models import files
 from pibench.models.files import replace_file
 
 
@@ -79,23 +78,17 @@ def architecture(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Keeps other processes out while `path` is locked; `path` is a folder, or a file made for the lock.
+    """Keeps other processes out while `path` is locked: a file made for it, or `.lock` in a folder.
 
     Calls `waiting` once if another process has the lock, then waits. The lock ends with the process, in every
     case. Raises TrainingError when the file cannot be made.
     """
     make_folder(path.parent)
-    with _writing(path):
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    file = path / ".lock" if path.is_dir() else path
+    with _writing(file):
+        file.touch()
+    with files.locked(file, waiting):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_history(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pibench.models import weights as checkpoint
-from pibench.models.cost import count_cost
+from pibench.models.cost import count_macs, count_relus
 from pibench.models.machine import cpu_name
 from pibench.models.rows import check_row, read_rows, row_key
 from pibench.models.training.files import TrainingError, locked, make_folder, write_bytes
@@ -117,7 +117,8 @@ def finish_row(
             f"{path} cannot be written ({error}): make room, then run the same command to go on"
         ) from error
     model = load(path)
-    cost = count_cost(model, torch.zeros(1, 3, size, size))
+    example = torch.zeros(1, 3, size, size)
+    relus, macs = count_relus(model, example), count_macs(model, example)
     model = model.to(run.setting.device, memory_format=torch.channels_last)
     where = run.setting.device
     return {
@@ -125,8 +126,8 @@ def finish_row(
         "width": run.width,
         "seed": run.setting.seed,
         "epochs": trained.epochs,
-        "relus": cost.relus,
-        "macs": cost.macs,
+        "relus": relus,
+        "macs": macs,
         "accuracy_heldout": accuracy(model, images.heldout, images.heldout_labels),
         **({} if test is None else {"accuracy_test": accuracy(model, *(part.to(where) for part in test))}),
         "wall_s": round(trained.seconds, 1),

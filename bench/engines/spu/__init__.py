@@ -3,7 +3,8 @@
 SPU 0.9.5 is a compiler and a runtime. `networks` writes a program in jax.numpy. `compiler` turns it into
 SPU's code, once for each batch, in a separate process that party 0 starts. `node` is a party, which runs the
 code on shares. `link` connects the parties by SPU's own link (brpc). `log` reads rounds and bytes from SPU's
-own profile. `protocols` holds the differences between the three engines.
+own profile. `protocols` holds the differences between the three engines. `byhand` is a network written by
+hand, as a yardstick.
 
 Secrets: party 0 alone receives the weights and party 1 alone the images. Each makes the shares of its input
 in its own process and sends the others their shares over the link. The logits are opened to party 1.
@@ -13,6 +14,10 @@ contains all their work.
 """
 
 from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import replace
 
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.engines.spu.protocols import options
@@ -42,11 +47,22 @@ OPERATORS = (
 """The operators of the intermediate representation that `networks` can say to SPU."""
 
 
+WHEEL = "Python 3.11 on Linux x86_64"
+"""What SPU 0.9.5 can be installed for; its wheel for Python 3.10 is of no use here."""
+
+
 def make_node(setting: Setting) -> Node | Helper:
     """Makes the party of this process and connects it to the others."""
     from pibench.engines.spu.node import SpuNode
 
     return SpuNode(setting)
+
+
+def make_node_by_hand(setting: Setting) -> Node:
+    """Builds a party that runs a network written by hand for SPU."""
+    from pibench.engines.spu.node import ByHand
+
+    return ByHand(setting)
 
 
 def value_limits(program: ir.Program) -> dict[str, float]:
@@ -62,6 +78,15 @@ def value_limits(program: ir.Program) -> dict[str, float]:
                 "use another engine, or add it to bench/engines/spu/networks.py"
             )
     return {}
+
+
+def unsuited() -> str | None:
+    """Says which Python or system this is, where SPU has no wheel for it."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    here = f"Python {version} on {platform.system()} {platform.machine()}"
+    if here == WHEEL:
+        return None
+    return f"has a wheel for {WHEEL} alone, and this is {here}: make the environment with such a Python"
 
 
 def _engine(
@@ -85,7 +110,8 @@ def _engine(
         options=options(name),
         value_limits=value_limits,
         modules=("spu",),
-        install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
+        install="pip install -e '.[spu]'",
+        unsuited=unsuited,
         # ABY3 draws anew in each truncation who does what, CHEETAH compresses ciphertexts and makes its
         # oblivious transfers in stocks.
         steady_traffic=name == "spu-semi2k",
@@ -110,4 +136,13 @@ CHEETAH = _engine(
     "Cheetah (SPU)",
     "two semi-honest parties, nobody else: no dealer",
     *(2, "none", 60.0, ":", True),
+)
+
+BY_HAND = replace(
+    SEMI2K,
+    name="spu-byhand",
+    label="SPU by hand",
+    trust="as spu-semi2k",
+    make_node=make_node_by_hand,
+    offered=False,
 )
