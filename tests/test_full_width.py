@@ -1,4 +1,4 @@
-"""The counts that must hold at full width, counted on real parties: ResNet-18, width 64, CIFAR-100."""
+"""The counts at full width, counted on real parties: ResNet-18, width 64, CIFAR-100."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_published_sensitivity_is_taken_when_none_is_measured(run, tmp_path):
 
 
 def test_merging_is_exact_for_the_network_that_is_trained():
-    """With hoisted padding the deployed 5x5 and 7x7 kernels compute what is trained, borders included."""
+    """The deployed 5x5 and 7x7 kernels with hoisted padding compute what is trained, borders included."""
     torch.manual_seed(0)
     recipe = VARIANTS["merged-exact"]
     model = recipe.structured(2, 4)

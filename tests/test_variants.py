@@ -244,7 +244,7 @@ def test_stored_weights_and_masks_come_back(name):
 
 
 def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
-    """SNL's own distribution: a layer that is gone and one that is whole come back as such."""
+    """SNL has its own distribution: an emptied layer and a whole one come back as such."""
     recipe = VARIANTS["snl-0.09"]
     shapes = {name: (WIDTH, 32, 32) for name in ("relu", "layer1.0.relu1")}
     budget = recipe.budget(WIDTH)
