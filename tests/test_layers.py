@@ -270,6 +270,11 @@ def test_what_must_be_light_is_imported_without_torch_and_crypten(module):
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
 
 
+@pytest.mark.parametrize("module", in_room("links"))
+def test_links_need_neither_torch_nor_crypten(module):
+    assert outside(module, "torch", "crypten") == []
+
+
 def test_a_program_needs_numpy_alone():
     outer = {name.split(".")[0] for name in imports_of("program.ir")} - {PACKAGE}
     assert outer - set(sys.stdlib_module_names) == {"numpy"}
