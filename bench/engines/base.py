@@ -18,6 +18,11 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
+Rehearsal = Callable[
+    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
+    "torch.Tensor",
+]
+
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
@@ -29,11 +34,15 @@ class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """The traffic of one step: collective rounds, and bytes by party; the opening is the step `open`."""
+    """The traffic of one step: collective rounds, one-way trips in sequence (hops), and bytes by party.
+
+    The opening is the step `open`.
+    """
 
     name: str
     kind: str
     rounds: int
+    hops: int
     by_party: tuple[int, ...]
 
     @property
@@ -48,8 +57,12 @@ def no_limits(program: Program) -> dict[str, float]:
 
 
 def usual_options() -> dict[str, str | int | bool]:
-    """Returns the arithmetic of an engine that leaves nothing to choose."""
+    """Returns the arithmetic of an engine without choices."""
     return {"ring_bits": 64, "fraction_bits": 16}
+
+
+def suited() -> None:
+    """Finds nothing that keeps an engine from this machine."""
 
 
 def nothing_to_compile() -> None:
@@ -70,10 +83,13 @@ class Engine:
 
     Functions: `make_node(setting)` makes the engine's part of a process. `value_limits(program)` returns
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
-    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds and bytes
-    of each step, with the opening last. It is None for an engine without one.
+    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
+    bytes of each step, with the opening last. It is None for an engine without one.
+    `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
+    `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
-    Requirements: `modules` must be importable, and `install` is the command that installs them. With
+    Requirements: `modules` must be importable, and `install` is the command that installs them.
+    `unsuited()` says why no command can install them here, or returns None. With
     `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
     address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
     differ a little. `two_hosts` is true if a party may run on another host.
@@ -102,8 +118,10 @@ class Engine:
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
+    unsuited: Callable[[], str | None] = suited
     steady_traffic: bool = True
     all_listen: bool = False
     two_hosts: bool = False
@@ -137,10 +155,10 @@ class Engine:
         lacking = [module for module in self.modules if find_spec(module) is None]
         if not lacking:
             return None
-        return (
-            f"the {self.name} engine needs {', '.join(lacking)}, not installed here; install it with: "
-            f"{self.install}"
-        )
+        needed = f"the {self.name} engine needs {', '.join(lacking)}"
+        if (reason := self.unsuited()) is not None:
+            return f"{needed}, which {reason}"
+        return f"{needed}, not installed here; install it with: {self.install}"
 
     def demand_installed(self) -> None:
         """Raises EngineMissing, with the command that installs the engine, where it cannot run."""
