@@ -31,7 +31,7 @@ def tables(rows):
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
     made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
-    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"])
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 

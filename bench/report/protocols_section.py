@@ -47,10 +47,10 @@ def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd
             "Seconds are medians of all phases together: of `stock` and `lean` the offline and the online "
             "phase of the same round, of the others the inference, in which they do everything. *noisy*: "
             "the interquartile range exceeds 10 % of the median. A speed-up is over the same protocol's "
-            "baseline: the median of paired repetitions, with its 95 % bootstrap interval where they are six "
-            "or more. MB are those of all processes, a dealer's too; where party 0 deals under `stock`, "
-            "CrypTen sends nothing for it. Rounds: collective calls of `stock` and `lean` online; under SPU, "
-            "messages of one party.",
+            "baseline: the median of paired repetitions or, for CHEETAH's long ones, the quotient of the "
+            "medians, with its 95 % bootstrap interval where they are six or more. MB are those of all "
+            "processes, a dealer's too; where party 0 deals under `stock`, CrypTen sends nothing for it. "
+            "Rounds: collective calls of `stock` and `lean` online; under SPU, messages of one party.",
             FIGURE,
         ]
         prices = _prices(near)
