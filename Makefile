@@ -61,10 +61,10 @@ protocols: .venv-spu
 	$(SPU_BIN)/python -m pibench.report --quiet || status=1; \
 	$(SPU_BIN)/python -m pibench.figures || status=1; exit $$status
 
-# What needs SPU: its tests, and one network under each of its protocols at width 8.
+# What needs SPU: its tests, and at width 8 one network under each of its protocols and the one by hand.
 spu: .venv-spu
 	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
-	$(SPU_BIN)/python -m pytest bench/bench_latency.py --smoke --benchmark-disable -k spu
+	$(SPU_BIN)/python -m pytest bench --smoke --benchmark-disable -k spu
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
 operators: .venv

@@ -329,6 +329,21 @@ def test_profile_adds_up_to_the_traffic(semi2k, images):
 
 
 @needs_spu
+@pytest.mark.parametrize("engine", ["spu-aby3", "spu-cheetah"])
+def test_a_profile_names_the_steps_where_traffic_varies(engine, running, block, images):
+    parties = started(running, engine)
+    parties.load(block, images)
+    profile = parties.profile(images[:1])
+    assert [(cost.name, cost.kind) for cost in profile] == [
+        *((step.name, step.kind) for step in parties.lowered.program.steps),
+        ("open", "open"),
+    ]
+    sending = {cost.name for cost in profile if cost.rounds and cost.bytes_sent}
+    assert sending == {"conv", "relu", "pool", "fc", "open"}
+    assert all(cost.seconds > 0 for cost in profile)
+
+
+@needs_spu
 def test_all_parties_of_aby3_send_the_same_together(running, block, images):
     """SPU draws anew in each truncation which party does what, so only the sum is the same."""
     parties = started(running, "spu-aby3")
