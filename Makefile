@@ -45,9 +45,10 @@ test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 
 # Every default case at full width, with a short table at the end; then pages and figures, also when a case
-# failed. All of it goes to git-ignored files in results/ and plots/, beside the committed reference.
+# failed. All of it goes to git-ignored files in results/ and plots/, beside the committed reference. What is up
+# to date is not measured again, so an interrupted run goes on where it ended; BENCH=--again measures all of it.
 bench: .venv
-	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc; status=$$?; \
+	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
@@ -73,7 +74,7 @@ operators: .venv
 
 # All variants on every link, and at the width of the trained networks (half an hour), then pages and figures.
 sweep: .venv
-	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc; status=$$?; \
+	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
 

@@ -23,7 +23,7 @@ from pibench.engines.lean.local import check_relu
 from pibench.measure.row import context
 from pibench.measure.session import TIMEOUT_S, images
 from pibench.measure.subject import Subject
-from pibench.models.files import replace_file
+from pibench.models.files import changing, demand_room, replace_file
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, Traffic
 from pibench.store.settings import TRAINED_WIDTH, WIDTH
@@ -71,7 +71,7 @@ def _stock_max_pool(x: int, y: int, w: int) -> tuple[int, int]:
 
 
 def _lean_max_pool(x: int, y: int, w: int) -> tuple[int, int]:
-    """Two levels of b + ReLU(a - b): two comparisons an output, then one."""
+    """Returns the cost of two levels of b + ReLU(a - b): two comparisons an output, then one."""
     levels = [_lean_relu(n, n, 0) for n in (2 * y, y)]
     return sum(rounds for rounds, _ in levels), sum(sent for _, sent in levels)
 
@@ -89,7 +89,7 @@ OPERATORS: dict[str, tuple[Callable[[int], nn.Module], int, int, dict[str, Expec
 
 @pytest.fixture(scope="module")
 def parties() -> Iterator[Callable[[str], Parties]]:
-    """Running parties of an engine, one group an engine."""
+    """Returns running parties of an engine, one group for each engine."""
     running: dict[str, Parties] = {}
 
     def of(engine: str) -> Parties:
@@ -107,12 +107,14 @@ def write(results: Path) -> Callable[[dict[str, Any]], None]:
     """Writes a row to results/operators.json at once, in the place of the row of the same name."""
     path = results / "operators.json"
     where = context()
+    demand_room(path)
 
     def write(row: dict[str, Any]) -> None:
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
-        rows = [old for old in rows if (old["name"], old["engine"]) != (row["name"], row["engine"])]
-        text = json.dumps({"schema": 1, "rows": [*rows, row | where]}, indent=1, allow_nan=False)
-        replace_file(path, (text + "\n").encode())
+        with changing(path):
+            rows = json.loads(path.read_text())["rows"] if path.exists() else []
+            rows = [old for old in rows if (old["name"], old["engine"]) != (row["name"], row["engine"])]
+            text = json.dumps({"schema": 1, "rows": [*rows, row | where]}, indent=1, allow_nan=False)
+            replace_file(path, (text + "\n").encode())
 
     return write
 
@@ -188,7 +190,8 @@ def local_truncation_failures(elements: int, mean: float, chunk: int = 1 << 22) 
 def bench_exact_relu(benchmark: Any, smoke: bool, write: Any, announce: Callable[[str], None]) -> None:
     """Evaluates 1e8 ReLUs of mean |v| = 6e3 on the lean engine: no element is off by more than one unit.
 
-    Beside it stands what a local truncation makes of as many values, and what its law expects.
+    The row also holds the result of a local truncation of as many values, and the number that its law
+    expects.
     """
     elements, mean = 10**5 if smoke else 10**8, 6e3
     check = benchmark.pedantic(lambda: check_relu(elements, mean), rounds=1)
@@ -214,7 +217,7 @@ def bench_exact_relu(benchmark: Any, smoke: bool, write: Any, announce: Callable
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def bench_idle(engine: str, parties: Callable[[str], Parties], benchmark: Any, write: Any) -> None:
-    """Times an empty command: what the harness adds to the driver's clock."""
+    """Times an empty command: the harness's part of the driver's clock."""
     group = parties(engine)
     seconds: list[float] = []
     benchmark.pedantic(lambda: seconds.append(group.idle()), rounds=200, warmup_rounds=20)
@@ -231,7 +234,7 @@ def bench_by_hand(
 ) -> None:
     """Holds the suite against the same ResNet-18 written by hand, on CrypTen tensors or for SPU.
 
-    Rounds of the two are interleaved; the 95 % interval of the median paired ratio must reach below 1.03.
+    Rounds of the two alternate. The 95 % interval of the median paired ratio must reach below 1.03.
     """
     known, (twin, width) = ENGINES[engine], BY_HAND[engine]
     if (missing := known.missing()) is not None:

@@ -77,7 +77,7 @@ def _print(title: str, text: pd.DataFrame) -> None:
 
 
 def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What people read of `pibench.cost`: the counts, every engine, every literature model."""
+    """Returns the readable tables of `pibench.cost`: the counts, every engine, every literature model."""
     first = frame.iloc[0]
     counts = pd.DataFrame(
         {
@@ -95,6 +95,7 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         line = {
             "engine": name,
             "rounds": group["rounds"].iloc[0],
+            "hops": group["hops"].iloc[0],
             "MB sent": group["bytes_sent"].iloc[0] / 1e6,
         }
         line |= {
@@ -104,9 +105,7 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         }
         lines.append(line)
     batch = int(engines["batch"].iloc[0]) if len(engines) else 1
-    tables[f"Engines, batch {batch}: exact traffic; seconds that the link alone takes at least"] = (
-        pd.DataFrame(lines)
-    )
+    tables[f"Engines, batch {batch}: exact traffic; seconds that the link alone takes"] = pd.DataFrame(lines)
     papers = frame[frame["kind"] == "literature"]
     if len(papers):
         wide = papers.pivot(index="name", columns="link", values="modelled_total_s").reset_index()
@@ -116,7 +115,7 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def run_tables(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What people read of measured networks: counts, median seconds, speed-up over the reference."""
+    """Returns the readable tables of measured networks: counts, median seconds, speed-ups."""
     lines = []
     clocks = clocks_of(summary["engine"].iloc[0])
     for _, case in summary.iterrows():
@@ -152,10 +151,12 @@ _SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 
 
 def compare_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What people read of a comparison."""
+    """Returns the readable table of a comparison, with machines if there are several."""
+    several = frame["machine"].nunique() > 1
     return pd.DataFrame(
         {
             "case": line["case"],
+            **({"machine": line["machine"]} if several else {}),
             "counts": "equal" if line["counts_equal"] else "DIFFER",
             **{
                 f"{clock.replace('_', ' ')}, after / before": format_ratio(

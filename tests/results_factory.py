@@ -430,7 +430,7 @@ def make_accuracy(**changes) -> list[dict]:
 
 
 def make_judged(**changes) -> dict:
-    """What fixed point and real parties add to a row of accuracy.json."""
+    """Returns the additions of fixed point and real parties to a row of accuracy.json."""
     private = {
         "images": 100,
         "agreement": 0.99,

@@ -1,4 +1,4 @@
-"""What engines say of themselves, and what a process of one imports."""
+"""The descriptions of engines, and the imports of a process of one."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def test_a_worker_imports_no_engine_before_it_knows_its_own():
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.usefixtures("started")
 def test_a_lean_party_never_loads_crypten_and_a_worker_draws_nothing(block, images):
     with Parties(engine="lean", timeout_s=60) as parties:
         parties.load(block, images)

@@ -26,7 +26,7 @@ from pibench.report import statistics
 
 
 def tables(rows):
-    """What figures read, without anything that is trained: the tables after their way through CSV."""
+    """Returns the input of figures without trained networks: the tables after their way through CSV."""
     trained = report.tabulate_accuracy(None)
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)

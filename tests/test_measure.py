@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,15 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
+import pibench
 from pibench import report
 from pibench.engines import ENGINES
 from pibench.links import LINKS
 from pibench.measure.case import Case
+from pibench.measure.count import cost_of
 from pibench.measure.rounds import Measurement, Rounds
-from pibench.measure.row import cost_of, row_of
+from pibench.measure.row import row_of
 from pibench.measure.session import Session
 from pibench.measure.subject import Subject
 from pibench.measure.suites import (
@@ -316,7 +320,7 @@ def test_every_variant_of_the_catalogue_is_in_the_sweep():
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_a_users_own_network_is_measured_like_a_variant(engine, block, images, tmp_path):
-    """Against another network of the user's, and that against a variant."""
+    """Compares it with another network of the user, and that one with a variant."""
     block.eval()
     other = copy.deepcopy(block)
     other.relu = torch.nn.Identity()
@@ -345,6 +349,47 @@ def test_a_users_own_network_is_measured_like_a_variant(engine, block, images, t
     assert 0 < mine["answer"]["relative_error"] < 0.02
     summary = report.summarize(stored).set_index("variant").loc["mine"]
     assert (summary["engine"], summary["relus"], summary["reference_case"]) == (engine, 256, first.id)
+
+
+def test_what_is_up_to_date_is_not_measured_again(block, images, tmp_path, monkeypatch, capsys):
+    block.eval()
+    settings = {"engine": "lean", "rounds": 2, "results": tmp_path}
+    first = pibench.measure(block, images, **settings)
+    assert "up to date" not in capsys.readouterr().out
+    stored = Store(tmp_path / "bench.json").rows()
+
+    def never(*_):
+        raise AssertionError("parties were started")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parties, "__enter__", never)
+        again = pibench.measure(copy.deepcopy(block), images.clone(), **settings)
+        assert capsys.readouterr().out == "1 of 1 cases are up to date; --again measures them anew\n"
+        pd.testing.assert_frame_equal(again, first)
+        for changes in ({"rounds": 3}, {"again": True}):
+            with pytest.raises(AssertionError, match="were started"):
+                pibench.measure(block, images, **settings | changes)
+        block.fc.bias.data += 1
+        with pytest.raises(AssertionError, match="were started"):
+            pibench.measure(block, images, **settings)
+    assert Store(tmp_path / "bench.json").rows() == stored
+
+
+def test_an_interrupted_run_goes_on_with_the_references_that_it_still_needs(block, images, tmp_path):
+    """The first case is there; the second one pairs with it, so it runs in turn once more."""
+    first = Case.of("first", block.eval(), images, engine="lean", rounds=2, profiles=0)
+    second = Case.of("second", block, images, engine="lean", rounds=2, profiles=0, reference=first)
+    with Session((first, second), tmp_path, "one") as session:
+        session.measure(first)
+    with Session((first, second), tmp_path, "two") as session:
+        assert session.said_of_kept() == "1 of 2 cases are up to date; --again measures them anew"
+        assert [case.variant for case in session.waiting] == ["second"]
+        session.measure(second)
+    kept, fresh = Store(tmp_path / "bench.json").rows()
+    assert (kept["run"], fresh["run"]) == ("one", "two")
+    assert len(fresh["reference"]["online_s"]) == 2
+    assert fresh["reference"]["online_s"] != kept["times"]["online_s"]
+    assert fresh["host"] == platform.node()
 
 
 def test_a_users_network_that_the_parties_do_not_compute_is_found_out(block, images, tmp_path, monkeypatch):
@@ -390,7 +435,7 @@ def test_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert 1 <= len(rows) < 13
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
-    assert [file.name for file in results.iterdir()] == ["bench.json"]
+    assert sorted(file.name for file in results.iterdir()) == [".bench.json.lock", "bench.json"]
 
 
 def test_unusable_results_file_is_found_before_anything_is_measured(tmp_path):

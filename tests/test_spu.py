@@ -548,7 +548,7 @@ def test_hanging_party_is_ended_after_the_timeout(block, images):
 @needs_spu
 @pytest.mark.parametrize("announced", [False, True])
 def test_a_party_that_never_comes(announced, tmp_path):
-    """Whether it never told its address, or told one and does not listen there."""
+    """The party never tells its address, or it tells one and does not listen there."""
     setting = Setting("spu-semi2k", "party", 0, 2, f"file://{tmp_path}/store", "first party", timeout_s=2)
     if announced:
         store = torch.distributed.PrefixStore("spu", torch.distributed.FileStore(f"{tmp_path}/store", 2))

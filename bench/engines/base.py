@@ -18,6 +18,11 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
+Rehearsal = Callable[
+    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
+    "torch.Tensor",
+]
+
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
@@ -29,11 +34,15 @@ class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """The traffic of one step: collective rounds, and bytes by party; the opening is the step `open`."""
+    """The traffic of one step: collective rounds, one-way trips in sequence (hops), and bytes by party.
+
+    The opening is the step `open`.
+    """
 
     name: str
     kind: str
     rounds: int
+    hops: int
     by_party: tuple[int, ...]
 
     @property
@@ -48,7 +57,7 @@ def no_limits(program: Program) -> dict[str, float]:
 
 
 def usual_options() -> dict[str, str | int | bool]:
-    """Returns the arithmetic of an engine that leaves nothing to choose."""
+    """Returns the arithmetic of an engine without choices."""
     return {"ring_bits": 64, "fraction_bits": 16}
 
 
@@ -74,8 +83,10 @@ class Engine:
 
     Functions: `make_node(setting)` makes the engine's part of a process. `value_limits(program)` returns
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
-    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds and bytes
-    of each step, with the opening last. It is None for an engine without one.
+    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
+    bytes of each step, with the opening last. It is None for an engine without one.
+    `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
+    `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
     Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
     returns why no command can install them here, or None. With `all_listen` every party listens and every
@@ -107,6 +118,7 @@ class Engine:
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
     unsuited: Callable[[], str | None] = suited

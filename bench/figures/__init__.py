@@ -1,7 +1,7 @@
-"""Figures from the tables in results/: one function a figure, each returns a Figure.
+"""Figures from the tables in results/: one function for each figure, which returns a Figure.
 
-Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, line styles and hatches say
-the same, so that the figures can be read in grey.
+They are written as SVG and PDF, with text as text. Colours are those of Okabe and Ito. Markers, line styles
+and hatches carry the same information, so that the figures can be read in grey.
 """
 
 from pibench.figures.accuracy import (

@@ -1,4 +1,4 @@
-"""Figures from the tables in results/: one function a figure, each returns a Figure."""
+"""The command that draws figures from the tables in results/."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def write(figure: Figure, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def draw(name: str, tables: Tables, plots: Path) -> str:
-    """Draws a figure into the folder `plots`, or removes it if its data are not there; says which."""
-    paths = [plots / f"{name}{suffix}" for suffix in (".svg", ".pdf")]
+def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> str:
+    """Draws a figure into the folder `plots`, or removes it if its data are missing; returns what it did."""
+    paths = [plots / f"{name}{suffix}" for suffix in suffixes]
     with mpl.rc_context(STYLE):
         try:
             figure = FIGURES[name](tables)
@@ -86,8 +86,30 @@ def draw(name: str, tables: Tables, plots: Path) -> str:
     return f"{name}: drawn"
 
 
+def draw_all(tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> list[str]:
+    """Draws every figure on all cores, a second each, most of it fonts; returns what `draw` says of each."""
+    one = partial(draw, tables=tables, plots=plots, suffixes=suffixes)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        return list(pool.map(one, FIGURES))
+
+
+def read_tables(results: Path, weights: Path) -> Tables:
+    """Reads the tables of a report, and the masks of networks that are stored or trained by the user.
+
+    Raises ResultsError for a file that cannot be read.
+    """
+    read = {}
+    for name in CSVS:
+        path = results / f"{name}.csv"
+        try:
+            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{path} cannot be read ({error}): run `make report`.") from error
+    return Tables(**read, masks=read_masks(weights) | read_masks(results / "weights"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws every figure whose data are there and names the others."""
+    """Draws every figure whose data exist and names the others."""
     parser = argparse.ArgumentParser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
@@ -95,22 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--weights", type=Path, default=Path("models/trained"), help="folder of the trained networks"
     )
     options = parser.parse_args(arguments)
-    read = {}
-    for name in CSVS:
-        path = options.results / f"{name}.csv"
-        try:
-            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
-        except (OSError, ValueError) as error:
-            print(f"{path} cannot be read ({error}): run `make report`.", file=sys.stderr)
-            return 1
     try:
-        masks = read_masks(options.weights) | read_masks(options.results / "weights")
-        tables = Tables(**read, masks=masks)
+        tables = read_tables(options.results, options.weights)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # a second each, most of it fonts
-        lines = list(pool.map(partial(draw, tables=tables, plots=options.plots), FIGURES))
+    lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]
     print("\n".join([*skipped, f"{options.plots}: {len(lines) - len(skipped)} figures"]))
     return 0

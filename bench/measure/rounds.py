@@ -1,9 +1,9 @@
-"""The rounds of a case: their seconds, with the answer judged beside the clock.
+"""The rounds of a case: their seconds, and the verdict on each answer.
 
-A round is one offline phase and one online phase, or one inference for an engine that has one clock. When the
-case has a reference, a round of the reference comes right before it, so that the two pair up. The answer of
-every round is compared with the float64 network. A round with a wrong answer is no measurement: it is
-counted, and must be explained (`pibench.measure.verdict`).
+A round is one offline phase and one online phase, or one inference for an engine with one clock. If the case
+has a reference, a round of the reference comes right before it, so that the two form a pair. The answer of
+every round is compared with the float64 network. A round with a wrong answer is no measurement. It is counted
+and must be explained (`pibench.measure.verdict`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pibench.parties.driver import Traffic
 
 @dataclass
 class Rounds:
-    """Seconds and traffic of the rounds of one case, in order; None for seconds where an answer was wrong.
+    """Seconds and traffic of the rounds of one case, in order; None for the seconds of a wrong answer.
 
-    Where an engine has one clock, `online_s` holds the inference, which is all that it does.
+    For an engine with one clock, `online_s` holds the whole inference.
     """
 
     clocks: tuple[str, ...]
@@ -52,9 +52,9 @@ class Rounds:
 
 
 class Measurement:
-    """The rounds of one case; `before` and `online` are called in turn.
+    """The rounds of one case; `before` and `online` are called alternately.
 
-    `before` runs the reference's round and this case's offline phase, `online` what is timed. Raises
+    `before` runs the reference's round and this case's offline phase. `online` runs the timed phase. Raises
     ValueError for a reference whose engine has other clocks.
     """
 
@@ -72,7 +72,7 @@ class Measurement:
         self.rounds, self.reference_rounds = Rounds(self.clocks), Rounds(self.clocks)
 
     def before(self) -> None:
-        """Runs everything of a round that comes before the timed phase."""
+        """Runs the part of a round before the timed phase."""
         if self.reference is not None:
             offline = self.reference.prepare()
             right = self.reference.right(self.reference.infer())
@@ -89,7 +89,10 @@ class Measurement:
         return logits
 
     def warm_up(self) -> None:
-        """Runs a round whose times are dropped, but not its verdicts; the reference's only if it had none."""
+        """Runs a round and drops its times, but not its verdicts.
+
+        Runs the reference's only if it had none.
+        """
         if self.reference is not None and not self.reference.attempted:
             self.before()
         else:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from pibench.costs import literature
 from pibench.engines import ENGINES
 from pibench.engines.base import StepCost
-from pibench.measure.count import count_program
+from pibench.measure.count import Cost
 from pibench.measure.rounds import Measurement
 from pibench.measure.subject import Subject
 from pibench.measure.verdict import TOLERANCE
-from pibench.models.cost import Cost, count_cost
 from pibench.parties.driver import Traffic
-from pibench.program.lower import lower
 from pibench.store import provenance
 
 COUNTS = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
@@ -30,7 +26,7 @@ def row_of(
 ) -> dict[str, Any]:
     """Profiles layers and returns the row of results/bench.json.
 
-    `weights` and `images` say where they are from. Raises WrongAnswer when wrong rounds have no explanation.
+    `weights` and `images` name their sources. Raises WrongAnswer when wrong rounds have no explanation.
     """
     subject, case, reference = measurement.subject, measurement.case, measurement.reference
     subject.demand_explanation()
@@ -118,9 +114,7 @@ def _short_traffic(traffic: Traffic) -> dict[str, Any]:
 
 
 def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
-    """Returns the network as the literature's cost models see it; None if they do not price
-    one of its steps.
-    """
+    """Returns the network for the literature's cost models, or None if they do not price one of its steps."""
     try:
         described = literature.describe(name, subject.parties.lowered.program).as_dict()
     except ValueError:
@@ -129,9 +123,10 @@ def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
 
 
 def context() -> dict[str, Any]:
-    """Returns machine, versions and commit, as every row holds them."""
+    """Returns host, machine, versions and commit for a row."""
     head, dirty = provenance.commit()
     return {
+        "host": platform.node(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),
         "commit": head,
@@ -158,11 +153,3 @@ def layer_rows(profiles: Sequence[Sequence[StepCost]], cost: Cost) -> list[dict[
             }
         )
     return rows
-
-
-def cost_of(model: nn.Module, images: torch.Tensor) -> Cost:
-    """Counts the static cost of `model` for one of `images`: by its modules, else by its program."""
-    try:
-        return count_cost(model, images[:1])
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):  # all that lowers can be counted
-        return count_program(lower(model, images[:1]).program)

@@ -1,7 +1,7 @@
 """The lists of cases that the commands measure.
 
-What is measured by default is chosen by hand, so that `make bench` takes ten minutes; a sweep takes every
-variant of the catalogue.
+The default cases are chosen by hand, so that `make bench` takes ten minutes. A sweep takes every variant of
+the catalogue.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def default_cases() -> tuple[Case, ...]:
 def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
     """Returns a case over a link.
 
-    On the LAN compute is a large part, so the same case on loopback is measured in turn: what the model of
-    the link predicts from it is then of one time and state of the machine. Elsewhere the first inference
-    waits as long as any, and there is no warm-up.
+    On the LAN compute is a large part. The same case on loopback is therefore measured alternately with it.
+    The prediction of the link model then comes from the same time and state of the machine. On other links
+    the first inference waits as long as any other, so there is no warm-up.
     """
     loopback = replace(engine, variant=variant, reference=None, profiles=0)
     near = link == "lan"
@@ -150,7 +150,7 @@ def protocol_link_cases() -> tuple[Case, ...]:
 
 
 def two_host_cases(link: str) -> tuple[Case, ...]:
-    """Returns the headline with party 1 on another host, over a link that is called so: `pytest --remote`."""
+    """Returns the headline with party 1 on another host, over a link with this name: `pytest --remote`."""
 
     def moved(case: Case | None) -> Case | None:
         return case and replace(case, link=link, role="extra", reference=moved(case.reference))
@@ -159,7 +159,7 @@ def two_host_cases(link: str) -> tuple[Case, ...]:
 
 
 def small(case: Case | None, width: int = 8) -> Case | None:
-    """Returns the case that takes the same code path once, at a small width."""
+    """Returns a case that takes the same code path once, at a small width."""
     return case and replace(
         case,
         width=width if case.own is None else case.width,

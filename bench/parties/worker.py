@@ -168,6 +168,7 @@ def obey(connection: Connection, setting: Setting) -> None:
         descriptor = int(setting.rendezvous.removeprefix(INHERITED))
         setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
     node = ENGINES[setting.engine].make_node(setting)
+    gc.freeze()  # what is imported stays: no collection has to look through it again
     send(connection, ("ready", None))
     if isinstance(node, Helper) and node.serves:
         node.serve()

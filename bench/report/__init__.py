@@ -1,11 +1,11 @@
 """Tables and pages from measured rows: bench.json -> CSV files, Markdown pages, the short table.
 
-Every second is the slower party's clock. A speed-up is the median over pairs of reference / case, the two
-rounds of a pair having run one after the other, so that a machine which drifts slows both alike. Intervals
-are percentile bootstrap intervals of the median, 95 %, from a fixed seed. What is missing stays empty.
+Every second is by the slower party's clock. A speed-up is the median over pairs of reference / case. The two
+rounds of a pair run one after the other, so a machine that drifts slows both alike. Intervals are percentile
+bootstrap intervals of the median, 95 %, from a fixed seed. A missing value stays empty.
 
-Measured, emulated and modelled seconds never share a column: times over a shaped link are `emulated_*`; what
-`pibench.links` predicts for it from loopback alone, and all that `pibench.costs.literature` says, is
+Measured, emulated and modelled seconds never share a column. Times over a shaped link are `emulated_*`.
+Predictions of `pibench.links` from loopback alone, and all values of `pibench.costs.literature`, are
 `modelled_*`.
 """
 

@@ -1,4 +1,4 @@
-"""What a run says in short: a table for each engine, and how the run compares with the reference."""
+"""The short result of a run: a table for each engine, and a comparison with the reference."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MOST = 5  # cases that are named; of more the number is given
 
 
 def short_tables(summary: pd.DataFrame) -> str:
-    """One table for each engine and setting: counts, seconds and speed-ups of each variant.
+    """Returns one table for each engine and setting: counts, seconds and speed-ups of each variant.
 
-    Only the cases of the headline and of other protocols are shown when there are any. `summary` is what
-    `summarize` returns.
+    Only the cases of the headline and of other protocols are shown if there are any. `summary` is the result
+    of `summarize`.
     """
     if summary.empty:
         return "No case has been measured."
@@ -58,9 +58,9 @@ def short_tables(summary: pd.DataFrame) -> str:
 
 
 def _table(group: pd.DataFrame, beside: bool) -> str:
-    """The cases of one engine and setting, one line a variant, under lines that name the setting.
+    """Returns the cases of one engine and setting, one line a variant, under lines that name the setting.
 
-    `beside` tells that an engine with one clock is shown too, which both phases together compare with.
+    With `beside` it shows an engine with one clock too, whose seconds compare with both phases together.
     """
     first = group.iloc[0]
     prefix = "" if first["timing"] == "measured" else f"{first['timing']}_"
@@ -129,9 +129,9 @@ def _speedup(case: pd.Series, clock: str = "online") -> str:
 
 
 def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
-    """How a run compares with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
+    """Compares a run with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
 
-    Both are what `summarize` returns; cases are matched by name.
+    Both come from `summarize`; cases are matched by name.
     """
     columns = list(own.columns)
     both = own.merge(reference.reindex(columns=columns), on="case", suffixes=("", "_reference"))
@@ -148,7 +148,7 @@ def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
 
 
 def _compare_counts(both: pd.DataFrame) -> list[str]:
-    """Which counts differ; they are deterministic, so none should."""
+    """Lists the counts that differ; counts are deterministic, so none should."""
     found = []
     for _, case in both.iterrows():
         fixed = steady_traffic(case["engine"])
@@ -164,7 +164,7 @@ def _compare_counts(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_speedups(both: pd.DataFrame) -> list[str]:
-    """In how many cases the interval of the speed-up meets the reference's, and the others."""
+    """Counts the cases whose speed-up interval meets the reference's, and lists the others."""
     judged, apart = 0, []
     for _, case in both.iterrows():
         clock = clocks_of(case["engine"])[-1]
@@ -186,7 +186,7 @@ def _compare_speedups(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_seconds(both: pd.DataFrame) -> list[str]:
-    """How the machine's speed compares: the baseline's seconds here and there, by engine."""
+    """Compares the machine's speed: the baseline's seconds here and there, by engine."""
     usual = both[(both["variant"] == "baseline") & (both["batch"] == 1) & (both["timing"] == "measured")]
     lines = []
     for _, case in usual.iterrows():
@@ -197,7 +197,7 @@ def _compare_seconds(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_machines(both: pd.DataFrame) -> list[str]:
-    """What differs in machine and versions; seconds of two machines do not compare, counts do."""
+    """Lists differences of machine and versions; seconds of two machines do not compare, counts do."""
     names = ["cpu", "cores", "system", "python"]
     names += [name for name in both if name.startswith("version_") and not name.endswith("_reference")]
     differing = []
@@ -216,6 +216,6 @@ def _values(both: pd.DataFrame, column: str) -> str:
 
 
 def _named(found: Sequence[str]) -> list[str]:
-    """The first few complaints, one line each, and the number of the others."""
+    """Returns the first few complaints, one line each, and the number of the others."""
     more = [f"  and {len(found) - MOST} more"] if len(found) > MOST else []
     return [f"  {text}" for text in found[:MOST]] + more

@@ -52,7 +52,7 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
 
 
 def _variants_table(group: pd.DataFrame) -> pd.DataFrame:
-    """Makes one line a variant: counts, then every engine's figures side by side."""
+    """Makes one line for each variant: counts, then the figures of all engines side by side."""
     engines = sorted(group["engine"].unique(), key=engine_place)
     both = " / ".join(engines)
     lines = []

@@ -1,4 +1,4 @@
-"""What the arithmetic model of a link says of a row."""
+"""The arithmetic model of a link, applied to a row."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pibench.store.results import Row
 
 
 def model_link(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """Says what the arithmetic model makes of a row, from its loopback partner or on loopback from itself.
+    """Returns the model's values for a row, from its loopback partner, or on loopback from itself.
 
-    A row of one clock has no online phase and so no model of it.
+    A row of one clock has no online phase, so it has no model.
     """
     emulated = row["timing"] == "emulated"
     loopback = _loopback_partner(row, rows) if emulated else row
@@ -44,7 +44,7 @@ def _calibrated(row: Row) -> bool:
 
 
 def _split(row: Row) -> Any:
-    """Returns the model's parts of a loopback row's own median; None without what they need."""
+    """Returns the model's parts of a loopback row's own median, or None if values are missing."""
     if row["link"] != "loopback" or not _calibrated(row):
         return None
     check = row["link_check"]

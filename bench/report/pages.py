@@ -18,7 +18,7 @@ from pibench.report.protocols_section import protocols_section
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its title, what it shows in a few sentences, its tables, and captions of its figures by name.
+    """A page: its title, a short introduction, its tables, and captions of its figures by name.
 
     Tables and introductions name files from the top of the project: `plots/NAME.svg`, `docs/NAME.md`.
     """
@@ -98,10 +98,10 @@ PAGES = {
 
 
 def make_pages(report: Report, folder: Path, results: Path, plots: Path, docs: Path) -> dict[Path, str]:
-    """The text of each page of `report`, by its path in `folder`.
+    """Returns the text of each page of `report`, by its path in `folder`.
 
-    Links lead from there to the figures in `plots` and the pages in `docs`; tables are said to lie in
-    `results`.
+    Links lead from there to the figures in `plots` and the pages in `docs`. `results` is the named folder of
+    the tables.
     """
     made = {}
     for name, page in PAGES.items():

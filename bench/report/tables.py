@@ -1,4 +1,4 @@
-"""The tables of measured rows: one line a case, one line a layer."""
+"""The tables of measured rows: one line for each case, one line for each layer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
 
 
 def tabulate_layers(rows: Iterable[Row]) -> pd.DataFrame:
-    """Makes one line a layer of a case, in the order of execution, with its class: linear, relu or other."""
+    """Makes one line for each layer of a case, in running order, with its class: linear, relu or other."""
     lines = []
     for row in sorted(rows, key=place_of):
         setting = {name: row[name] for name in SETTING}
@@ -151,7 +151,7 @@ def _summarize_check(check: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """Makes a table in which whole numbers and flags stay what they are beside missing values."""
+    """Makes a table in which whole numbers and flags keep their type beside missing values."""
     frame = pd.DataFrame(lines)
     for name in frame.columns:
         kinds = {type(line[name]) for line in lines if name in line and not pd.isna(line[name])}

@@ -1,4 +1,4 @@
-"""Where and with what a row was measured."""
+"""The place and the tools of a measurement: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def conventions(clocks: tuple[str, ...]) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Describes the machine; a fact that cannot be had is None."""
+    """Describes the machine; an unknown fact is None."""
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -63,7 +63,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of the packages that a measurement rests on."""
+    """Returns the versions of the packages that a measurement depends on."""
     names = ("pibench", "torch", "crypten", "numba", "numpy", "cryptography", "spu")
     found = {name: _version(name) for name in names}
     return {name: version for name, version in found.items() if version or name != "spu"}

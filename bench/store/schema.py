@@ -26,7 +26,7 @@ ONE_CLOCK: tuple[Clock, ...] = ("all_phases_s",)
 
 @checked
 class LinkCheckRow(TypedDict):
-    """What `pibench.links.LinkCheck.as_dict()` gives of the parties that were measured."""
+    """The result of `pibench.links.LinkCheck.as_dict()` for the measured parties."""
 
     shaper: str
     asked_rtt_s: float
@@ -56,7 +56,7 @@ class LinearRow(TypedDict):
 
 @checked
 class NetworkRow(TypedDict):
-    """What `pibench.costs.literature.Network.as_dict()` gives."""
+    """The result of `pibench.costs.literature.Network.as_dict()`."""
 
     name: str
     relus: int
@@ -195,10 +195,12 @@ class Row(TypedDict):
     """A case that was measured.
 
     `link_check` is None where no check was made, `network` for a network that the literature's models do not
-    price, `reference` for a case that was measured alone. `trust` is whom the parties must trust, `options`
-    how the engine computes: fraction bits, and whatever its protocol lets one choose. `traffic_of_rounds`
-    stands beside the times of an engine whose traffic varies; `traffic` is then that of the round with the
-    median of the bytes. Rows of older runs lack these three.
+    price, `reference` for a case that was measured alone. `trust` names whom the parties must trust.
+    `options` tells how the engine computes: fraction bits, and the choices that its protocol offers.
+    `traffic_of_rounds` stands beside the times of an engine whose traffic varies; `traffic` is then that of
+    the repetition with the median of the bytes. `digest` stands for all that determines the row
+    (`pibench.measure.digest`); rows of two hosts have none. `host` names the computer. Rows of older runs
+    lack these five.
     """
 
     case: str
@@ -236,6 +238,8 @@ class Row(TypedDict):
     trust: NotRequired[str]
     options: NotRequired[dict[str, str | int | bool]]
     traffic_of_rounds: NotRequired[list[RoundTraffic]]
+    digest: NotRequired[str]
+    host: NotRequired[str]
 
 
 def clocks_of(row: Row) -> tuple[Clock, ...]:
@@ -244,7 +248,7 @@ def clocks_of(row: Row) -> tuple[Clock, ...]:
 
 
 def whole_clock(row: Row) -> Clock:
-    """Returns the clock that holds everything of a round: `all_phases_s`, or `total_s` beside the phases."""
+    """Returns the clock of a whole repetition: `all_phases_s`, or `total_s` beside the phases."""
     return clocks_of(row)[-1]
 
 

@@ -98,7 +98,7 @@ class Channel:
             self._rest(idle, bool(len(receiving)), bool(len(sending)))
 
     def open(self, words: np.ndarray) -> None:
-        """Adds the peer's words to ours in place while both are sent, in one exchange and without a copy."""
+        """Adds the peer's words to ours in place while both are sent: one exchange, no second array."""
         whole = _bytes(words)
         if self.tap is not None:
             self.tap(whole)

@@ -62,15 +62,13 @@ def step_traffic(program: Program, batch: int = 1, rank: int = 0) -> dict[str, T
 
 
 def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns the traffic of every step of one inference, and of the opening."""
+    """Returns the traffic of every step of one inference, and of the opening; a round is one hop."""
     ranks = [step_traffic(program, batch, rank) for rank in range(parties)]
     kinds = {step.name: step.kind for step in program.steps}
-    return [
-        StepTraffic(
-            "open" if name == OPENING else name,
-            kinds.get(name, "open"),
-            max(each[name].rounds for each in ranks),
-            tuple(each[name].bytes_sent for each in ranks),
-        )
-        for name in [*kinds, OPENING]
-    ]
+    listed = []
+    for name in [*kinds, OPENING]:
+        rounds = max(each[name].rounds for each in ranks)
+        by_party = tuple(each[name].bytes_sent for each in ranks)
+        kind = kinds.get(name, "open")
+        listed.append(StepTraffic("open" if name == OPENING else name, kind, rounds, rounds, by_party))
+    return listed

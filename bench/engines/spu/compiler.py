@@ -1,6 +1,6 @@
-"""Compiles a program to SPU's code, in a process of its own.
+"""Compiles a program to SPU's code, in a separate process.
 
-jax is heavy and starts threads, so the parties do without it: party 0 starts this module as a child
+jax is heavy and starts threads, so the parties do not import it. Party 0 starts this module as a child
 (`compiled`), writes the program to it and reads the code. The child ends with its parent.
 """
 
@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Code:
-    """SPU's code of a function: its text, and the names of what it reads and writes in a party's memory."""
+    """SPU's code of a function: its text, and the names of the values that it reads and writes."""
 
     name: str
     inputs: list[str]
@@ -34,7 +34,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compiled for a batch: a whole program, each of its steps apart, or its twin by hand."""
+    """The input of one compilation for a batch: a whole program, each of its steps, or its twin by hand."""
 
     program: ir.Program
     batch: int
@@ -67,17 +67,17 @@ def weight_shapes(steps: Iterable[ir.Step]) -> dict[str, tuple[int, ...]]:
 
 
 def weight(name: str) -> str:
-    """Names a weight in a party's memory, apart from every value."""
+    """Returns the name of a weight in a party's memory, which differs from the name of every value."""
     return f"weight {name}"
 
 
 def read_codes(message: bytes) -> list[Code]:
-    """Reads what `compiled` returns."""
+    """Reads the output of `compiled`."""
     return [Code(**fields) for fields in json.loads(message)]
 
 
 def compiled(*requests: Request) -> bytes:
-    """Compiles in a child process; returns the codes of all requests in a row, as JSON.
+    """Compiles in a child process; returns the codes of all requests in order, as JSON.
 
     Raises RuntimeError with the child's words when it fails.
     """
@@ -107,7 +107,7 @@ def compile_request(request: Request) -> list[Code]:
     codes = []
     for step in program.steps:
         shapes = weight_shapes([step])
-        # A value may be an operator's input twice; a function's inputs have one name each.
+        # A value may be an operator's input twice, but a function's inputs have different names.
         inputs = {name: (batch, *shape) for name, shape in zip(step.inputs, step.input_shapes, strict=True)}
         codes.append(_code(step.name, _of_names(step, tuple(shapes)), shapes, inputs, step.name))
     return codes
@@ -157,7 +157,7 @@ def main() -> None:
     """Reads the requests, writes the codes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
-        return  # the party ended before the kernel was told to end this process with it
+        return  # the party had ended before the kernel knew that it must end this process too
     requests = pickle.load(sys.stdin.buffer)
     result, sys.stdout = sys.stdout, sys.stderr
     codes = [code for request in requests for code in compile_request(request)]

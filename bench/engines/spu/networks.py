@@ -1,6 +1,6 @@
-"""A program in jax.numpy: what SPU's compiler is given. Imported by `compiler` alone, for it needs jax.
+"""A program in jax.numpy, as input of SPU's compiler. Only `compiler` imports it, because it needs jax.
 
-Values are arrays [N, ...] of float32, which SPU holds in fixed point; it truncates after every product.
+Values are arrays [N, ...] of float32, which SPU holds in fixed point. SPU truncates after every product.
 """
 
 from __future__ import annotations

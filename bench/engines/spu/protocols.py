@@ -1,4 +1,4 @@
-"""What differs between the engines: SPU's protocol and the options that are not its defaults."""
+"""The differences between the engines: SPU's protocol and its options other than the defaults."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FRACTION_BITS = 16
 class Protocol:
     """A protocol of SPU.
 
-    `kind` is its name there; `colocated` tells that a value whose owner holds it in plaintext stays with the
-    owner until it meets a share. CHEETAH multiplies weights in plaintext then, as its paper does, and sends a
-    fifth less; ABY3 would share the weights anew in every inference and send more; SEMI2K sends the same.
+    `kind` is its name there. `colocated` keeps a value with the owner of its plaintext until it meets a
+    share. CHEETAH then multiplies weights in plaintext, as its paper does, and sends a fifth less. ABY3 would
+    share the weights anew in every inference and send more. SEMI2K sends the same.
     """
 
     kind: str
@@ -32,11 +32,11 @@ PROTOCOLS = {
 
 
 def runtime_config(protocol: Protocol, profile: bool = True) -> Any:
-    """Gives SPU's configuration: ring Z_2^64, one thread, the profile that holds rounds and bytes.
+    """Returns SPU's configuration: ring Z_2^64, one thread, the profile with rounds and bytes.
 
-    Truncation is SPU's default, right to one unit in the last place (`trunc_allow_msb_error` is off); so are
-    CHEETAH's products (`enable_mul_lsb_error` is off), and its comparisons are exact. SEMI2K takes its Beaver
-    triples from the first party.
+    Truncation is SPU's default, which is correct to one unit in the last place (`trunc_allow_msb_error` is
+    off). CHEETAH's products are correct too (`enable_mul_lsb_error` is off), and its comparisons are exact.
+    SEMI2K takes its Beaver triples from the first party.
     """
     from spu import libspu
 
