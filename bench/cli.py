@@ -283,7 +283,9 @@ def report(ctx: typer.Context) -> None:
 def figures(ctx: typer.Context) -> None:
     """Draws the figures from the tables that `pibench report` writes.
 
-    Example: `pibench figures --plots plots`
+    With `--paper` as PDF of one- and two-column widths, with LaTeX tables and captions beside them.
+
+    Example: `pibench figures --paper`
     """
     from pibench.figures.command import main
 

@@ -6,11 +6,12 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib as mpl
 import pandas as pd
@@ -39,6 +40,7 @@ from pibench.figures.variants import (
 from pibench.models.files import replace_file
 from pibench.store.results import ResultsError
 
+Said = TypeVar("Said")
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "latency_vs_relus": latency_vs_relus,
     "linear_vs_relu": linear_vs_relu,
@@ -87,10 +89,14 @@ def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".sv
 
 
 def draw_all(tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> list[str]:
-    """Draws every figure on all cores, a second each, most of it fonts; returns what `draw` says of each."""
-    one = partial(draw, tables=tables, plots=plots, suffixes=suffixes)
+    """Draws every figure; returns what `draw` says of each."""
+    return on_all_cores(partial(draw, tables=tables, plots=plots, suffixes=suffixes), FIGURES)
+
+
+def on_all_cores(function: Callable[[str], Said], names: Iterable[str]) -> list[Said]:
+    """Calls a function that draws for each name; a figure takes a second, most of it fonts."""
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        return list(pool.map(one, FIGURES))
+        return list(pool.map(function, names))
 
 
 def read_tables(results: Path, weights: Path) -> Tables:
@@ -116,12 +122,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", type=Path, default=Path("models/trained"), help="folder of the trained networks"
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="write PDF of one- and two-column widths and LaTeX tables with captions, into PLOTS/paper",
+    )
     options = parser.parse_args(arguments)
     try:
         tables = read_tables(options.results, options.weights)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.paper:
+        from pibench.paper.write import write_paper  # a paper's tables are those of reports
+
+        print(*write_paper(tables, options.plots / "paper"), sep="\n")
+        return 0
     lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]
     print("\n".join([*skipped, f"{options.plots}: {len(lines) - len(skipped)} figures"]))
