@@ -1,7 +1,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+SPU_PYTHON ?= $(shell command -v python3.11)
 BIN := .venv/bin
+SPU_BIN := .venv-spu/bin
 
 .PHONY: .venv install test lint bench operators sweep smoke report plots reference train accuracy data clean
+.PHONY: .venv-spu protocols spu
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -15,6 +18,19 @@ install: .venv
 # A checkout that was moved or copied brings the paths of another place.
 ifneq ($(shell cat .venv/installed 2>/dev/null),$(CURDIR))
 .PHONY: .venv/installed
+endif
+
+# SecretFlow SPU wants numpy 1.26, Python 3.11 and Linux on x86-64. It has an environment of its own, so that
+# everything else is measured, as ever, with the newest numpy on any Python that this project runs on.
+.venv-spu: .venv-spu/installed
+.venv-spu/installed: pyproject.toml
+	$(if $(SPU_PYTHON),,$(error SPU needs Python 3.11: put python3.11 on the PATH or set SPU_PYTHON))
+	$(SPU_PYTHON) -m venv --clear .venv-spu
+	$(SPU_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,spu,dev]'
+	$(SPU_BIN)/python -c 'from pibench.engines import ENGINES; ENGINES["spu-semi2k"].demand_installed()'
+	echo '$(CURDIR)' > $@
+ifneq ($(shell cat .venv-spu/installed 2>/dev/null),$(CURDIR))
+.PHONY: .venv-spu/installed
 endif
 
 lint: .venv
@@ -35,6 +51,20 @@ bench: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
+
+# Six networks under five protocols: stock, lean, and SPU's SEMI2K, ABY3 and CHEETAH (an hour and a quarter,
+# most of it CHEETAH's). With LINKS=1 three networks under SPU's over LAN and WAN instead (half an hour). As with
+# `make bench`, what is up to date is not measured again; BENCH="--engine spu-aby3" or BENCH="-k joint" chooses.
+protocols: .venv-spu
+	$(SPU_BIN)/python -m pytest bench/bench_latency.py $(if $(LINKS),--protocol-links,--protocols) \
+	--benchmark-disable-gc $(BENCH); status=$$?; \
+	$(SPU_BIN)/python -m pibench.report --quiet || status=1; \
+	$(SPU_BIN)/python -m pibench.figures || status=1; exit $$status
+
+# The needs of SPU: its tests; one network under each of its protocols, and one by hand, at width 8.
+spu: .venv-spu
+	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
+	$(SPU_BIN)/python -m pytest bench --smoke --benchmark-disable -k spu
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
 operators: .venv
@@ -78,4 +108,4 @@ data: .venv
 	$(BIN)/python -m pibench.models.data
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .benchmarks build *.egg-info
+	rm -rf .venv .venv-spu .pytest_cache .ruff_cache .benchmarks build *.egg-info

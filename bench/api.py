@@ -1,4 +1,4 @@
-"""What the command `pibench` does, as functions: each returns a DataFrame."""
+"""The functions behind the command `pibench`: each returns a DataFrame."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pibench.costs.predict import engines_with_a_law, predict
 from pibench.engines import ENGINES
 from pibench.links.link import LINKS, parse_link
 from pibench.measure.case import Case, OwnNetwork
+from pibench.measure.count import count_program
 from pibench.measure.network import Chosen, nearest, network
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import cost_of
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
 from pibench.models.weights import read_manifest
@@ -38,7 +38,7 @@ Watch = Callable[[Session, Case, int, Measurement | None], object]
 
 
 def engine_named(name: str) -> str:
-    """Returns the name of an engine that can be used here; ValueError or EngineMissing says what to do."""
+    """Returns the name of an engine that can be used here; ValueError or EngineMissing tells the remedy."""
     offered = [engine for engine, info in ENGINES.items() if info.offered]
     if name not in offered:
         raise ValueError(nearest("engine", name, offered, f"choose one of {', '.join(offered)}"))
@@ -47,7 +47,7 @@ def engine_named(name: str) -> str:
 
 
 def link_named(text: str) -> str:
-    """Returns the name of a link; ValueError names the nearest one."""
+    """Returns the name of a link; raises ValueError that names the nearest one."""
     if text.isidentifier() or text.replace("-", "").isalpha():
         if text not in LINKS:
             remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
@@ -57,7 +57,7 @@ def link_named(text: str) -> str:
 
 
 def listed() -> dict[str, pd.DataFrame]:
-    """Returns what there is: networks, variants, reductions, engines and links, one table each."""
+    """Returns one table each of networks, variants, reductions, engines and links."""
     trained: dict[str, list[str]] = {}
     for name in read_manifest():
         variant, _, width = name.removesuffix(".safetensors").rpartition("-w")
@@ -119,17 +119,18 @@ def chosen(model: str | nn.Module | Chosen, images: Tensor | None = None, **sett
 def cost(
     model: str | nn.Module | Chosen, images: Tensor | None = None, batch: int = 1, **settings: Any
 ) -> pd.DataFrame:
-    """Returns what a private inference costs, without running it: one line an engine or model and a link.
+    """Returns the cost of a private inference without a run: one line for each engine or model and each link.
 
-    `model` is a name, for which `settings` are those of `pibench.measure.network.network`, or a module with
-    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, and the bytes of the party
-    that sends most, of `batch` images; their `modelled_online_s` is what the link alone takes at least, one
-    one-way trip a round, without computing. Lines of kind "literature" are models of papers, for one image.
+    `model` is a name, whose `settings` are those of `pibench.measure.network.network`, or a module with
+    images [N, ...] as its input. Lines of `kind` "engine" have exact rounds and hops (one-way trips in
+    sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
+    the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
+    image.
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
-    counted = cost_of(found.model, example)
     program = lower(found.model, example).program
+    counted = count_program(program)
     same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
     lines: list[dict[str, Any]] = []
     for engine in engines_with_a_law():
@@ -141,7 +142,6 @@ def cost(
             lines.append({**same, "kind": "engine", "name": engine, "batch": batch, "note": str(error)})
             continue
         for link in LINKS.values():
-            least = sent.rounds * link.rtt_s / 2 + 8 * sent.bytes_sent / link.bandwidth_bits_s
             lines.append(
                 {
                     **same,
@@ -150,9 +150,10 @@ def cost(
                     "link": link.name,
                     "batch": batch,
                     "rounds": sent.rounds,
+                    "hops": sent.hops,
                     "bytes_sent": sent.bytes_sent,
-                    "modelled_online_s": least if link.shaped else math.nan,
-                    "note": "the link alone, at least; computing comes on top",
+                    "modelled_online_s": sent.least_s(link) if link.shaped else math.nan,
+                    "note": "the link alone; computing comes on top",
                 }
             )
     try:
@@ -174,14 +175,14 @@ def cost(
             }
         )
     frame = pd.DataFrame(lines)
-    for name in ("rounds", "bytes_sent"):
+    for name in ("rounds", "hops", "bytes_sent"):
         frame[name] = frame[name].astype("Float64").round().astype("Int64")
     return frame
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are measured: what they have in common."""
+    """The common settings of measured networks."""
 
     engine: str = "lean"
     link: str = "loopback"
@@ -191,12 +192,13 @@ class Settings:
 
 
 def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> Case:
-    """Returns the case of a network; `images` are a user's own, else inputs that fit it."""
+    """Returns the case of a network; `images` are a user's own, or else inputs that fit it."""
     engine, link = engine_named(settings.engine), link_named(settings.link)
     for name in ("batch", "rounds"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is at least 1, not {getattr(settings, name)}")
     role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
+    role = "protocol" if ENGINES[engine].clocks == ("all_phases",) else role
     usual = found.variant is not None and settings.width == WIDTH and found.shape == (3, 32, 32)
     own, width = None, settings.width
     if found.variant is None or found.shape != (3, 32, 32):
@@ -225,10 +227,10 @@ def measure_cases(
     again: bool = False,
     say: Callable[[str], object] = print,
 ) -> list[Row]:
-    """Measures cases as `make bench` does and writes each one's row to `results`/bench.json when it is done.
+    """Measures cases as `make bench` does; writes the row of each to `results`/bench.json at once.
 
-    Rows that are up to date are taken from there, which `say` is told in a line, unless `again` asks for all
-    of them. Raises MemoryError for a case that does not fit, WrongAnswer where parties do not compute the
+    Rows that are up to date are taken from there, unless `again` asks for all of them; `say` receives one
+    line about it. Raises MemoryError for a case that does not fit, WrongAnswer if parties do not compute the
     network.
     """
     rows = []
@@ -269,11 +271,12 @@ def measure(
 ) -> pd.DataFrame:
     """Measures networks and returns one line each, with the columns of results/summary.csv.
 
-    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these; rounds of each run in
-    turn with rounds of `against`, which is measured first. `settings` are fields of `Settings`: engine, link,
-    batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in `results`; one
-    that is there and up to date is returned as it is, unless `again`. With `on`, the address of a dask
-    scheduler or "local", a cluster measures them (`pibench.cluster`).
+    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these. Rounds of each run
+    alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
+    engine, link, batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in
+    `results`; a row that is there and up to date is returned as it is, unless `again`. With `on`, the address
+    of a dask scheduler or "local", a cluster measures them (`pibench.cluster`). Raises ValueError for a name
+    that stands for nothing and for images that do not fit.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -346,13 +349,14 @@ def _by_case(place: str | Path, rows: Sequence[Row]) -> dict[str, Row]:
 def compare(
     before: str | Path, after: str | Path, *, fail_above: float | None = None, across_machines: bool = False
 ) -> pd.DataFrame:
-    """Compares two results files: one line a case that both hold, the ratio of the medians after / before.
+    """Compares two results files: one line for each common case, the ratio of the medians after / before.
 
-    Its interval is a bootstrap of each side (95 %), where both have six rounds or more. `slower` tells that a
-    ratio exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1.
-    `counts_equal` tells that rounds, bytes and ReLUs are the same. Rows pair by case and machine. Raises
-    ValueError for files without a common case and for a case that only two machines have measured; with
-    `across_machines` rows pair by case alone.
+    Clocks are online and offline, or all phases for an engine with one clock. The interval is a bootstrap of
+    each side (95 %), if both have six rounds or more. `slower` is true if a ratio (online or all phases)
+    exceeds 1 + `fail_above` and its interval, if there is one, does not reach down to 1. `counts_equal` is
+    true if ReLUs are the same, and also rounds and bytes unless they vary from round to round. Rows pair by
+    case and machine. Raises ValueError for files without a common case and for a case that only two machines
+    have measured; with `across_machines` rows pair by case alone.
     """
     old, new = rows_of(before), rows_of(after)
     pairs: list[tuple[Row, Row]]
@@ -375,18 +379,21 @@ def compare(
         raise ValueError(f"{before} and {after} have no case in common: run the same networks for both")
     lines = []
     for earlier, later in pairs:
-        equal = earlier["traffic"] == later["traffic"] and earlier["cost"] == later["cost"]
+        equal = earlier["cost"] == later["cost"] and (
+            "traffic_of_rounds" in later or earlier["traffic"] == later["traffic"]
+        )
         line: dict[str, Any] = {
             "case": earlier["case"],
             "machine": machine_name(later),
             "counts_equal": equal,
             "slower": False,
         }
-        for clock in ("online", "offline"):
-            seconds = [row["times"][f"{clock}_s"] for row in (earlier, later)]
+        judged = "all_phases" if "all_phases_s" in later["times"] else "online"
+        for clock in dict.fromkeys(("online", "offline", judged)):
+            seconds = [row["times"].get(f"{clock}_s", []) for row in (earlier, later)]
             ratio, low, high = quotient_of_medians(seconds[1], seconds[0])
             line |= {f"{clock}_ratio": ratio, f"{clock}_ratio_low": low, f"{clock}_ratio_high": high}
-            if clock == "online" and fail_above is not None:
+            if clock == judged and fail_above is not None:
                 line["slower"] = ratio > 1 + fail_above and not low <= 1
         lines.append(line)
     return pd.DataFrame(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -50,7 +51,7 @@ app = typer.Typer(
 
 
 class Form(StrEnum):
-    """How a table is printed."""
+    """The output form of a table."""
 
     TABLE = "table"
     JSON = "json"
@@ -74,12 +75,12 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print LaTeX.")]
 Width = Annotated[int, typer.Option(help="Channels of the first stage of variants.", min=1)]
 Shape = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    str | None,
     typer.Option(help="One input's shape, where the network does not say it: 3,32,32."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
 On = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(help='A cluster: the address of its dask scheduler, or "local".', metavar="ADDRESS"),
 ]
 
@@ -97,17 +98,16 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def everything(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
-    """What a private inference costs, and what a redesign of the network really saves.
+    """Measures the cost of private inference, and the real saving of a redesigned network.
 
-    Begin with `pibench cost resnet18:width=16` (nothing is run), then
-    `pibench run net.py:make --shape 3,32,32` (your own network under MPC, its answers checked).
-    `pibench COMMAND --help` has examples.
+    Begin with `pibench cost resnet18:width=16` (nothing is run), then `pibench run net.py:make --shape
+    3,32,32` (your own network under MPC, its answers checked). `pibench COMMAND --help` has examples.
     """
 
 
 @app.command("list")
 def list_(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Networks, variants, reductions, engines (installed, or how to) and links.
+    """Lists networks, variants, reductions, engines (installed, or how to install them) and links.
 
     Example: `pibench list`
     """
@@ -122,7 +122,7 @@ def cost(
     model: Annotated[str, typer.Argument(help="A network; see `pibench run --help`.")],
     width: Width = 64,
     image: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Height and width of the images.", min=1),
     ] = None,
     shape: Shape = None,
@@ -132,10 +132,10 @@ def cost(
     markdown: Markdown = False,
     latex: Latex = False,
 ) -> None:
-    """ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
+    """Prints ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
 
-    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`,
-    `pibench cost net.py:make --shape 3,64,64 --csv`
+    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`, `pibench cost
+    net.py:make --shape 3,64,64 --csv`
     """
     from pibench import api
     from pibench.show import cost_tables, show
@@ -155,7 +155,7 @@ def run(
     batch: Annotated[int, typer.Option(help="Images of one inference.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Measured rounds; six or more give an interval.", min=1)] = 8,
     against: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="The network whose rounds are paired with those of the others."),
     ] = None,
     width: Width = 64,
@@ -207,7 +207,7 @@ def compare(
     before: Annotated[Path, typer.Argument(help="A results file, or the folder that holds bench.json.")],
     after: Annotated[Path, typer.Argument(help="Another one.")],
     fail_above: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Exit status 1 if a case is slower online by more: 5%."),
     ] = None,
     across_machines: Annotated[
@@ -278,7 +278,9 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def report(ctx: typer.Context) -> None:
     """Tables and pages of your run, of the reference when there is none, as `make report`.
 
-    Example: `pibench report --quiet`
+    With `--html` also one self-contained page: sortable tables, figures, every layer, the machine.
+
+    Example: `pibench report --quiet --html report.html`
     """
     from pibench.report.command import main
 
@@ -287,9 +289,11 @@ def report(ctx: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def figures(ctx: typer.Context) -> None:
-    """The figures of the same, from the tables that `pibench report` writes.
+    """Draws the figures from the tables that `pibench report` writes.
 
-    Example: `pibench figures --plots plots`
+    With `--paper` as PDF of one- and two-column widths, with LaTeX tables and captions beside them.
+
+    Example: `pibench figures --paper`
     """
     from pibench.figures.command import main
 
@@ -326,7 +330,7 @@ def accuracy(ctx: typer.Context) -> None:
 
 @app.command()
 def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Versions, threads, governor and memory of this machine, and a self-test of each installed engine.
+    """Checks versions, threads, governor and memory of this machine, and tests each installed engine.
 
     Exit status 1 if an installed engine fails. Example: `pibench doctor`
     """
@@ -339,8 +343,23 @@ def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, lat
         raise typer.Exit(1)
 
 
+def _open_streams() -> None:
+    """Opens nowhere those standard streams that the caller has closed.
+
+    Otherwise the next file that is opened takes the place of one, and what is printed goes into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Lower ones are open by now, so this one is the lowest that is free.
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def main() -> None:
     """Runs the command; `pyproject.toml` names it."""
+    _open_streams()
     app(prog_name="pibench")
 
 

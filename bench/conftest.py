@@ -18,6 +18,8 @@ from pibench.measure.session import Session
 from pibench.measure.suites import (
     default_cases,
     extra_cases,
+    protocol_cases,
+    protocol_link_cases,
     select,
     small,
     smoke_cases,
@@ -31,7 +33,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURED = pytest.StashKey[tuple[Path, str, Container[str]]]()
 """The folder of this session's rows, the name of its run, and the cases that were up to date before."""
 ASK_FOR_RAW = ("--benchmark-columns", "--benchmark-verbose")
-CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}  # the first one asked for
+CASES = {
+    "--smoke": smoke_cases,
+    "--sweep": sweep_cases,
+    "--extra": extra_cases,
+    "--protocols": protocol_cases,
+    "--protocol-links": protocol_link_cases,
+}  # the first one asked for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep", action="store_true", help="all variants on every link, and at width 16, instead"
     )
+    group.addoption("--protocols", action="store_true", help="six networks under five protocols, instead")
+    group.addoption("--protocol-links", action="store_true", help="SPU's protocols over LAN and WAN, instead")
     group.addoption(
         "--engine",
         choices=[name for name, engine in ENGINES.items() if engine.offered],
@@ -99,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that rows are written to."""
+    """Returns the folder of the rows."""
     chosen = request.config.getoption("--results")
     if chosen:
         return Path(chosen)
@@ -114,7 +124,7 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Session]:
-    """The parties of this session."""
+    """Returns the session of measurements."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
     run = uuid.uuid4().hex[:12]
     try:
@@ -132,7 +142,7 @@ def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Itera
 
 
 def _remote(config: pytest.Config) -> Remote | None:
-    """The other host that the options ask for."""
+    """Returns the other host of the options."""
     chosen = config.getoption("--remote")
     if not chosen:
         return None

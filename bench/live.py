@@ -33,12 +33,10 @@ def watching() -> Iterator[Watch]:
                 total = progress.tasks[task].completed + left
                 progress.update(task, total=total, description=f"{case.variant}: loading")
                 return
-            right = [each for each in measurement.rounds.online_s if each is not None]
-            said = f"{case.variant}: online {statistics.median(right):.3g} s" if right else case.variant
-            progress.update(task, advance=1, description=said)
+            clock, right = measurement.rounds.shown
+            said = f"{clock.replace('_', ' ')} {statistics.median(right):.3g} s" if right else "-"
+            progress.update(task, advance=1, description=f"{case.variant}: {said}")
             if done == case.rounds:
-                progress.console.print(
-                    f"{case.id}: {said.rpartition(': ')[2]}", markup=False, highlight=False
-                )
+                progress.console.print(f"{case.id}: {said}", markup=False, highlight=False)
 
         yield watch

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and that two writers change one after the other."""
+"""Writes files that appear complete or not at all, and that two writers change one after the other."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def target_of(path: Path) -> Path:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Puts `data` into `path` in one step: readers see the old file or the new one, never a part.
+    """Writes `data` to `path` in one step: readers see the old file or the new one, never a part.
 
     Makes the folder if it is missing. A link stays, and the file that it leads to is replaced. Raises OSError
     when it cannot write; the old file is then intact.

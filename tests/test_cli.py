@@ -1,11 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 import textwrap
 
 import pandas as pd
 import pytest
-from results_factory import make_row
+from results_factory import make_protocol_row, make_row
 from typer.testing import CliRunner
 
 import pibench
@@ -41,6 +42,7 @@ OWN = {
                 return self.head(torch.flatten(x, 1))
         """,
     "net.py": """
+        import torch
         from models.net import Net
 
         def make():
@@ -49,6 +51,10 @@ OWN = {
         def sized(width): ...
         def text(): return "no network"
         def failing(): raise KeyError("a fault of mine")
+
+        class Random(Net):
+            def forward(self, x):
+                return super().forward(x * torch.rand(1))
         """,
 }
 
@@ -89,9 +95,10 @@ def test_cost_counts_without_running():
     assert set(lines["relus"]) == {6267}
     engines = lines[lines["kind"] == "engine"].drop_duplicates("name").set_index("name")
     assert engines["rounds"].loc[["stock", "lean"]].tolist() == [175, 108]
-    lean = lines[(lines["name"] == "lean") & (lines["link"] == "wan")].iloc[0]
-    least = lean["rounds"] * 40e-3 / 2 + 8 * lean["bytes_sent"] / 400e6
-    assert lean["modelled_online_s"] == pytest.approx(least)
+    assert engines["hops"].loc["lean"] == 108
+    wan = lines[(lines["kind"] == "engine") & (lines["link"] == "wan")]
+    alone = wan["hops"] * 40e-3 / 2 + 8 * wan["bytes_sent"] / 400e6
+    assert wan["modelled_online_s"].tolist() == pytest.approx(alone.tolist())
     assert {"cheetah", "21us-column"} <= set(lines[lines["kind"] == "literature"]["name"])
     frame = pibench.cost("senet-0.09", width=8)
     assert frame["bytes_sent"].dropna().tolist() == lines["bytes_sent"].dropna().tolist()
@@ -100,7 +107,7 @@ def test_cost_counts_without_running():
 def test_cost_in_the_forms_that_papers_and_scripts_take():
     zoo = ("cost", "resnet18:width=4,classes=10", "--image", "16")
     assert call(*zoo, "--csv").startswith("network,relus,")
-    assert "| engine | rounds |" in call(*zoo, "--markdown")
+    assert "| engine | rounds | hops |" in call(*zoo, "--markdown")
     assert r"\begin{tabular}" in call(*zoo, "--latex")
     assert "ReLU layers" in call(*zoo)
 
@@ -136,12 +143,17 @@ def test_debug_shows_where():
         ("nett.py:make", "did you mean 'net.py'"),
         ("net.py:sized", "sized needs width"),
         ("net.py:text", "it must give a torch.nn.Module"),
-        ("net.py:failing", "a fault of mine' (line 9 of net.py)"),
+        ("net.py:failing", "a fault of mine' (line 10 of net.py)"),
         ("models.nett:Net", "No module named 'models.nett'"),
     ],
 )
 def test_a_faulty_network_of_ones_own_is_named(own, name, complaint):
     assert complaint in call("cost", name, "--shape", "3,16,16", status=2)
+
+
+def test_a_random_factor_is_refused_and_not_frozen(own):
+    complaint = call("cost", "net.py:Random", "--shape", "3,16,16", status=2)
+    assert "draws random numbers, which would be frozen; draw only if self.training" in complaint
 
 
 def test_the_shape_is_found_or_asked_for(own):
@@ -231,6 +243,22 @@ def test_compare_says_what_became_slower(tmp_path):
     assert "a share like 5%" in call("compare", one, other, "--fail-above", "some", status=2)
 
 
+def test_compare_takes_the_clock_that_a_protocol_has(tmp_path):
+    for folder, factor, engine in (("a", 1.0, "spu-aby3"), ("b", 1.5, "spu-aby3"), ("c", 1.5, "spu-semi2k")):
+        row = make_protocol_row(engine=engine)
+        row["case"] = "same"
+        row["times"]["all_phases_s"] = [factor * seconds for seconds in row["times"]["all_phases_s"]]
+        row["traffic"]["bytes_sent"] += factor > 1
+        Store(tmp_path / folder / "bench.json").add(row)
+    frame = pibench.compare(tmp_path / "a", tmp_path / "b", fail_above=0.05)
+    assert frame["all_phases_ratio"].tolist() == pytest.approx([1.5])
+    assert frame["online_ratio"].isna().all()
+    assert frame["slower"].all()
+    assert frame["counts_equal"].all(), "the bytes of ABY3 vary"
+    assert not pibench.compare(tmp_path / "a", tmp_path / "c")["counts_equal"].any()
+    assert "all phases, after / before" in call("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+
+
 def test_compare_refuses_to_mix_machines_and_what_has_nothing_in_common(tmp_path):
     fill(tmp_path / "a")
     another = make_row("baseline", "lean")["machine"] | {"cpu": "Another CPU"}
@@ -290,3 +318,49 @@ def test_help_teaches_by_examples():
     ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
+    """A complaint stays on standard error; where that is closed it is nowhere."""
+    command = [sys.executable, "-m", "pibench.cli", "compare", "nowhere", "neither"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh", *command],
+        text=True,
+        timeout=240,
+        check=False,
+        **streams,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ("there is none at nowhere" in done.stderr) == (closed != 2)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_is_no_traceback():
+    script = f"{sys.executable} -m pibench.cli list --csv | head -n 1"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.stdout == "# networks\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("list", "--jsn"), "No such option: --jsn"),
+        (("doctor", "--jsn"), "No such option: --jsn"),
+        (("merge", "nowhere", "-o", "both"), "there is none at nowhere"),
+        (("merge", "nowhere"), "Missing option '-o'"),
+        (("report", "--machin", "x"), "unrecognized arguments|--machine"),
+        (("figures", "--plot", "x", "--result", "y", "more"), "unrecognized arguments: more"),
+        (("train", "--rows", "baselin"), "invalid choice: 'baselin'"),
+        (("train", "--plan", "lnog"), "invalid choice: 'lnog'"),
+        (("accuracy", "--rows", "baselin"), "invalid choice: 'baselin'"),
+    ],
+)
+def test_every_command_refuses_bad_input_in_words(own, arguments, complaint, capfd):
+    result = CliRunner().invoke(app, list(arguments))
+    said = " ".join((result.output + capfd.readouterr().err).split())
+    assert result.exit_code == 2, said
+    assert re.search(complaint, said), said

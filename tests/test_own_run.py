@@ -1,4 +1,4 @@
-"""A run of one's own: measured, reported and drawn in a copy of the checkout, it changes no tracked file."""
+"""A user's own run, measured, reported and drawn in a copy of the checkout, changes no tracked file."""
 
 import shutil
 import subprocess
@@ -64,7 +64,7 @@ def test_a_run_its_report_and_its_figures_leave_the_checkout_clean(checkout):
 
 
 def test_what_training_and_its_judging_write_is_ignored(checkout):
-    """These are the places that the commands write to unless an option says otherwise."""
+    """The commands write to these places unless an option says otherwise."""
     places = (
         "accuracy.json",
         "tries.json",

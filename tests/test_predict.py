@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from pibench.costs.literature import MODELS
 from pibench.costs.predict import predict
 from pibench.engines.crypten import cost as stock_cost
 from pibench.engines.crypten.cost import AllReduce, Gather, maximum, rectified
+from pibench.links.link import LINKS
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import VARIANTS
@@ -25,7 +27,9 @@ from pibench.models.zoo import resnet18, resnet20, resnet32, resnet34, vgg16, wr
 from pibench.parties.driver import Parties
 from pibench.program.ir import Flatten, Program, Relu, Step
 from pibench.program.lower import lower
+from pibench.store.settings import GOAL
 
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 CLASSES = 5
 
 
@@ -36,7 +40,7 @@ def resnet(network, width: int, **arguments) -> nn.Module:
 
 
 def uncalibrated(name: str, width: int = 8) -> nn.Module:
-    """A variant as `build` gives it, but for the statistics: traffic depends on none."""
+    """Returns a variant as `build` makes it, without the statistics: traffic depends on none."""
     model = VARIANTS[name].trainable(width, classes=CLASSES, image_size=8).eval()
     return VARIANTS[name].finished(model).eval()
 
@@ -97,8 +101,9 @@ def test_whole_inference_by_party(engine, built, request):
     parties.load(model, images)
     counted = parties.traffic(images)
     made = predict(lower(model, images).program, engine, batch=3)
-    assert (made.rounds, made.bytes_sent, made.by_party, made.bytes_total) == (
+    assert (made.rounds, made.hops, made.bytes_sent, made.by_party, made.bytes_total) == (
         counted.rounds,
+        parties.hops,
         counted.bytes_sent,
         counted.by_party,
         counted.bytes_total,
@@ -134,7 +139,10 @@ POOLS = ((1, 1), (2,), (3, 2, 1), ((3, 2), (2, 1), (1, 0)), (5, 3, 2), ((1, 7), 
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_every_operator_and_windows_of_1_to_64(engine, request):
-    assert_counted(request.getfixturevalue(engine), Every(POOLS).eval(), picture(8, 2))
+    parties, model, images = request.getfixturevalue(engine), Every(POOLS).eval(), picture(8, 2)
+    assert_counted(parties, model, images)
+    parties.traffic(images)
+    assert predict(lower(model, images).program, engine, 2).hops == parties.hops
 
 
 def test_three_parties():
@@ -144,7 +152,7 @@ def test_three_parties():
     with Parties(count=3, timeout_s=120) as parties:
         parties.load(model, images)
         counted = parties.traffic(images)
-    assert (made.rounds, made.by_party) == (counted.rounds, counted.by_party)
+    assert (made.rounds, made.hops, made.by_party) == (counted.rounds, parties.hops, counted.by_party)
     assert made.by_party[0] < made.by_party[1] == made.by_party[2]
 
 
@@ -173,6 +181,23 @@ def test_resnet18_at_full_width(baseline):
     assert lean.rounds == 17 * 5 + len(linear) + 1 + 1
 
 
+def test_hops_and_what_a_link_takes_are_those_of_the_reference():
+    """Hops of every row exactly; over a WAN, where computing is little, the link alone is nearly all."""
+    cases = pd.read_csv(REFERENCE / "summary.csv", low_memory=False)
+    cases = cases[cases["variant"].isin(["baseline", "joint-0.052", "deepreduce"]) & (cases["width"] == 64)]
+    image = torch.zeros(1, 3, 32, 32)
+    programs = {name: lower(VARIANTS[name].build(64), image).program for name in set(cases["variant"])}
+    compared = 0
+    for case in cases.itertuples():
+        made = predict(programs[case.variant], case.engine, case.batch, case.parties)
+        assert made.hops == case.hops
+        if case.link.startswith("wan"):
+            alone = made.least_s(LINKS[case.link])
+            assert alone == pytest.approx(case.emulated_online_median_s, rel=GOAL)
+            compared += 1
+    assert compared == 2 * 2 * 3
+
+
 def test_a_batch_opens_the_weights_once(baseline):
     one, two = (predict(baseline, "stock", batch).bytes_sent for batch in (1, 2))
     weights = sum(
@@ -196,6 +221,10 @@ def test_collectives_by_hand():
     assert AllReduce(3).sent(1, 2) == 24
     assert AllReduce(3).sent(1, 3) == 32
     assert [Gather(3).sent(rank, 3) for rank in range(3)] == [0, 24, 24]
+    assert AllReduce(3, 4).sent(0, 2) == 8 * 7
+    mib = 2**20 // 8
+    hops = [AllReduce(*words).hops(2) for words in ((3,), (4 * mib, 4 * mib), (8 * mib, 1))]
+    assert hops == [4, 4, 8]
 
 
 def test_max_pooling_costs_more_than_its_relus_for_any_window():

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from results_factory import make_check, make_row, make_rows
+from results_factory import make_check, make_protocol_rows, make_row, make_rows
 
 from pibench.costs.literature import LinearLayer, Network, network_from_dict
 from pibench.links import LinkCheck
@@ -13,6 +13,7 @@ from pibench.models import files
 from pibench.models.files import replace_file
 from pibench.store import results, schema
 from pibench.store.results import ResultsError, Store, validate
+from pibench.store.schema import clocks_of, whole_clock
 
 
 @pytest.fixture
@@ -291,6 +292,11 @@ def test_a_case_held_twice_is_an_error(path):
         (lambda row: row["network"]["linear"][1].pop("kernel"), r"lacks `network\.linear\[1\]\.kernel`"),
         (lambda row: row["times"]["total_s"].pop(), r"`times\.total_s` has 14 rounds"),
         (lambda row: row["reference"]["online_s"].pop(), r"`reference\.online_s` does not pair"),
+        (lambda row: row["times"].pop("online_s"), r"`times` has not the clocks of one engine \(online_s\)"),
+        (lambda row: row["times"].update(all_phases_s=[1.0] * 15), "keep offline_s, online_s, total_s, or"),
+        (lambda row: row["reference"].pop("total_s"), "`reference` has not the clocks"),
+        (lambda row: row.update(options={"fraction_bits": None}), r"`options\.fraction_bits"),
+        (lambda row: row.update(traffic_of_rounds=[]), "`traffic_of_rounds` has not one traffic"),
         (lambda row: row.update(images=object()), "`row.images` is a object"),
     ],
 )
@@ -305,6 +311,11 @@ def test_a_wrong_row_is_refused_by_the_name_of_its_key(path, change, message):
 def test_rows_over_shaped_links_unknown_measures_and_further_keys_are_welcome():
     validate(make_row(link="wan", role="link", anything=[1, {"more": None}]))
     validate(make_row(layers=[], network=None, link_check=None))
+    for row in make_protocol_rows():
+        validate(row)
+        assert clocks_of(row) == ("all_phases_s",)
+        assert whole_clock(row) == "all_phases_s"
+    assert whole_clock(make_row()) == "total_s"
     row = make_row()
     row["traffic"]["hops"] = None
     validate(row)

@@ -1,4 +1,4 @@
-"""Figures from the tables in results/: one function a figure, each returns a Figure."""
+"""The command that draws figures from the tables in results/."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib as mpl
 import pandas as pd
@@ -26,6 +27,7 @@ from pibench.figures.cost_models import break_even, literature
 from pibench.figures.data import CSVS, Missing, Tables, read_masks
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
+from pibench.figures.protocols import protocols
 from pibench.figures.shaped_links import link_model_error, links, links_all
 from pibench.figures.style import STYLE
 from pibench.figures.variants import (
@@ -38,6 +40,7 @@ from pibench.figures.variants import (
 from pibench.models.files import replace_file
 from pibench.store.results import ResultsError
 
+Said = TypeVar("Said")
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "latency_vs_relus": latency_vs_relus,
     "linear_vs_relu": linear_vs_relu,
@@ -47,6 +50,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "stock_vs_lean": stock_vs_lean,
     "offline_online": offline_online,
     "batch": batch,
+    "protocols": protocols,
     "links": links,
     "links_all": links_all,
     "link_model_error": link_model_error,
@@ -69,9 +73,9 @@ def write(figure: Figure, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def draw(name: str, tables: Tables, plots: Path) -> str:
-    """Draws a figure into the folder `plots`, or removes it if its data are not there; says which."""
-    paths = [plots / f"{name}{suffix}" for suffix in (".svg", ".pdf")]
+def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> str:
+    """Draws a figure into the folder `plots`, or removes it if its data are missing; returns what it did."""
+    paths = [plots / f"{name}{suffix}" for suffix in suffixes]
     with mpl.rc_context(STYLE):
         try:
             figure = FIGURES[name](tables)
@@ -84,31 +88,57 @@ def draw(name: str, tables: Tables, plots: Path) -> str:
     return f"{name}: drawn"
 
 
+def draw_all(tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> list[str]:
+    """Draws every figure; returns what `draw` says of each."""
+    return on_all_cores(partial(draw, tables=tables, plots=plots, suffixes=suffixes), FIGURES)
+
+
+def on_all_cores(function: Callable[[str], Said], names: Iterable[str]) -> list[Said]:
+    """Calls a function that draws for each name; a figure takes a second, most of it fonts."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        return list(pool.map(function, names))
+
+
+def read_tables(results: Path, weights: Path) -> Tables:
+    """Reads the tables of a report, and the masks of networks that are stored or trained by the user.
+
+    Raises ResultsError for a file that cannot be read.
+    """
+    read = {}
+    for name in CSVS:
+        path = results / f"{name}.csv"
+        try:
+            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{path} cannot be read ({error}): run `make report`.") from error
+    return Tables(**read, masks=read_masks(weights) | read_masks(results / "weights"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws every figure whose data are there and names the others."""
+    """Draws every figure whose data exist and names the others."""
     parser = argparse.ArgumentParser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
     parser.add_argument(
         "--weights", type=Path, default=Path("models/trained"), help="folder of the trained networks"
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="write PDF of one- and two-column widths and LaTeX tables with captions, into PLOTS/paper",
+    )
     options = parser.parse_args(arguments)
-    read = {}
-    for name in CSVS:
-        path = options.results / f"{name}.csv"
-        try:
-            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
-        except (OSError, ValueError) as error:
-            print(f"{path} cannot be read ({error}): run `make report`.", file=sys.stderr)
-            return 1
     try:
-        masks = read_masks(options.weights) | read_masks(options.results / "weights")
-        tables = Tables(**read, masks=masks)
+        tables = read_tables(options.results, options.weights)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # a second each, most of it fonts
-        lines = list(pool.map(partial(draw, tables=tables, plots=options.plots), FIGURES))
+    if options.paper:
+        from pibench.paper.write import write_paper  # a paper's tables are those of reports
+
+        print(*write_paper(tables, options.plots / "paper"), sep="\n")
+        return 0
+    lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]
     print("\n".join([*skipped, f"{options.plots}: {len(lines) - len(skipped)} figures"]))
     return 0

@@ -1,9 +1,12 @@
-"""Looks that all figures share: colours, markers, captions, axes."""
+"""Common looks of all figures: colours, markers, captions, axes."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import pandas as pd
@@ -69,15 +72,74 @@ LINKS = {  # link or channel: (its name in figures, colour, marker)
 BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """Where a figure will stand: its width in inches, and whether it says its conditions itself.
+
+    In a paper the caption says them. On a narrow sheet panels stand below each other.
+    """
+
+    width: float = WIDTH
+    says_conditions: bool = True
+
+    @property
+    def narrow(self) -> bool:
+        """Whether this is one column of a paper."""
+        return self.width < 0.6 * WIDTH
+
+
+PAGE = Sheet()
+_SHEET: ContextVar[Sheet] = ContextVar("sheet", default=PAGE)
+
+
+@contextmanager
+def drawn_on(sheet: Sheet) -> Iterator[None]:
+    """Draws the figures of a block on another sheet than that of the pages."""
+    before = _SHEET.set(sheet)
+    try:
+        yield
+    finally:
+        _SHEET.reset(before)
+
+
+def one_panel(share: float, height: float) -> tuple[Figure, Axes]:
+    """Returns a figure of one panel, of a share of the page's width; in a column it is lower."""
+    sheet = _SHEET.get()
+    size = (sheet.width, 0.85 * height) if sheet.narrow else (WIDTH * share, height)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def panels_beside(count: int, height: float, share: float = 1.0) -> tuple[Figure, Sequence[Axes]]:
+    """Returns a figure of panels with one y axis, beside each other; in a column below each other."""
+    sheet = _SHEET.get()
+    if sheet.narrow:
+        figure = Figure(figsize=(sheet.width, 0.5 + (height - 0.5) * count), layout="constrained")
+        return figure, figure.subplots(count, 1, sharey=True, squeeze=False)[:, 0]
+    figure = Figure(figsize=(WIDTH * share, height), layout="constrained")
+    return figure, figure.subplots(1, count, sharey=True, squeeze=False)[0]
+
+
+def is_narrow() -> bool:
+    """Tells whether the figure that is being drawn will stand in one column of a paper."""
+    return _SHEET.get().narrow
+
+
+def label_y(panels: Sequence[Axes], text: str) -> None:
+    """Names the common y axis at the panels that stand leftmost."""
+    for axes in panels if is_narrow() else panels[:1]:
+        axes.set_ylabel(text)
+
+
 def family_style(variant: str) -> tuple[str, str, str]:
-    """Returns name in figures, colour and marker of a variant's family; grey for one that is not known."""
+    """Returns name in figures, colour and marker of a variant's family; an unknown family is grey."""
     name = catalogue.family_name(variant)
     family = catalogue.families().get(name)
     return (name, "0.4", "v") if family is None else (family.label, family.colour, family.marker)
 
 
 def link_style(link: str) -> tuple[str, str, str]:
-    """Returns a link's name in figures, colour and marker; grey for one that is not known."""
+    """Returns a link's name in figures, colour and marker; an unknown link is grey."""
     return LINKS.get(link, (link, "0.4", "v"))
 
 
@@ -95,7 +157,7 @@ def plain_log(axis: mpl.axis.Axis, scale: float = 1.0) -> None:
 
 
 def category_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Puts names from top to bottom, without a grid across the bars."""
+    """Puts names from top to bottom, without a grid over the bars."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for panel in axes.figure.axes:
@@ -107,7 +169,7 @@ def category_axis(axes: Axes, names: Sequence[str]) -> None:
 def add_legend(
     figure: Figure, styles: dict[str, tuple[str, str, str]], more: Sequence[Line2D | Patch] = ()
 ) -> None:
-    """Puts one row of patches, and of what `more` adds, above the axes; two if there are many."""
+    """Puts one row of patches, and the entries of `more`, above the axes; two rows if there are many."""
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
         for label, colour, hatch in styles.values()
@@ -118,7 +180,7 @@ def add_legend(
 
 
 def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:
-    """Draws stacked bars, one a line of `table`; negative parts grow to the left of zero."""
+    """Draws stacked bars, one for each line of `table`; negative parts grow to the left of zero."""
     rows = range(len(table))
     right, left = pd.Series(0.0, table.index), pd.Series(0.0, table.index)
     for name, (_, colour, hatch) in styles.items():
@@ -129,12 +191,12 @@ def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str
 
 
 def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
-    """Returns lengths of error bars; never below zero, which rounded tables could ask for."""
+    """Returns lengths of error bars; rounded tables could give negative ones, which become zero."""
     return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
 
 
 def add_note(axes: Axes, x: float, y: float, text: str, space: float = 3) -> None:
-    """Writes small print behind the end of a bar, over the grid."""
+    """Writes small text at the end of a bar, over the grid."""
     axes.annotate(
         text,
         (x, y),
@@ -149,18 +211,20 @@ def add_note(axes: Axes, x: float, y: float, text: str, space: float = 3) -> Non
 def add_caption(
     figure: Figure, cases: pd.DataFrame, text: str, rounds: bool = True, batches: bool = False
 ) -> None:
-    """Names conditions and machine in small print below the axes."""
+    """Writes conditions and machine in small text below the axes."""
     first = cases.iloc[0]
     names = list(dict.fromkeys(cases["link"]))
     counts = sorted(cases["repetitions_succeeded"].dropna().astype(int).unique())
     conditions = [f"Width {first['width']}"]
     if not batches:
         conditions.append(f"batch {first['batch']}")
-    conditions += [f"{first['parties']} parties", ", ".join(link_style(name)[0] for name in names)]
+    parties = " or ".join(str(each) for each in sorted(cases["parties"].unique()))
+    conditions += [f"{parties} parties", ", ".join(link_style(name)[0] for name in names)]
     if rounds and counts:
         several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         conditions.append(f"medians of {several} repetition{'s' if counts[-1] > 1 else ''}")
-        noisy = cases[cases["online_noisy"].astype(str) == "True"]
+        judged = [name for name in ("online_noisy", "all_phases_noisy") if name in cases]
+        noisy = cases[(cases[judged].astype(str) == "True").any(axis=1)]
         if not noisy.empty:
             names = ", ".join(noisy["engine"] + " " + noisy["variant"])
             text += f" Noisy (IQR over 10 % of the median): {names}."
@@ -177,7 +241,10 @@ def add_caption(
 
 
 def add_small_print(figure: Figure, text: str) -> None:
-    """Writes below the axes."""
+    """Writes text below the axes, unless a paper's caption says it; keeps it as the figure's label."""
+    figure.set_label(text)
+    if not _SHEET.get().says_conditions:
+        return
     lines = textwrap.wrap(text, int(figure.get_figwidth() * 20))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color="0.3")
 
@@ -187,7 +254,7 @@ def add_point_labels(
 ) -> None:
     """Writes (x, y, text, colour) beside points of a finished figure, where no label or point is in the way.
 
-    To be called last: a label is placed in the layout as it is then.
+    Call it last: labels are placed in the final layout.
     """
     figure = axes.figure
     figure.draw_without_rendering()

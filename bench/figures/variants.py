@@ -30,6 +30,8 @@ from pibench.figures.style import (
     category_axis,
     error_bars,
     family_style,
+    one_panel,
+    panels_beside,
     plain_log,
     short_number,
     stack_bars,
@@ -41,12 +43,11 @@ PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLI
 
 
 def latency_vs_relus(tables: Tables) -> Figure:
-    """Draws online seconds with their 95 % intervals against ReLUs, a line a family and engine."""
+    """Draws online seconds with their 95 % intervals against ReLUs, one line a family and engine."""
     cases = headline_cases(tables.summary)
     if cases["variant"].nunique() < 2:
         raise Missing("it needs at least two variants in the role headline")
-    figure = Figure(figsize=(WIDTH * 0.72, 3.7), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(0.72, 3.7)
     for engine in engines_of(cases):
         of_engine = cases[cases["engine"] == engine]
         for family, group in of_engine.groupby(of_engine["variant"].map(family_name), sort=False):
@@ -81,13 +82,12 @@ def latency_vs_relus(tables: Tables) -> Figure:
 
 
 def linear_vs_relu(tables: Tables) -> Figure:
-    """Draws seconds of linear layers, ReLUs and the rest of each variant, stacked, with their shares."""
+    """Draws stacked seconds of linear layers, ReLUs and the rest of each variant, with their shares."""
     cases = headline_cases(tables.summary)
     seconds = class_seconds(cases, tables.layers)
     engines = engines_of(cases)
     variants = list(dict.fromkeys(cases["variant"]))
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
-    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    figure, panels = panels_beside(len(engines), 1.1 + 0.2 * len(variants))
     for axes, engine in zip(panels, engines, strict=True):
         of_engine = cases[cases["engine"] == engine].set_index("variant")["case"].reindex(variants)
         table = seconds.reindex(of_engine).set_axis(variants)
@@ -115,7 +115,7 @@ def linear_vs_relu(tables: Tables) -> Figure:
 
 
 def relus_macs_latency(tables: Tables) -> Figure:
-    """Draws ReLUs, MACs and latency of each variant beside each other, relative to the baseline."""
+    """Draws ReLUs, MACs and latency of each variant side by side, relative to the baseline."""
     cases = headline_cases(tables.summary)
     variants = list(dict.fromkeys(cases["variant"]))
     if "baseline" not in variants or len(variants) < 2:
@@ -157,8 +157,7 @@ def offline_online(tables: Tables) -> Figure:
         raise Missing("it needs cases in the role headline with an offline phase of their own")
     engines = engines_of(cases)
     variants = list(dict.fromkeys(cases["variant"]))
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
-    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    figure, panels = panels_beside(len(engines), 1.1 + 0.2 * len(variants))
     for axes, engine in zip(panels, engines, strict=True):
         table = cases[cases["engine"] == engine].set_index("variant").reindex(variants)
         stack_bars(
@@ -180,15 +179,14 @@ def offline_online(tables: Tables) -> Figure:
 
 
 def batch(tables: Tables) -> Figure:
-    """Draws online seconds per image against the batch, a line a variant and engine."""
+    """Draws online seconds per image against the batch, one line a variant and engine."""
     cases = cases_like(measured_cases(tables.summary), headline_cases(tables.summary))
     cases = cases[cases["role"].isin(["headline", "batch"])]
     several = cases.groupby(["engine", "variant"])["batch"].transform("nunique") > 1
     cases = cases[several]
     if cases.empty:
         raise Missing("it needs one variant at two batches or more")
-    figure = Figure(figsize=(WIDTH * 0.6, 2.9), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(0.6, 2.9)
     for (engine, variant), group in cases.groupby(["engine", "variant"], sort=False):
         _, colour, marker = family_style(variant)
         group = group.sort_values("batch")

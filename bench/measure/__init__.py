@@ -1,4 +1,4 @@
-"""What is measured, and how: cases, rounds with checked answers, a session of them.
+"""Measurements: cases, rounds with checked answers, and a session of them.
 
-Called as `pibench.measure(model, images, ...)` it measures networks: see `pibench.api.measure`.
+`pibench.measure(model, images, ...)` measures networks (see `pibench.api.measure`).
 """

@@ -1,7 +1,7 @@
-"""A session of measurements: the parties of the case being measured and of the references still needed.
+"""A session of measurements: the parties of the current case and of the references that are still needed.
 
-A reference stays loaded until the last case that pairs with it, in processes of its own; the other cases of
-one setting use the same processes one after the other, which give back an earlier network before the next.
+A reference stays loaded, in separate processes, until the last case that pairs with it. The other cases of
+one setting use the same processes one after the other. These drop an earlier network before the next one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import nn
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
 from pibench.measure.case import Case
+from pibench.measure.count import Cost, cost_of
 from pibench.measure.digest import digest_of
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import context, cost_of, row_of
+from pibench.measure.row import context, row_of
 from pibench.measure.subject import Subject
-from pibench.models.cost import Cost
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
 from pibench.store.results import Row, Store
 
 IMAGES = 16  # the largest batch
-COMPARED = 4  # images that the spread of logits is taken over, if the batch is not larger
+COMPARED = 4  # images for the spread of logits, if the batch is not larger
 TIMEOUT_S = 600.0
 
 
@@ -40,12 +40,8 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
     return default_images(IMAGES, size)
 
 
-TIMED = ("offline", "online")
-"""The clocks that a row holds."""
-
-
 class Session:
-    """Measures cases one after the other; use it by `with`.
+    """Measures cases one after the other; use it with `with`.
 
         with Session(cases, Path("results"), run="a name") as session:
             rows = [session.measure(case) for case in cases]
@@ -71,6 +67,7 @@ class Session:
         self.kept = {} if again or remote is not None else self._up_to_date(cases)
         self.waiting = [case for case in cases if case.id not in self.kept]
         self.subjects: dict[str, Subject] = {}
+        self.costs: dict[str, Cost] = {}  # of users' networks, by case
         self.idle: list[Parties] = []
         self.started = time.monotonic()
         self.total_work = sum(map(_work, self.waiting))
@@ -139,7 +136,7 @@ class Session:
         return row
 
     def skip(self, case: Case) -> None:
-        """Takes a case off the list and lets go of the parties that it alone needs."""
+        """Removes a case from the list and ends the parties that only this case needs."""
         self.waiting = [other for other in self.waiting if other.id != case.id]
         self.dismiss()
 
@@ -156,10 +153,12 @@ class Session:
         """Returns the static cost of a case's network for one image."""
         if case.own is None:
             return _counted(case.variant, case.width)
-        return cost_of(case.own.model, case.own.images)
+        if case.id not in self.costs:
+            self.costs[case.id] = cost_of(case.own.model, case.own.images)
+        return self.costs[case.id]
 
     def subject(self, case: Case) -> Subject:
-        """Returns the loaded parties of a case, started when they are not there yet."""
+        """Returns the loaded parties of a case; starts them if they do not run yet."""
         known = self.subjects.get(case.id)
         if known is not None and known.parties.pids:
             return known
@@ -185,7 +184,7 @@ class Session:
         return wanted.__enter__()
 
     def dismiss(self) -> None:
-        """Lets go of the parties that no waiting case needs."""
+        """Ends the parties that no waiting case needs."""
         needed = {case.id for case in self.waiting}
         needed |= {case.reference.id for case in self.waiting if case.reference is not None}
         for name in [name for name in self.subjects if name not in needed]:
@@ -196,16 +195,15 @@ class Session:
             parties.__exit__(None, None, None)
 
     def obstacle(self, case: Case) -> str | None:
-        """Returns why a case cannot be measured here; None if it can.
+        """Returns why a case cannot be measured here, or None if it can.
 
-        The engine may not be installed. The parties of a case hold its tuples in memory at once: what the
-        engine says of a ReLU, beside half a gigabyte for each process.
+        The engine may not be installed, or the memory may be too small. The parties of a case hold its tuples
+        in memory at once. The estimate is the engine's bytes for each ReLU and half a gigabyte for each
+        process.
         """
         known = ENGINES[case.engine]
         if (reason := known.missing()) is not None:
             return reason
-        if known.clocks != TIMED:
-            return f"the {known.name} engine has one clock, and rows of one clock are not stored yet"
         free = available_memory()
         if free is None:
             return None
@@ -226,8 +224,9 @@ class Session:
         """Returns one line: the case of `row`, its medians, the cases done of `total`, the time left."""
         times = row["times"]
         medians = [
-            f"{name} {statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else f"{name} -"
-            for name in ("offline", "online")
+            f"{name.replace('_', ' ')} "
+            + (f"{statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else "-")
+            for name in ENGINES[row["engine"]].clocks
         ]
         return (
             f"{row['case']}: {', '.join(medians)}, {row['traffic']['bytes_sent'] / 1e6:.1f} MB, "
@@ -254,7 +253,7 @@ def _counted(variant_name: str, width: int) -> Cost:
 
 
 def available_memory() -> float | None:
-    """Returns the bytes of memory that new processes can use; None where the system does not say."""
+    """Returns the bytes of memory that new processes can use, or None if the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

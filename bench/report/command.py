@@ -1,4 +1,4 @@
-"""Tables and pages from a run of one's own, or from the reference when there is none: `make report`."""
+"""Tables and pages from a user's own run, or from the reference if there is none: `make report`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where pages look for explanations")
     parser.add_argument("--machine", help="of several whose rows are merged: a part of its name")
     parser.add_argument("--quiet", action="store_true", help="write the files and print no table")
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also write one self-contained page with everything (default: report.html in the results)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=Path("models/trained"), help="the networks whose masks it shows"
+    )
     options = parser.parse_args(arguments)
     results, reference = options.results, options.results / REFERENCE
     try:
@@ -37,17 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     write_stale(made)
+    shown = []
+    if options.html is not None:
+        from pibench.figures.command import read_tables  # the page alone draws figures
+        from pibench.page.build import make_page
+
+        page = Path(options.html) if options.html else results / "report.html"
+        text = make_page(report, read_tables(results, options.weights)).encode()
+        replace_file(page, text)
+        shown = [f"{page}: everything on one page, {len(text) / 1e6:.1f} MB, to open in any browser"]
     if said:
         print(f"{said}\n")
     why = "" if report.source == results else " (the reference: there is no run of your own yet)"
-    print(f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}")
+    written = f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}"
+    print("\n".join([written, *shown]))
     if report.others:
         print(report.others)
     return 0
 
 
 def conclusion(rows: Sequence[Row], reference: Path) -> str:
-    """The short table of measured rows and how they compare with those in the folder `reference`.
+    """Returns the short table of measured rows and their comparison with the folder `reference`.
 
     Raises ResultsError when the reference cannot be read.
     """
@@ -61,12 +81,12 @@ def conclusion(rows: Sequence[Row], reference: Path) -> str:
 
 
 def find_stale(made: Mapping[Path, str]) -> list[Path]:
-    """The paths whose files are not there or do not hold the text that was made for them."""
+    """Returns the paths whose files are missing or do not hold the new text."""
     return [path for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()]
 
 
 def write_stale(made: Mapping[Path, str]) -> list[Path]:
-    """Writes the files that are stale and returns their paths."""
+    """Writes the stale files and returns their paths."""
     stale = find_stale(made)
     for path in stale:
         replace_file(path, made[path].encode())

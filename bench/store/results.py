@@ -40,8 +40,8 @@ SCHEMA = 1
 class Store:
     """A results file: `rows` reads it, `add` replaces or appends the row of one case and machine.
 
-    The file is read when the store is made, so that a file that cannot be used is found before anything is
-    measured, and again by every `add`, so that rows which another run wrote meanwhile are kept.
+    The file is read when the store is made, so that an unusable file is found before anything is measured.
+    Every `add` reads it again, so that rows of another run in the meantime are kept.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -49,11 +49,11 @@ class Store:
         self.rows()
 
     def rows(self) -> list[Row]:
-        """Returns the rows in the order in which their cases were first added; none without a file."""
+        """Returns the rows in the order in which their cases were first added; empty without a file."""
         return read_rows(self.path)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Writes `row` at once in the place of the row of the same case and machine, or after the others."""
+        """Writes `row` at once; it replaces the row of the same case and machine, or comes last."""
         fresh = _plain(row, "row")
         validate(fresh)
         self._change(lambda rows: _put(rows, [fresh], key_of))
@@ -135,7 +135,7 @@ def _put(rows: Iterable[Row], fresh: Iterable[Row], key: Callable[[Row], Hashabl
 
 
 def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Returns plan, precision and variants of trained rows, the plan of most of them first.
+    """Returns plan, precision and variants of trained rows; the plan of most of them comes first.
 
     Rows that do not name both are left out.
     """
@@ -148,7 +148,7 @@ def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads and checks the rows of a results file; a file that is not there has none."""
+    """Reads and checks the rows of a results file; empty if there is no file."""
     remedy = "move it away and run `make bench` again (nothing was overwritten)"
     try:
         target_of(path)  # reading a pipe would wait for ever
@@ -184,7 +184,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _plain(value: Any, place: str) -> Any:
-    """Copies a value to what JSON knows: tuples to lists, numpy scalars to numbers, NaN to null."""
+    """Copies a value to JSON types: tuples to lists, numpy scalars to numbers, NaN to null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item, f"{place}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -203,7 +203,7 @@ def _plain(value: Any, place: str) -> Any:
 
 
 def _render(rows: Iterable[Row]) -> str:
-    """Writes JSON with one key, and one layer, a line: small, and its differences can be read."""
+    """Writes JSON with one key, and one layer, on each line: small files with readable differences."""
 
     def dump(value: Any) -> str:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
