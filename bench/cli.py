@@ -226,6 +226,30 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def merge(
+    places: Annotated[
+        list[Path], typer.Argument(help="Results files, or folders that hold bench.json.", metavar="PLACE...")
+    ],
+    into: Annotated[Path, typer.Option("-o", "--into", help="The folder or file that they are merged into.")],
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+    latex: Latex = False,
+) -> None:
+    """Merges results of several machines into one file, whose rows keep their machines.
+
+    Tables and ratios are of one machine: `pibench report --results both --machine Xeon` chooses it.
+
+    Example: `pibench merge laptop server -o both`
+    """
+    from pibench import api
+    from pibench.show import show
+
+    form = _form(json, csv, markdown, latex)
+    show(api.merge(places, into), form)
+
+
 def _share(text: str | None) -> float | None:
     """Reads "5%" or "0.05"."""
     if text is None:

@@ -18,6 +18,11 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
+Rehearsal = Callable[
+    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
+    "torch.Tensor",
+]
+
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
@@ -80,6 +85,8 @@ class Engine:
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
     that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
     bytes of each step, with the opening last. It is None for an engine without one.
+    `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
+    `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
     Requirements: `modules` must be importable, and `install` is the command that installs them.
     `unsuited()` says why no command can install them here, or returns None. With
@@ -111,6 +118,7 @@ class Engine:
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
     unsuited: Callable[[], str | None] = suited

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of bench.json")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="where pages look for figures")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where pages look for explanations")
+    parser.add_argument("--machine", help="of several whose rows are merged: a part of its name")
     parser.add_argument("--quiet", action="store_true", help="write the files and print no table")
     parser.add_argument(
         "--html",
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results, reference = options.results, options.results / REFERENCE
     try:
-        report = read_report(results, reference)
+        report = read_report(results, reference, options.machine)
         made = {results / name: text for name, text in report.csvs().items()}
         made |= make_pages(report, results / "report", results, options.plots, options.docs)
         said = "" if options.quiet else conclusion(report.rows, reference)
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     why = "" if report.source == results else " (the reference: there is no run of your own yet)"
     written = f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}"
     print("\n".join([written, *shown]))
+    if report.others:
+        print(report.others)
     return 0
 
 

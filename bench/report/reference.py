@@ -140,10 +140,8 @@ def take_over(project: Project) -> list[str]:
         _read_json(project.weights / "manifest.json") or {},
     )
     said = []
-    store = Store(reference / "bench.json")
-    for row in measured:
-        store.add(row)
     if measured:
+        Store(reference / "bench.json").renew(measured)
         said.append(f"{len(measured)} cases of {own / 'bench.json'}")
     for path, (fresh, old) in trained.items():
         if fresh:

@@ -17,11 +17,16 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.engines.spu.protocols import options
 from pibench.program import ir
+
+if TYPE_CHECKING:
+    import torch
 
 OPERATORS = (
     ir.Convolution,
@@ -89,6 +94,18 @@ def unsuited() -> str | None:
     return f"has a wheel for {WHEEL} alone, and this is {here}: make the environment with such a Python"
 
 
+def rehearse(
+    program: ir.Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[ir.Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in SPU's fixed point, in plaintext."""
+    from pibench.program.fixed_point import evaluate_in_fixed_point
+
+    return evaluate_in_fixed_point(program, weights, images, after)
+
+
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
 ) -> Engine:
@@ -100,6 +117,7 @@ def _engine(
         parties=(parties,),
         providers={provider: ()},
         make_node=make_node,
+        rehearse=rehearse,
         exact_truncation=True,
         line=line,
         filled=filled,
