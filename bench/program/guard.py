@@ -89,7 +89,7 @@ def _loss(answer: Tensor, exact: Tensor) -> float:
 def _beginning(lowered: Lowered, images: Tensor, rehearse: Rehearsal, exact: Tensor, loss: float) -> int:
     """Returns the number of steps in fixed point after which so much is lost.
 
-    0 if the images alone cause it.
+    The number is 0 if the images alone cause the loss.
     """
     fixed: dict[str, Tensor] = {}
 
@@ -126,7 +126,7 @@ def _multipliers(step: ir.Step, weights: Mapping[str, Tensor]) -> float | None:
 
 
 def _cause(lowered: Lowered, count: int) -> str:
-    """Returns a text: the step at which the loss begins, the numbers that are too small, and how to rescale."""
+    """Returns a text: the step at which the loss begins, the numbers that are too small, the rescaling."""
     steps, largest = lowered.program.steps, lowered.largest
     if not count:
         reach = largest[lowered.program.input]
