@@ -613,7 +613,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(condition, timeout_s: float = 30.0):
-    """What `condition` gives as soon as it is true."""
+    """Returns the result of `condition` as soon as it is true."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline
