@@ -19,6 +19,7 @@ from results_factory import (
 )
 
 from pibench import figures, report
+from pibench.figures.command import main
 from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
@@ -440,7 +441,7 @@ def project(tmp_path):
 
 def run(project):
     folders = {"--results": "results", "--plots": "plots", "--weights": "models"}
-    return figures.main([part for name, path in folders.items() for part in (name, str(project / path))])
+    return main([part for name, path in folders.items() for part in (name, str(project / path))])
 
 
 def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, capsys, monkeypatch):

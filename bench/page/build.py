@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pibench.figures.command import draw_all
 from pibench.figures.data import Tables
+from pibench.figures.drawing import draw_all
 from pibench.figures.style import CLASSES
 from pibench.page import content
 from pibench.page.markdown import to_html
