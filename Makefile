@@ -1,7 +1,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+SPU_PYTHON ?= $(shell command -v python3.11)
 BIN := .venv/bin
+SPU_BIN := .venv-spu/bin
 
 .PHONY: .venv install test lint bench operators sweep smoke report plots reference train accuracy data clean
+.PHONY: .venv-spu protocols spu
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -17,6 +20,19 @@ ifneq ($(shell cat .venv/installed 2>/dev/null),$(CURDIR))
 .PHONY: .venv/installed
 endif
 
+# SecretFlow SPU wants numpy 1.26, Python 3.11 and Linux on x86-64. It has an environment of its own, so that
+# everything else is measured, as ever, with the newest numpy on any Python that this project runs on.
+.venv-spu: .venv-spu/installed
+.venv-spu/installed: pyproject.toml
+	$(if $(SPU_PYTHON),,$(error SPU needs Python 3.11: put python3.11 on the PATH or set SPU_PYTHON))
+	$(SPU_PYTHON) -m venv --clear .venv-spu
+	$(SPU_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,spu,dev]'
+	$(SPU_BIN)/python -c 'from pibench.engines import ENGINES; ENGINES["spu-semi2k"].demand_installed()'
+	echo '$(CURDIR)' > $@
+ifneq ($(shell cat .venv-spu/installed 2>/dev/null),$(CURDIR))
+.PHONY: .venv-spu/installed
+endif
+
 lint: .venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -29,11 +45,27 @@ test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 
 # Every default case at full width, with a short table at the end; then pages and figures, also when a case
-# failed. All of it goes to git-ignored files in results/ and plots/, beside the committed reference.
+# failed. All of it goes to git-ignored files in results/ and plots/, beside the committed reference. What is up
+# to date is not measured again, so an interrupted run goes on where it ended; BENCH=--again measures all of it.
 bench: .venv
-	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc; status=$$?; \
+	$(BIN)/python -m pytest bench/bench_latency.py --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
+
+# Six networks under five protocols: stock, lean, and SPU's SEMI2K, ABY3 and CHEETAH (an hour and a quarter,
+# most of it CHEETAH's). With LINKS=1 three networks under SPU's over LAN and WAN instead (half an hour).
+# PROTOCOLS="--engine spu-aby3" or PROTOCOLS="-k joint" chooses cases, also to go on after a stop: each is kept
+# as soon as it is measured.
+protocols: .venv-spu
+	$(SPU_BIN)/python -m pytest bench/bench_latency.py $(if $(LINKS),--protocol-links,--protocols) \
+	--benchmark-disable-gc $(PROTOCOLS); status=$$?; \
+	$(SPU_BIN)/python -m pibench.report --quiet || status=1; \
+	$(SPU_BIN)/python -m pibench.figures || status=1; exit $$status
+
+# What needs SPU: its tests, and one network under each of its protocols at width 8.
+spu: .venv-spu
+	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
+	$(SPU_BIN)/python -m pytest bench/bench_latency.py --smoke --benchmark-disable -k spu
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
 operators: .venv
@@ -42,7 +74,7 @@ operators: .venv
 
 # All variants on every link, and at the width of the trained networks (half an hour), then pages and figures.
 sweep: .venv
-	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc; status=$$?; \
+	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
@@ -77,4 +109,4 @@ data: .venv
 	$(BIN)/python -m pibench.models.data
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .benchmarks build *.egg-info
+	rm -rf .venv .venv-spu .pytest_cache .ruff_cache .benchmarks build *.egg-info

@@ -1,10 +1,10 @@
-"""What the command `pibench` does, as functions: each returns a DataFrame."""
+"""The functions behind the command `pibench`: each returns a DataFrame."""
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +19,9 @@ from pibench.costs.predict import engines_with_a_law, predict
 from pibench.engines import ENGINES
 from pibench.links.link import LINKS, parse_link
 from pibench.measure.case import Case, OwnNetwork
+from pibench.measure.count import count_program
 from pibench.measure.network import Chosen, nearest, network
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import cost_of
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
 from pibench.models.weights import read_manifest
@@ -29,7 +29,7 @@ from pibench.models.zoo import ZOO
 from pibench.program.lower import lower
 from pibench.report.statistics import quotient_of_medians
 from pibench.report.tables import summarize
-from pibench.store.results import Row, read_rows
+from pibench.store.results import Row, Store, key_of, machine_name, read_rows
 from pibench.store.settings import WIDTH
 
 COUNTED = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
@@ -38,7 +38,7 @@ Watch = Callable[[Session, Case, int, Measurement | None], object]
 
 
 def engine_named(name: str) -> str:
-    """Returns the name of an engine that can be used here; ValueError or EngineMissing says what to do."""
+    """Returns the name of an engine that can be used here; ValueError or EngineMissing tells the remedy."""
     offered = [engine for engine, info in ENGINES.items() if info.offered]
     if name not in offered:
         raise ValueError(nearest("engine", name, offered, f"choose one of {', '.join(offered)}"))
@@ -47,7 +47,7 @@ def engine_named(name: str) -> str:
 
 
 def link_named(text: str) -> str:
-    """Returns the name of a link; ValueError names the nearest one."""
+    """Returns the name of a link; raises ValueError that names the nearest one."""
     if text.isidentifier() or text.replace("-", "").isalpha():
         if text not in LINKS:
             remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
@@ -57,7 +57,7 @@ def link_named(text: str) -> str:
 
 
 def listed() -> dict[str, pd.DataFrame]:
-    """Returns what there is: networks, variants, reductions, engines and links, one table each."""
+    """Returns one table each of networks, variants, reductions, engines and links."""
     trained: dict[str, list[str]] = {}
     for name in read_manifest():
         variant, _, width = name.removesuffix(".safetensors").rpartition("-w")
@@ -119,17 +119,18 @@ def chosen(model: str | nn.Module | Chosen, images: Tensor | None = None, **sett
 def cost(
     model: str | nn.Module | Chosen, images: Tensor | None = None, batch: int = 1, **settings: Any
 ) -> pd.DataFrame:
-    """Returns what a private inference costs, without running it: one line an engine or model and a link.
+    """Returns the cost of a private inference without a run: one line for each engine or model and each link.
 
-    `model` is a name, for which `settings` are those of `pibench.measure.network.network`, or a module with
-    images [N, ...] that it takes. Lines of `kind` "engine" have exact rounds, hops (one-way trips in
-    sequence) and the bytes of the party that sends most, of `batch` images; their `modelled_online_s` is what
-    the link alone takes, without computing. Lines of kind "literature" are models of papers, for one image.
+    `model` is a name, whose `settings` are those of `pibench.measure.network.network`, or a module with
+    images [N, ...] as its input. Lines of `kind` "engine" have exact rounds and hops (one-way trips in
+    sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
+    the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
+    image.
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
-    counted = cost_of(found.model, example)
     program = lower(found.model, example).program
+    counted = count_program(program)
     same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
     lines: list[dict[str, Any]] = []
     for engine in engines_with_a_law():
@@ -181,7 +182,7 @@ def cost(
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are measured: what they have in common."""
+    """The common settings of measured networks."""
 
     engine: str = "lean"
     link: str = "loopback"
@@ -191,12 +192,13 @@ class Settings:
 
 
 def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> Case:
-    """Returns the case of a network; `images` are a user's own, else inputs that fit it."""
+    """Returns the case of a network; `images` are a user's own, or else inputs that fit it."""
     engine, link = engine_named(settings.engine), link_named(settings.link)
     for name in ("batch", "rounds"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is at least 1, not {getattr(settings, name)}")
     role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
+    role = "protocol" if ENGINES[engine].clocks == ("all_phases",) else role
     usual = found.variant is not None and settings.width == WIDTH and found.shape == (3, 32, 32)
     own, width = None, settings.width
     if found.variant is None or found.shape != (3, 32, 32):
@@ -218,14 +220,27 @@ def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> 
     )
 
 
-def measure_cases(cases: Sequence[Case], results: Path, watch: Watch | None = None) -> list[Row]:
-    """Measures cases as `make bench` does and writes each one's row to `results`/bench.json when it is done.
+def measure_cases(
+    cases: Sequence[Case],
+    results: Path,
+    watch: Watch | None = None,
+    again: bool = False,
+    say: Callable[[str], object] = print,
+) -> list[Row]:
+    """Measures cases as `make bench` does; writes the row of each to `results`/bench.json at once.
 
-    Raises MemoryError for a case that does not fit, WrongAnswer where parties do not compute the network.
+    Rows that are up to date are taken from there, unless `again` asks for all of them; `say` receives one
+    line about it. Raises MemoryError for a case that does not fit, WrongAnswer if parties do not compute the
+    network.
     """
     rows = []
-    with Session(cases, results, uuid.uuid4().hex[:12]) as session:
+    with Session(cases, results, uuid.uuid4().hex[:12], again=again) as session:
+        if said := session.said_of_kept():
+            say(said)
         for case in cases:
+            if case.id in session.kept:
+                rows.append(session.kept[case.id])
+                continue
             if (obstacle := session.obstacle(case)) is not None:
                 raise MemoryError(f"{case.id} {obstacle}: take a smaller --width or --batch")
             if watch is not None:
@@ -247,15 +262,18 @@ def measure(
     *,
     against: str | nn.Module | Chosen | None = None,
     results: str | Path = "results",
+    again: bool = False,
     watch: Watch | None = None,
+    say: Callable[[str], object] = print,
     shape: tuple[int, ...] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Measures networks and returns one line each, with the columns of results/summary.csv.
 
-    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these; rounds of each run in
-    turn with rounds of `against`, which is measured first. `settings` are fields of `Settings`: engine, link,
-    batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in `results`.
+    `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these. Rounds of each run
+    alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
+    engine, link, batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in
+    `results`; a row that is there and up to date is returned as it is, unless `again`.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -272,7 +290,7 @@ def measure(
     for one, other in pairwise(sorted(case.id for case in cases)):
         if one == other:
             raise ValueError(f"two networks are called {one}: give each another name")
-    return summarize(measure_cases(cases, Path(results), watch))
+    return summarize(measure_cases(cases, Path(results), watch, again, say))
 
 
 def rows_of(place: str | Path) -> list[Row]:
@@ -287,39 +305,87 @@ def rows_of(place: str | Path) -> list[Row]:
     return read_rows(path)
 
 
-def _machine(row: Mapping[str, Any]) -> str:
-    return f"{row['machine']['cpu']}, {row['machine']['cores']} cores"
+def merge(places: Sequence[str | Path], into: str | Path) -> pd.DataFrame:
+    """Merges results files, or folders that hold bench.json, into the file or folder `into`.
+
+    Rows keep their machines. Of two rows of one case and machine the one that began later stays; rows that
+    `into` holds already are merged with the others. Returns one line a machine: its name, how many cases of
+    it there are, and on which hosts. Raises ValueError for a place without rows.
+    """
+    rows = [row for place in places for row in rows_of(place)]
+    path = Path(into)
+    store = Store(path if path.suffix == ".json" else path / "bench.json")
+    store.merge(rows)
+    merged = store.rows()
+    names = dict.fromkeys(map(machine_name, merged))
+    lines = []
+    for name in names:
+        own = [row for row in merged if machine_name(row) == name]
+        hosts = dict.fromkeys(row["host"] for row in own if "host" in row)
+        lines.append({"machine": name, "cases": len(own), "hosts": ", ".join(hosts) or "not told"})
+    return pd.DataFrame(lines)
+
+
+def _by_case(place: str | Path, rows: Sequence[Row]) -> dict[str, Row]:
+    """Returns the rows of a file by case; ValueError if two machines measured one case."""
+    found = {row["case"]: row for row in rows}
+    for row in rows:
+        if (other := machine_name(found[row["case"]])) != machine_name(row):
+            raise ValueError(
+                f"{place} holds {row['case']} of two machines ({machine_name(row)}; {other}): which one "
+                "is to be compared cannot be told"
+            )
+    return found
 
 
 def compare(
     before: str | Path, after: str | Path, *, fail_above: float | None = None, across_machines: bool = False
 ) -> pd.DataFrame:
-    """Compares two results files: one line a case that both hold, the ratio of the medians after / before.
+    """Compares two results files: one line for each common case, the ratio of the medians after / before.
 
-    Its interval is a bootstrap of each side (95 %), where both have six rounds or more. `slower` tells that a
-    ratio exceeds 1 + `fail_above` and that its interval, if there is one, does not reach down to 1.
-    `counts_equal` tells that rounds, bytes and ReLUs are the same. Raises ValueError for files without a
-    common case and, unless `across_machines`, for rows of two machines.
+    Clocks are online and offline, or all phases for an engine with one clock. The interval is a bootstrap of
+    each side (95 %), if both have six rounds or more. `slower` is true if a ratio (online or all phases)
+    exceeds 1 + `fail_above` and its interval, if there is one, does not reach down to 1. `counts_equal` is
+    true if ReLUs are the same, and also rounds and bytes unless they vary from round to round. Rows pair by
+    case and machine. Raises ValueError for files without a common case and for a case that only two machines
+    have measured; with `across_machines` rows pair by case alone.
     """
-    one, other = ({row["case"]: row for row in rows_of(place)} for place in (before, after))
-    common = [case for case in one if case in other]
-    if not common:
+    old, new = rows_of(before), rows_of(after)
+    pairs: list[tuple[Row, Row]]
+    if across_machines:
+        one, other = _by_case(before, old), _by_case(after, new)
+        pairs = [(row, other[case]) for case, row in one.items() if case in other]
+    else:
+        known = {key_of(row): row for row in new}
+        pairs = [(row, known[key_of(row)]) for row in old if key_of(row) in known]
+        paired = {row["case"] for row, _ in pairs}
+        for row in old:
+            beside = [each for each in new if each["case"] == row["case"]]
+            if beside and row["case"] not in paired:
+                raise ValueError(
+                    f"{row['case']} was measured on two machines ({machine_name(row)}; "
+                    f"{machine_name(beside[0])}), whose seconds do not compare: say --across-machines to do "
+                    "it all the same"
+                )
+    if not pairs:
         raise ValueError(f"{before} and {after} have no case in common: run the same networks for both")
     lines = []
-    for case in common:
-        old, new = one[case], other[case]
-        if _machine(old) != _machine(new) and not across_machines:
-            raise ValueError(
-                f"{case} was measured on two machines ({_machine(old)}; {_machine(new)}), whose seconds do "
-                "not compare: say --across-machines to do it all the same"
-            )
-        equal = old["traffic"] == new["traffic"] and old["cost"] == new["cost"]
-        line: dict[str, Any] = {"case": case, "counts_equal": equal, "slower": False}
-        for clock in ("online", "offline"):
-            seconds = [row["times"][f"{clock}_s"] for row in (old, new)]
+    for earlier, later in pairs:
+        equal = earlier["cost"] == later["cost"] and (
+            "traffic_of_rounds" in later or earlier["traffic"] == later["traffic"]
+        )
+        line: dict[str, Any] = {
+            "case": earlier["case"],
+            "machine": machine_name(later),
+            "counts_equal": equal,
+            "slower": False,
+        }
+        judged = "all_phases" if "all_phases_s" in later["times"] else "online"
+        for clock in dict.fromkeys(("online", "offline", judged)):
+            seconds = [row["times"].get(f"{clock}_s", []) for row in (earlier, later)]
             ratio, low, high = quotient_of_medians(seconds[1], seconds[0])
             line |= {f"{clock}_ratio": ratio, f"{clock}_ratio_low": low, f"{clock}_ratio_high": high}
-            if clock == "online" and fail_above is not None:
+            if clock == judged and fail_above is not None:
                 line["slower"] = ratio > 1 + fail_above and not low <= 1
         lines.append(line)
     return pd.DataFrame(lines)

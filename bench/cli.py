@@ -49,7 +49,7 @@ app = typer.Typer(
 
 
 class Form(StrEnum):
-    """How a table is printed."""
+    """The output form of a table."""
 
     TABLE = "table"
     JSON = "json"
@@ -92,17 +92,16 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def everything(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> None:
-    """What a private inference costs, and what a redesign of the network really saves.
+    """Measures the cost of private inference, and the real saving of a redesigned network.
 
-    Begin with `pibench cost resnet18:width=16` (nothing is run), then
-    `pibench run net.py:make --shape 3,32,32` (your own network under MPC, its answers checked).
-    `pibench COMMAND --help` has examples.
+    Begin with `pibench cost resnet18:width=16` (nothing is run), then `pibench run net.py:make --shape
+    3,32,32` (your own network under MPC, its answers checked). `pibench COMMAND --help` has examples.
     """
 
 
 @app.command("list")
 def list_(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Networks, variants, reductions, engines (installed, or how to) and links.
+    """Lists networks, variants, reductions, engines (installed, or how to install them) and links.
 
     Example: `pibench list`
     """
@@ -127,10 +126,10 @@ def cost(
     markdown: Markdown = False,
     latex: Latex = False,
 ) -> None:
-    """ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
+    """Prints ReLUs, MACs, rounds, bytes and modelled seconds of a network, without running it.
 
-    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`,
-    `pibench cost net.py:make --shape 3,64,64 --csv`
+    Examples: `pibench cost senet-0.09`, `pibench cost resnet18:width=32,classes=10 --batch 4`, `pibench cost
+    net.py:make --shape 3,64,64 --csv`
     """
     from pibench import api
     from pibench.show import cost_tables, show
@@ -156,6 +155,7 @@ def run(
     width: Width = 64,
     shape: Shape = None,
     results: Results = Path("results"),
+    again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -165,7 +165,8 @@ def run(
 
     MODEL is a variant (`senet-0.09`), a network with options (`resnet18:width=32,classes=10`), one of timm
     (`timm:mobilenetv2_050`), a function or class of your own that makes it (`net.py:make`,
-    `package.module:Net`) or a file of torch.export (`net.pt2`).
+    `package.module:Net`) or a file of torch.export (`net.pt2`). A case that was measured before, whose
+    network, settings, code and machine are the same, is not measured again.
 
     Examples: `pibench run joint-0.052 senet-0.09 --against baseline --width 16`,
     `pibench run net.py:make --shape 3,32,32 --link wan`
@@ -175,7 +176,7 @@ def run(
     from pibench.show import run_tables, show
 
     form = _form(json, csv, markdown, latex)
-    with watching(rounds * len({against, *models} - {None})) as watch:
+    with watching() as watch:
         summary = api.measure(
             models,
             engine=engine,
@@ -186,7 +187,9 @@ def run(
             width=width,
             shape=_shape(shape),
             results=results,
+            again=again,
             watch=watch,
+            say=lambda line: print(line, file=sys.stderr),
         )
     show(summary, form, run_tables(summary))
 
@@ -223,6 +226,30 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def merge(
+    places: Annotated[
+        list[Path], typer.Argument(help="Results files, or folders that hold bench.json.", metavar="PLACE...")
+    ],
+    into: Annotated[Path, typer.Option("-o", "--into", help="The folder or file that they are merged into.")],
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+    latex: Latex = False,
+) -> None:
+    """Merges results of several machines into one file, whose rows keep their machines.
+
+    Tables and ratios are of one machine: `pibench report --results both --machine Xeon` chooses it.
+
+    Example: `pibench merge laptop server -o both`
+    """
+    from pibench import api
+    from pibench.show import show
+
+    form = _form(json, csv, markdown, latex)
+    show(api.merge(places, into), form)
+
+
 def _share(text: str | None) -> float | None:
     """Reads "5%" or "0.05"."""
     if text is None:
@@ -254,15 +281,16 @@ def report(ctx: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def figures(ctx: typer.Context) -> None:
-    """The figures of the same, from the tables that `pibench report` writes.
+    """Draws the figures from the tables that `pibench report` writes.
 
     With `--paper` as PDF of one- and two-column widths, with LaTeX tables and captions beside them.
 
     Example: `pibench figures --paper`
     """
     from pibench.figures.command import main
+    from pibench.paper.write import write_paper
 
-    raise typer.Exit(main(ctx.args))
+    raise typer.Exit(main(ctx.args, paper=write_paper))
 
 
 @app.command(context_settings=PASSED_ON)
@@ -289,7 +317,7 @@ def accuracy(ctx: typer.Context) -> None:
 
 @app.command()
 def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, latex: Latex = False) -> None:
-    """Versions, threads, governor and memory of this machine, and a self-test of each installed engine.
+    """Checks versions, threads, governor and memory of this machine, and tests each installed engine.
 
     Exit status 1 if an installed engine fails. Example: `pibench doctor`
     """

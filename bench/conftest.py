@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from pibench.measure.session import Session
 from pibench.measure.suites import (
     default_cases,
     extra_cases,
+    protocol_cases,
+    protocol_link_cases,
     select,
     small,
     smoke_cases,
@@ -28,10 +30,16 @@ from pibench.report.command import REFERENCE, conclusion
 from pibench.store.results import ResultsError, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MEASURED = pytest.StashKey[tuple[Path, str]]()
-"""The folder of this session's rows and the name of its run, once parties have started."""
+MEASURED = pytest.StashKey[tuple[Path, str, Container[str]]]()
+"""The folder of this session's rows, the name of its run, and the cases that were up to date before."""
 ASK_FOR_RAW = ("--benchmark-columns", "--benchmark-verbose")
-CASES = {"--smoke": smoke_cases, "--sweep": sweep_cases, "--extra": extra_cases}  # the first one asked for
+CASES = {
+    "--smoke": smoke_cases,
+    "--sweep": sweep_cases,
+    "--extra": extra_cases,
+    "--protocols": protocol_cases,
+    "--protocol-links": protocol_link_cases,
+}  # the first one asked for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,11 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep", action="store_true", help="all variants on every link, and at width 16, instead"
     )
+    group.addoption("--protocols", action="store_true", help="six networks under five protocols, instead")
+    group.addoption("--protocol-links", action="store_true", help="SPU's protocols over LAN and WAN, instead")
     group.addoption(
         "--engine",
         choices=[name for name, engine in ENGINES.items() if engine.offered],
         help="cases of one engine",
     )
+    group.addoption("--again", action="store_true", help="measure cases that are up to date, too")
     group.addoption("--results", help="folder of bench.json (default: results; a smoke run keeps nothing)")
     group.addoption(
         "--remote",
@@ -66,12 +77,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Prints what this session measured in short, and how it compares with the reference."""
-    results, run = config.stash.get(MEASURED, (None, ""))
+    """Prints what this session measured or kept in short, and how it compares with the reference."""
+    results, run, kept = config.stash.get(MEASURED, (None, "", ()))
     if results is None:
         return
     try:
-        rows = [row for row in read_rows(results / "bench.json") if row["run"] == run]
+        stored = read_rows(results / "bench.json")
+        rows = [row for row in stored if row["run"] == run or row["case"] in kept]
         said = conclusion(rows, ROOT / "results" / REFERENCE) if rows else "No case has been measured."
     except ResultsError as error:
         said = str(error)
@@ -97,7 +109,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that rows are written to."""
+    """Returns the folder of the rows."""
     chosen = request.config.getoption("--results")
     if chosen:
         return Path(chosen)
@@ -112,23 +124,25 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Iterator[Session]:
-    """The parties of this session."""
+    """Returns the session of measurements."""
     chosen = [item.callspec.params["case"] for item in request.session.items if _is_case(item)]
     run = uuid.uuid4().hex[:12]
-    request.config.stash[MEASURED] = results, run
     try:
         remote = _remote(request.config)
-        session = Session(chosen, results, run, remote)
+        session = Session(chosen, results, run, remote, request.config.getoption("--again"))
+        request.config.stash[MEASURED] = results, run, session.kept
         session.__enter__()
     except (ResultsError, RemoteFailed) as error:
         pytest.exit(str(error), returncode=1)
+    if said := session.said_of_kept():
+        _writer(request.config)(said)
     with ExitStack() as stack:
         stack.push(session)
         yield session
 
 
 def _remote(config: pytest.Config) -> Remote | None:
-    """The other host that the options ask for."""
+    """Returns the other host of the options."""
     chosen = config.getoption("--remote")
     if not chosen:
         return None

@@ -1,4 +1,4 @@
-"""What `pibench doctor` finds out of this machine, and whether each installed engine computes rightly."""
+"""The findings of `pibench doctor`: this machine, and whether each installed engine computes rightly."""
 
 from __future__ import annotations
 

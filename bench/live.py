@@ -16,8 +16,8 @@ from pibench.measure.session import Session
 
 
 @contextmanager
-def watching(rounds: int) -> Iterator[Watch]:
-    """Gives the `watch` of `pibench.api.measure`, which shows `rounds` in all on standard error."""
+def watching() -> Iterator[Watch]:
+    """Gives the `watch` of `pibench.api.measure`, which shows rounds on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -25,18 +25,18 @@ def watching(rounds: int) -> Iterator[Watch]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
-        task = progress.add_task("starting the parties", total=rounds)
+        task = progress.add_task("starting the parties", total=None)
 
         def watch(session: Session, case: Case, done: int, measurement: Measurement | None) -> None:
             if measurement is None:
-                progress.update(task, description=f"{case.variant}: loading")
+                left = sum(each.rounds for each in session.waiting)
+                total = progress.tasks[task].completed + left
+                progress.update(task, total=total, description=f"{case.variant}: loading")
                 return
-            right = [each for each in measurement.rounds.online_s if each is not None]
-            said = f"{case.variant}: online {statistics.median(right):.3g} s" if right else case.variant
-            progress.update(task, advance=1, description=said)
+            clock, right = measurement.rounds.shown
+            said = f"{clock.replace('_', ' ')} {statistics.median(right):.3g} s" if right else "-"
+            progress.update(task, advance=1, description=f"{case.variant}: {said}")
             if done == case.rounds:
-                progress.console.print(
-                    f"{case.id}: {said.rpartition(': ')[2]}", markup=False, highlight=False
-                )
+                progress.console.print(f"{case.id}: {said}", markup=False, highlight=False)
 
         yield watch

@@ -12,8 +12,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from pibench.report.cells import format_count, format_number, format_ratio, markdown_table
+from pibench.report.cells import format_count, format_number, format_ratio, is_true, markdown_table
 from pibench.report.collect import csv_text
+from pibench.store.engines import clocks_of, trust_of
 
 WIDE = 1000
 """Columns of a file or a pipe, where no line is folded."""
@@ -76,7 +77,7 @@ def _print(title: str, text: pd.DataFrame) -> None:
 
 
 def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What people read of `pibench.cost`: the counts, every engine, every literature model."""
+    """Returns the readable tables of `pibench.cost`: the counts, every engine, every literature model."""
     first = frame.iloc[0]
     counts = pd.DataFrame(
         {
@@ -114,12 +115,12 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def run_tables(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What people read of measured networks: counts, median seconds, speed-up over the reference."""
+    """Returns the readable tables of measured networks: counts, median seconds, speed-ups."""
     lines = []
+    clocks = clocks_of(summary["engine"].iloc[0])
     for _, case in summary.iterrows():
         emulated = "" if case["timing"] == "measured" else "emulated_"
-        speed = [case.get(f"{emulated}online_{name}", math.nan) for name in _SPEEDUP]
-        noisy = case.get(f"{emulated}online_noisy")
+        speed = [case.get(f"{emulated}{clocks[-1]}_{name}", math.nan) for name in _SPEEDUP]
         lines.append(
             {
                 "network": case["variant"],
@@ -127,9 +128,13 @@ def run_tables(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
                 "MACs, M": format_number(case["macs"], 1e6, 4),
                 "rounds": case["rounds"],
                 "MB sent": format_number(case["bytes_sent"], 1e6),
-                "offline, s": format_number(case.get(f"{emulated}offline_median_s", math.nan)),
-                "online, s": ("~" if noisy is not None and not pd.isna(noisy) and noisy else "")
-                + format_number(case[f"{emulated}online_median_s"]),
+                **{
+                    f"{clock.replace('_', ' ')}, s": (
+                        "~" if clock == clocks[-1] and is_true(case.get(f"{emulated}{clock}_noisy")) else ""
+                    )
+                    + format_number(case[f"{emulated}{clock}_median_s"])
+                    for clock in clocks
+                },
                 "speed-up": format_ratio(*speed),
             }
         )
@@ -137,6 +142,8 @@ def run_tables(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     title = (
         f"{first['engine']}, {first['link']}, batch {first['batch']}, {first['timing']}; medians, ~: noisy"
     )
+    if len(clocks) == 1:
+        title += f"; {trust_of(first['engine'])}"
     return {title: pd.DataFrame(lines)}
 
 
@@ -144,16 +151,19 @@ _SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 
 
 def compare_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What people read of a comparison."""
+    """Returns the readable table of a comparison, with machines if there are several."""
+    several = frame["machine"].nunique() > 1
     return pd.DataFrame(
         {
             "case": line["case"],
+            **({"machine": line["machine"]} if several else {}),
             "counts": "equal" if line["counts_equal"] else "DIFFER",
             **{
-                f"{clock}, after / before": format_ratio(
+                f"{clock.replace('_', ' ')}, after / before": format_ratio(
                     *(line[f"{clock}_ratio{end}"] for end in ("", "_low", "_high"))
                 )
-                for clock in ("online", "offline")
+                for clock in ("online", "offline", "all_phases")
+                if f"{clock}_ratio" in frame
             },
             "verdict": "SLOWER" if line["slower"] else "",
         }

@@ -1,1 +1,1 @@
-"""What is run: networks, their reductions and their static cost, in plain PyTorch."""
+"""Networks, their reductions and their static cost, in plain PyTorch."""

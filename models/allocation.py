@@ -1,4 +1,4 @@
-"""Policy: how many ReLUs each layer keeps, and which blocks become shallow. Numbers alone, no torch."""
+"""Policy: the number of ReLUs that each layer keeps, and the blocks that become shallow. No torch."""
 
 from collections.abc import Mapping, Sequence
 from math import floor, prod
@@ -12,10 +12,10 @@ def allocate(sizes: Sequence[int], sensitivity: Sequence[float], budget: int) ->
 
         r_l = min(size_l, c eta_l),   sum_l r_l = budget
 
-    What a full layer cannot take goes to the others, by raising c. Fractions are cut and the ReLUs that
-    are left go to the largest of them, so that the sum is exact. Layers of sensitivity 0 are given ReLUs, in
-    proportion to their sizes, only when all others are full. Source: arXiv 2301.09254. Raises ValueError for
-    numbers that do not fit together, and for a budget larger than the network.
+    The share beyond a full layer's size goes to the other layers, by a larger c. Fractions are cut. The
+    remaining ReLUs go to the largest fractions, so that the sum is exact. Layers of sensitivity 0 get ReLUs
+    only when all others are full, in proportion to their sizes. Source: arXiv 2301.09254. Raises ValueError
+    for numbers that do not fit together, and for a budget larger than the network.
     """
     if len(sizes) != len(sensitivity):
         raise ValueError(f"{len(sizes)} layers but {len(sensitivity)} sensitivities")
@@ -50,7 +50,7 @@ def allocate(sizes: Sequence[int], sensitivity: Sequence[float], budget: int) ->
 def allocate_layers(
     shapes: Mapping[str, tuple[int, ...]], sensitivity: Mapping[str, float], budget: int
 ) -> dict[str, int]:
-    """Returns how many ReLUs of a budget each layer keeps, by `allocate`.
+    """Returns the number of ReLUs of a budget that each layer keeps, by `allocate`.
 
     Shapes are those of one image's activations. Raises ValueError as `allocate` does.
     """
@@ -62,8 +62,8 @@ def allocate_layers(
 def published_sensitivity(layout: Layout) -> dict[str, float]:
     """Returns SENet's published sensitivity for each ReLU of a network.
 
-    It was measured on ResNet-18. Another network takes the value at the same relative depth, between two
-    values by linear interpolation: this is ours, and training measures instead. Source: arXiv 2301.09254.
+    It was measured on ResNet-18. Another network takes the value at the same relative depth, interpolated
+    linearly. The interpolation is ours; training measures the sensitivity instead. Source: arXiv 2301.09254.
     """
     known, relus = SENET_SENSITIVITY, layout.relus
     result = {}
@@ -77,10 +77,10 @@ def published_sensitivity(layout: Layout) -> dict[str, float]:
 def least_sensitive_blocks(
     n: int, layout: Layout, sensitivity: Mapping[str, float] | None = None
 ) -> tuple[str, ...]:
-    """Returns the n blocks whose mid ReLU (between their convolutions) is least sensitive, in network order.
+    """Returns the n blocks with the least sensitive mid ReLU, in network order.
 
-    `sensitivity` is by ReLU; by default SENet's published one. Raises ValueError for a network with fewer
-    residual blocks.
+    The mid ReLU is the one between the convolutions of a block. `sensitivity` is by ReLU; the default is
+    SENet's published one. Raises ValueError for a network with fewer residual blocks.
     """
     blocks = layout.blocks
     if not blocks:

@@ -1,4 +1,4 @@
-"""What a reduction declares of itself: pure data, so that reports and figures need no torch to read it."""
+"""The declaration of a reduction: pure data, so that reports and figures read it without torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FOLD = Step("fold_batchnorm")
 class Family:
     """A reduction: the variants of one method.
 
-    `name` is the word before the budget in a variant's name (`senet` of `senet-0.09`), `label` its name in
-    figures, `paper` its source, `summary` what it does in one sentence. `colour` and `marker` are its look in
-    figures; `place` orders families in reports, the smallest first. `shown` names the variant that stands for
-    the family where there is room for few, "" where it may be left out.
+    `name` is the word before the budget in a variant's name (`senet` of `senet-0.09`). `label` is the name in
+    figures, `paper` the source, `summary` one sentence about the method. `colour` and `marker` are its look
+    in figures. `place` orders families in reports, the smallest first. `shown` is the variant that represents
+    the family where there is room for few, or "" if the family may be left out.
     """
 
     name: str
@@ -43,20 +43,20 @@ def family_name(variant: str) -> str:
 
 
 def original(layout: Layout) -> tuple[Step, ...]:
-    """The structure of a variant that changes no layer before its ReLUs are chosen."""
+    """Returns no transforms: the structure of a variant that changes no layer before its ReLUs are chosen."""
     return ()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """From an architecture to the network that is run; `pibench.models.variants` builds it.
+    """The way from an architecture to the network that is run; `pibench.models.variants` builds it.
 
-    `network` is an architecture of the zoo. `structure` names the transforms that make the trainable
-    structure of its layout, before BatchNorm is folded. `fraction` of the architecture's ReLUs is then kept
-    (None keeps those that are left), at positions that `masks` draws from the layout, the shapes of the ReLUs
-    that are left, their number and a seed; training chooses better ones. `finish` are the transforms after
-    calibration or training, BatchNorm folding first. `phase` gives the last phase of its training, None for
-    a variant that is not trained; `plan` is the plan of its committed rows.
+    `network` is an architecture of the zoo. `structure` returns the transforms that make the trainable
+    structure from its layout, before BatchNorm is folded. `fraction` is the share of the architecture's ReLUs
+    that is then kept; None keeps all that are left. `masks` draws the kept positions from the layout, the
+    shapes of the remaining ReLUs, their number and a seed; training chooses better ones. `finish` are the
+    transforms after calibration or training, with BatchNorm folding first. `phase` returns the last phase of
+    its training; None means that the variant is not trained. `plan` is the plan of its committed rows.
     """
 
     name: str

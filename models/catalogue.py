@@ -1,7 +1,7 @@
 """The catalogue of reductions: every family and its variants, read from `models/reductions/`.
 
-Adding a file there adds its families everywhere: cases, training, report, figures, docs. Nothing here imports
-torch.
+A new file there adds its families everywhere: cases, training, report, figures, docs. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def variants() -> dict[str, Variant]:
 
 @cache
 def variant_names() -> tuple[str, ...]:
-    """Returns the names of all variants, in the same order."""
+    """Returns the names of all variants, in the order of `variants`."""
     return tuple(variants())
 
 
 def shown_variants() -> tuple[str, ...]:
-    """Returns the variants that stand for their families where there is room for few, in order."""
+    """Returns the variants that represent their families where there is room for few, in order."""
     return tuple(family.shown for family in families().values() if family.shown)
 
 
 def clear() -> None:
-    """Forgets what was found, for a reduction that is added while the program runs."""
+    """Forgets the found reductions, for one that is added while the program runs."""
     for found in (modules, families, variants, variant_names):
         found.cache_clear()

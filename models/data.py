@@ -1,10 +1,11 @@
 """Images: CIFAR-100 from its original files, or crops of one small embedded picture.
 
 `python -m pibench.models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features
-from Tiny Images", 2009) to ROOT, by default data/ of the checkout, of an installed package data/ here. The
-files are the original python pickles; they are checked against their md5 and read by an unpickler that makes
-nothing but arrays. Without them the default images are crops of `default_picture.png`, a reduced "Grace
-Hopper" (U.S. Navy photograph by James S. Davis, public domain, by way of matplotlib's sample data).
+from Tiny Images", 2009) to ROOT. The default is data/ of the checkout; for an installed package it is data/
+in the current folder. The files are the original python pickles. They are checked against their md5 and read
+by an unpickler that makes nothing but arrays. Without them the default images are crops of
+`default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis, public domain, taken
+from matplotlib's sample data).
 """
 
 import hashlib
@@ -43,7 +44,7 @@ STD = (0.2673, 0.2564, 0.2762)
 
 
 class DataError(RuntimeError):
-    """Raised when image files are missing, damaged or not to be had."""
+    """Raised when image files are missing, damaged or not available."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -55,12 +56,12 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return np.dtype
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # under whichever name this numpy (1 or 2) has it
+            return np.empty(0).__reduce__()[0]  # its name differs between numpy 1 and 2
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
 
 
 def _checked(path: Path, md5: str | None) -> bytes:
-    """Returns the content of `path`; DataError if it is missing or its md5 is another."""
+    """Returns the content of `path`; raises DataError if it is missing or its md5 differs."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -75,8 +76,8 @@ def load_cifar100(
 ) -> tuple[Tensor, Tensor]:
     """Returns images uint8 [N, 3, 32, 32] and fine labels int64 [N] of the split "train" or "test".
 
-    `root` holds the folder cifar-100-python; `checksums` maps a file to its md5 (None checks nothing).
-    Raises DataError when a file is missing, damaged or of another format.
+    `root` holds the folder cifar-100-python. `checksums` maps a file to its md5; None checks nothing. Raises
+    DataError when a file is missing, damaged or of another format.
     """
     if split not in ("train", "test"):
         raise ValueError(f"unknown split {split!r}: known are 'train' and 'test'")
@@ -102,7 +103,7 @@ def normalised(images: Tensor) -> Tensor:
 def picture_crops(count: int, size: int = 32) -> Tensor:
     """Returns `count` different crops of the embedded picture, uint8 [count, 3, size, size].
 
-    The crops are squares of a third of the picture's width and more, drawn from a fixed seed: the first n of
+    The crops are squares of at least a third of the picture's width, drawn from a fixed seed. The first n of
     them are the same for every count.
     """
     picture = Image.open(PICTURE).convert("RGB")
@@ -124,9 +125,10 @@ def picture_crops(count: int, size: int = 32) -> Tensor:
 def default_images(
     count: int, size: int = 32, root: str | Path = ROOT, checksums: Mapping[str, str] | None = MD5
 ) -> tuple[Tensor, str]:
-    """Returns `count` images float32 [count, 3, size, size], normalised as for CIFAR-100, and their source.
+    """Returns `count` normalised images float32 [count, 3, size, size], and their source.
 
-    They are the first of CIFAR-100's test set when it lies at `root`, else crops of the embedded picture.
+    They are the first images of CIFAR-100's test set if it lies at `root`, else crops of the embedded
+    picture.
     """
     if count < 1 or size < 1:
         raise ValueError(f"count and size are positive, not {count} and {size}")
@@ -151,10 +153,10 @@ def download(
     archive_md5: str = ARCHIVE_MD5,
     checksums: Mapping[str, str] = MD5,
 ) -> Path:
-    """Downloads CIFAR-100 to `root` and returns its folder; does nothing when the checked files are there.
+    """Downloads CIFAR-100 to `root` and returns its folder; does nothing if the checked files are there.
 
-    Archive and files are checked before any of them appears under its name. Raises DataError when the
-    archive cannot be had or differs from the original.
+    Archive and files are checked before any of them appears under its name. Raises DataError when the archive
+    is not available or differs from the original.
     """
     folder = Path(root) / FOLDER
     try:
@@ -167,7 +169,10 @@ def download(
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
-    except (OSError, http.client.HTTPException) as error:  # of urllib's: URLError, timeouts, IncompleteRead
+    except (
+        OSError,
+        http.client.HTTPException,
+    ) as error:  # URLError, timeouts, IncompleteRead
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise DataError(
             f"CIFAR-100 cannot be downloaded from {url} ({reason}): the benchmark runs without it, on the "

@@ -1,8 +1,8 @@
-"""What a network is made of, as data: its architecture and the transforms that made it from there. No torch.
+"""The structure of a network as data: its architecture and the transforms that changed it. No torch.
 
-A weights file carries this in its header, so that the structure is rebuilt from the file and from no name.
-Whatever training chose (masks, blocks, channels, ranks, coefficients) is an argument of a transform: a JSON
-value, or a tensor of the file, written as {"tensor": its name there}.
+A weights file carries this in its header, so that the structure is rebuilt from the file and never from a
+name. The choices of training (masks, blocks, channels, ranks, coefficients) are arguments of transforms. An
+argument is a JSON value, or a tensor of the file, written as {"tensor": its name there}.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Decisions:
-    """A network of the zoo and the transforms that it went through, in order.
+    """A network of the zoo and its transforms, in order.
 
-    `variant` says what the network was made as, `width` is that of the architecture's first stage,
-    `image_size` what masks were made for. Nothing is rebuilt from `variant`.
+    `variant` is the name under which the network was made. `width` is that of the architecture's first stage.
+    `image_size` is the size for which masks were made. Nothing is rebuilt from `variant`.
     """
 
     variant: str
@@ -40,13 +40,16 @@ class Decisions:
     steps: tuple[Step, ...]
 
     def to_json(self) -> str:
-        """Returns the header's text."""
+        """Returns the text of the header."""
         steps = [[step.transform, dict(step.arguments)] for step in self.steps]
         return json.dumps(vars(self) | {"format": FORMAT, "steps": steps})
 
     @classmethod
     def from_json(cls, text: str) -> Decisions:
-        """Reads a header's text; ValueError, in one clause, for whatever is not as `to_json` writes it."""
+        """Reads a header's text.
+
+        Raises ValueError, with one clause, for text that `to_json` does not write.
+        """
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("its decisions are no JSON object")
@@ -79,7 +82,7 @@ class Decisions:
 
 
 def tensor_name(value: Any) -> str | None:
-    """Returns the tensor's name if an argument is one, None for any other value."""
+    """Returns the tensor's name if an argument is one, or None for any other value."""
     named = isinstance(value, Mapping) and value.keys() == {"tensor"} and isinstance(value["tensor"], str)
     return value["tensor"] if named else None
 

@@ -1,21 +1,91 @@
-"""Files that appear complete or not at all."""
+"""Writes files that appear complete or not at all, and that two writers change one after the other."""
 
+import errno
 import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SPARE_BYTES = 1 << 20
+"""What must fit into a folder beside a copy of the file that is there."""
+
+
+def target_of(path: Path) -> Path:
+    """Returns the file that `path` stands for: itself, or what a link leads to.
+
+    Raises OSError for a folder, a pipe or a device, which cannot be replaced by a file, and for a link that
+    leads to itself.
+    """
+    target = Path(os.path.realpath(path))
+    with suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", str(path))
+    return target
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Puts `data` into `path` in one step: readers see the old file or the new one, never a part.
+    """Writes `data` to `path` in one step: readers see the old file or the new one, never a part.
 
-    Makes the folder if it is missing. Raises OSError when it cannot write; the old file is then intact.
+    Makes the folder if it is missing. A link stays, and the file that it leads to is replaced. Raises OSError
+    when it cannot write; the old file is then intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = target_of(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def demand_room(path: Path) -> None:
+    """Raises OSError unless `replace_file` could write `path` now, and a megabyte more than it holds.
+
+    Whoever measures for minutes calls it first. It leaves nothing behind but the folder.
+    """
+    target = target_of(path)
+    held = target.stat().st_size if target.exists() else 0
+    trial = target.with_name(f".{target.name}.room")
+    try:
+        replace_file(trial, bytes(held + SPARE_BYTES))
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Keeps other processes and threads out while the file `path`, made for it, is locked.
+
+    Calls `waiting` once if another one has it, then waits. The lock goes with the process, however it ends;
+    the file stays. Raises OSError when it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Lets one process or thread at a time read `path` and replace it, by whichever link it is reached."""
+    target = target_of(path)
+    with locked(target.with_name(f".{target.name}.lock")):
+        yield

@@ -1,4 +1,4 @@
-"""What a network tells of itself, so that reductions and training know no architecture: data, no torch."""
+"""The layout of a network, so that reductions and training need not know architectures: data, no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block and, by full module names, what lies in its deep branch.
+    """A residual block and the modules of its deep branch, by full names.
 
-    `mid` is the ReLU between its convolutions `conv1` and `conv2`; `other` is its second ReLU: after the sum,
-    or before `conv1` where a block activates first.
+    `mid` is the ReLU between its convolutions `conv1` and `conv2`. `other` is its second ReLU: after the sum,
+    or before `conv1` in a block that activates first.
     """
 
     name: str
@@ -23,8 +23,9 @@ class Block:
 class Layout:
     """Modules of a network by name, in the order in which they run.
 
-    `convolutions` gives for each ReLU the convolution whose output reaches it. `stages` are the ReLUs that
-    end a stage: their outputs are compared with a teacher's. `blocks` is empty for a network without skips.
+    `convolutions` maps each ReLU to the convolution whose output reaches it. `stages` are the ReLUs at the
+    end of a stage; their outputs are compared with a teacher's. `blocks` is empty for a network without
+    skips.
     """
 
     convolutions: Mapping[str, str]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str | None:
-    """Returns the processor's model name, or its architecture; None when neither is known."""
+    """Returns the processor's model name, or its architecture; None if neither is known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Masks of ReLUs: which positions of a layer, or of the entire network, are kept."""
+"""Masks of ReLUs: the kept positions of a layer, or of the entire network."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -16,7 +16,10 @@ def _mask(shape: Sequence[int], positions: Tensor) -> Tensor:
 def random_masks(
     shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Draws a mask for each layer with exactly its count of positions kept, from a seeded generator."""
+    """Draws a mask for each layer with exactly its count of kept positions, from a seeded generator.
+
+    Raises ValueError for a count that does not fit a layer.
+    """
     if set(shapes) != set(counts):
         raise ValueError(f"layers {sorted(set(shapes) ^ set(counts))} have only one of shape and count")
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +34,10 @@ def random_masks(
 def random_network_masks(
     shapes: Mapping[str, Sequence[int]], budget: int, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Draws masks that keep `budget` positions of the entire network, every position being equally likely."""
+    """Draws masks that keep `budget` positions of the entire network, all equally likely.
+
+    Raises ValueError for a budget larger than the network.
+    """
     total = sum(prod(shape) for shape in shapes.values())
     if not 0 <= budget <= total:
         raise ValueError(f"a budget of {budget} ReLUs is not between 0 and all {total} of them")
@@ -49,7 +55,10 @@ def all_kept(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 
 
 def largest_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Keeps in each layer its count of positions, those of the largest scores (of equals, the first)."""
+    """Keeps in each layer the positions with the largest scores, as many as its count says.
+
+    Among equal scores it keeps the first. Raises ValueError for a count that does not fit a layer.
+    """
     masks = {}
     for name, score in scores.items():
         if not 0 <= counts[name] <= score.numel():

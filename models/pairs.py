@@ -1,4 +1,4 @@
-"""Variants that reports set side by side."""
+"""Variants that reports compare."""
 
 PAIRS = (
     ("senet-0.36", "joint-0.208"),
@@ -8,10 +8,10 @@ PAIRS = (
 )
 """SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
 EQUAL = ("senet-0.09", "joint-0.09")
-"""A pair of one budget: what merging layers costs beside masks."""
+"""A pair with the same budget: it shows the cost of merging layers in addition to masks."""
 TYPICAL = PAIRS[2]
-"""The pair that stands for all where there is room for one."""
+"""The pair that represents all where there is room for one."""
 UNMASKED = "joint"
-"""Shallow blocks alone: what merging layers costs before any budget."""
+"""Shallow blocks alone: it shows the cost of merging layers before any budget."""
 JOINT_FAMILIES = ("joint", "joint3")
 """The families of joint reduction, by their number of shallow blocks."""

@@ -1,7 +1,7 @@
-"""What others published about ResNet-18 on CIFAR-100, to set beside ours: data, no code, no torch.
+"""Published results for ResNet-18 on CIFAR-100, to compare with ours: data, no code, no torch.
 
-Their networks have the full width and long schedules of their own, so that a value here and an accuracy of a
-narrow network are never one column.
+Those networks have the full width and their own long schedules. Their values and the accuracies of a narrow
+network therefore never share a column.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ ReLUs of each of the eight blocks."""
 
 @dataclass(frozen=True)
 class PublishedAccuracy:
-    """Test accuracy in [0, 1] of a full-width ResNet-18 with so many `relus`, by the method's paper."""
+    """Test accuracy in [0, 1] of a full-width ResNet-18 with `relus` ReLUs, from the method's paper."""
 
     method: str
-    family: str | None  # of variants here that follow the method, None if there are none
+    family: str | None  # family of the variants here that follow the method, or None
     relus: int
     accuracy: float
     source: str
@@ -45,7 +45,7 @@ PUBLISHED = tuple(
     )
     for thousands, percent in points
 )
-"""By method and rising number of ReLUs. AutoReP's abstract says 74.92 for its 12.9 K."""
+"""Sorted by method and rising number of ReLUs. AutoReP's abstract gives 74.92 for its 12.9 K."""
 
 FULL_WIDTH_RELUS = 557_056
 """ReLUs of ResNet-18 on 32x32 images at width 64, the stem's included."""
@@ -54,5 +54,5 @@ ALL_RELU_ACCURACY = (0.778, 0.798)
 """The lowest and the highest accuracy that these papers give the network with all its ReLUs."""
 
 JOINT_REDUCTION = {"relus": 1.73, "linear_operations": 1.47, "source": "arXiv 2304.13274"}
-"""Joint reduction claims up to so many times fewer ReLUs and linear operations without a significant drop of
-ResNet-18 on CIFAR-100; its tables are not public."""
+"""The factors by which joint reduction claims to reduce ReLUs and linear operations of ResNet-18 on CIFAR-100
+without a significant drop; its tables are not public."""

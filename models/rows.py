@@ -1,8 +1,8 @@
-"""Rows of results: how they are checked, and the schema of accuracy.json and tries.json.
+"""Rows of results: their checks, and the schema of accuracy.json and tries.json.
 
-A row is a plain dictionary. Its schema is a TypedDict, so that one declaration serves the reader, who learns
-the keys, the type checker and pydantic, which checks a row at run time. A key that a schema does not name is
-welcome. Checking changes nothing: what is read is what the file holds, to the last digit.
+A row is a plain dictionary. Its schema is a TypedDict. One declaration thus serves the reader, who learns the
+keys, the type checker, and pydantic, which checks a row at run time. A key outside the schema is allowed.
+Checking changes nothing: the row stays as in the file, to the last digit.
 """
 
 import json
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Required, cast
 
 from pydantic import Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # the one of typing lacks what pydantic needs below Python 3.12
+from typing_extensions import TypedDict  # pydantic cannot use typing's own below Python 3.12
+
+from pibench.models.files import target_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of images, from 0 to 1."""
@@ -20,12 +22,12 @@ checked = with_config(strict=True, extra="allow", allow_inf_nan=False)
 
 
 class ResultsError(RuntimeError):
-    """Raised when a results file or a row cannot be used; one sentence that names it and the remedy."""
+    """Raised when a results file or a row cannot be used; one sentence names it and the remedy."""
 
 
 @checked
 class FixedPoint(TypedDict):
-    """What the test images gave in fixed point: how many, and the share on which plaintext agrees."""
+    """The result of the test images in fixed point: their number, and the share on which plaintext agrees."""
 
     images: int
     agreement: Share
@@ -33,7 +35,7 @@ class FixedPoint(TypedDict):
 
 @checked
 class Truncations(TypedDict):
-    """Wrong truncations: by the engine's law, and as they were seen."""
+    """Wrong truncations: the number expected by the engine's law, and the observed one."""
 
     expected: float | None
     observed: int | None
@@ -41,7 +43,7 @@ class Truncations(TypedDict):
 
 @checked
 class Private(TypedDict, total=False):
-    """What real parties gave on some test images, beside the plaintext network on the same ones."""
+    """The results of real parties on some test images, beside the plaintext network on the same images."""
 
     images: Required[int]
     agreement: Required[Share]
@@ -53,7 +55,10 @@ class Private(TypedDict, total=False):
 
 
 class Key(TypedDict):
-    """What names a trained network in a file: no two rows share it, and `changes` if there are any."""
+    """The name of a trained network in a file.
+
+    No two rows share it, together with `changes` if there are any.
+    """
 
     variant: str
     width: int
@@ -64,8 +69,8 @@ class Key(TypedDict):
 class AccuracyRow(Key, total=False):
     """A trained network of accuracy.json.
 
-    `phases` are epochs by the phase's name, `wall_s` seconds of training, `private` is by engine. What a
-    training or a measurement has not said yet is absent.
+    `phases` maps a phase's name to its epochs. `wall_s` is the training time in seconds. `private` is by
+    engine. Values that no training or measurement has given yet are absent.
     """
 
     epochs: int
@@ -114,7 +119,7 @@ _WANTED = {
 
 
 def check(schema: TypeAdapter[Any], row: object) -> None:
-    """Raises ResultsError naming the first key of `row` that is missing, of a wrong type or contradictory."""
+    """Raises ResultsError that names the first missing, wrong or contradictory key of `row`."""
     try:
         schema.validate_python(row)
     except ValidationError as error:
@@ -122,7 +127,7 @@ def check(schema: TypeAdapter[Any], row: object) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """Says the first thing that is wrong in one sentence."""
+    """Returns one sentence about the first error."""
     found = error.errors(include_url=False)[0]
     place = ""
     for step in found["loc"]:
@@ -139,7 +144,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def row_key(row: AccuracyRow | TryRow) -> tuple[str, int, int, str]:
-    """Returns what tells a row from all others of its file."""
+    """Returns the values that distinguish a row from all others of its file."""
     return row["variant"], row["width"], row["seed"], json.dumps(row.get("changes", {}), sort_keys=True)
 
 
@@ -149,18 +154,22 @@ def check_row(row: object) -> None:
 
 
 def read_rows(path: Path) -> list[AccuracyRow]:
-    """Reads the rows of accuracy.json, none if there is no file; ResultsError when it cannot be used."""
+    """Reads the rows of accuracy.json.
+
+    Empty if there is no file. Raises ResultsError for an unusable file.
+    """
     return cast(list[AccuracyRow], _read(path, _ACCURACY))
 
 
 def read_tries(path: Path) -> list[TryRow]:
-    """Reads the rows of tries.json, none if there is no file; ResultsError when it cannot be used."""
+    """Reads the rows of tries.json; empty if there is no file. Raises ResultsError for an unusable file."""
     return cast(list[TryRow], _read(path, _TRY))
 
 
 def _read(path: Path, schema: TypeAdapter[Any]) -> list[Any]:
     remedy = "move it away, and training makes its rows again"
     try:
+        target_of(path)  # reading a pipe would wait for ever
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []

@@ -1,7 +1,8 @@
-"""Variants as networks: what a reduction's file declares, built with seeded or with trained weights."""
+"""Variants as networks: the declaration of a reduction, built with seeded or with trained weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -23,6 +24,19 @@ from pibench.models.zoo.initialise import check_sizes
 CALIBRATION_IMAGES = 32
 
 
+@cache
+def _original_relus(network: str, width: int, image_size: int) -> int:
+    """Returns the ReLUs of an architecture for one image; torch's global generator is left as it was.
+
+    The network is a real one: to compute shapes on the meta device torch would import its compiler, which
+    takes longer.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = ZOO[network](width=width)
+    shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
+    return sum(prod(shape) for shape in shapes.values())
+
+
 class Variant(base.Variant):
     """A variant that can be built."""
 
@@ -35,7 +49,7 @@ class Variant(base.Variant):
     def steps(self) -> tuple[Step, ...]:
         """The transforms that make the trainable structure of its architecture.
 
-        Raises ValueError for an architecture that has not what the reduction changes.
+        Raises ValueError for an architecture without the parts that the reduction changes.
         """
         try:
             return self.structure(self.layout)
@@ -52,12 +66,12 @@ class Variant(base.Variant):
     ) -> fx.GraphModule:
         """Returns the network in eval mode, for images [N, 3, image_size, image_size].
 
-        `weights` is "auto" (trained weights if the project has them for this width, number of classes and
-        image size, else seeded ones), None (seeded), or the path of a weights file. Seeded networks take
-        their BatchNorm statistics from one batch of the embedded picture, so that activations stay near 1.
-        torch's global generator is left as it was. `meta` of the result says variant, width, seed, whether
-        the weights are `trained`, and its `decisions`. Raises WeightsError for a damaged file and for one of
-        another variant, architecture or size.
+        `weights` is "auto", None or the path of a weights file. "auto" takes trained weights if the project
+        has them for this width, number of classes and image size, and else seeded ones. None takes seeded
+        ones. Seeded networks take their BatchNorm statistics from one batch of the embedded picture, so that
+        activations stay near 1. torch's global generator does not change. `meta` of the result holds variant,
+        width, seed, whether the weights are `trained`, and its `decisions`. Raises WeightsError for a damaged
+        file and for a file of another variant, architecture or size.
         """
         check_sizes(width=width, classes=classes, image_size=image_size)
         stored = self._stored(width, weights, classes, image_size)
@@ -85,7 +99,7 @@ class Variant(base.Variant):
     def trainable(
         self, width: int = 64, seed: int = 0, classes: int = 100, image_size: int = 32
     ) -> nn.Module:
-        """Returns the network before BatchNorm is folded, masks drawn, weights random: what is trained."""
+        """Returns the network for training: BatchNorm not folded, masks drawn, weights random."""
         check_sizes(width=width, classes=classes, image_size=image_size)
         with torch.random.fork_rng(devices=[]):
             return self._untrained(width, seed, classes, image_size)[0]
@@ -93,7 +107,7 @@ class Variant(base.Variant):
     def _untrained(
         self, width: int, seed: int, classes: int, image_size: int
     ) -> tuple[nn.Module, dict[str, Tensor | bool]]:
-        """Returns the untrained network and what its ReLUs keep: nothing is said without a budget."""
+        """Returns the untrained network and its masks by ReLU, which are empty without a budget."""
         torch.manual_seed(seed)
         model = self.structured(width, classes)
         if self.fraction is None:
@@ -103,19 +117,19 @@ class Variant(base.Variant):
         return linearize_relus(model, masks), masks
 
     def budget(self, width: int = 64, image_size: int = 32) -> int | None:
-        """Returns how many ReLUs are kept: the fraction of the architecture's, rounded; None without one."""
+        """Returns the number of kept ReLUs, the rounded fraction of the architecture's.
+
+        None without a fraction.
+        """
         check_sizes(width=width, image_size=image_size)
         if self.fraction is None:
             return None
-        with torch.device("meta"):  # shapes alone: no weights, no random numbers
-            model = ZOO[self.network](width=width)
-            shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
-        return round(self.fraction * sum(prod(shape) for shape in shapes.values()))
+        return round(self.fraction * _original_relus(self.network, width, image_size))
 
     def structured(self, width: int = 64, classes: int = 100) -> nn.Module:
-        """Returns the trainable structure, all its ReLUs whole, weights drawn from torch's generator.
+        """Returns the trainable structure with all its ReLUs, and weights from torch's generator.
 
-        Raises ValueError for an architecture that has not what the reduction changes.
+        Raises ValueError for an architecture without the parts that the reduction changes.
         """
         return apply(ZOO[self.network](classes=classes, width=width), self.steps)
 
@@ -131,10 +145,10 @@ class Variant(base.Variant):
         masks: Mapping[str, Tensor | bool],
         structure: tuple[Step, ...] | None = None,
     ) -> Decisions:
-        """Returns what a network of this variant is made of.
+        """Returns the decisions that describe a network of this variant.
 
-        `masks` say what its ReLUs keep (those that they do not name are whole), `structure` which transforms
-        came before, by default the variant's own.
+        `masks` maps ReLUs to the kept positions; ReLUs without an entry are whole. `structure` lists the
+        transforms before the masks; the default is the variant's own.
         """
         keep: dict[str, object] = {}
         for name, mask in masks.items():
@@ -161,9 +175,9 @@ class Variant(base.Variant):
         return read_weights(path)
 
     def _older(self, stored: Checkpoint, width: int, classes: int, image_size: int) -> Decisions:
-        """Returns the decisions of a file whose header says nothing but what its ReLUs keep.
+        """Returns the decisions of an older file, whose header holds only the masks of its ReLUs.
 
-        All else is this variant's. Raises WeightsError when the file does not fit it.
+        Everything else comes from this variant. Raises WeightsError when the file does not fit it.
         """
         with torch.device("meta"):
             shapes = relu_shapes(self.structured(width, classes), torch.zeros(1, 3, image_size, image_size))
@@ -207,13 +221,13 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 class UnknownVariantError(KeyError, ValueError):
-    """Raised for a name that no variant bears; its text is the plain sentence, unlike KeyError's."""
+    """Raised for a name that no variant has; unlike KeyError its text is the plain sentence."""
 
     __str__ = Exception.__str__
 
 
 class _Variants(Mapping[str, Variant]):
-    """The variants of the catalogue by name, as they are when they are asked for."""
+    """The variants of the catalogue by name, always up to date."""
 
     def __getitem__(self, name: str) -> Variant:
         declared = catalogue.variants()
@@ -237,5 +251,8 @@ def buildable(declared: base.Variant) -> Variant:
 
 
 def variant(name: str) -> Variant:
-    """Returns the variant of this name; UnknownVariantError (a ValueError) that names the known ones."""
+    """Returns the variant of this name.
+
+    Raises UnknownVariantError (a ValueError) that names the known ones.
+    """
     return VARIANTS[name]

@@ -1,8 +1,8 @@
 """Trained weights on disk: safetensors files, listed with their SHA-256 in a manifest beside them.
 
-A file holds the state of a finished network (BatchNorm folded, skips absorbed), masks included, and in its
-header the decisions that made it (`pibench.models.decisions`): `load` builds the network from the file alone.
-Older files say in their header only which ReLUs are whole or masked; the variant that is asked for says the
+A file holds the state of a finished network (BatchNorm folded, skips absorbed), including its masks. Its
+header holds the decisions that made it (`pibench.models.decisions`): `load` builds the network from the file
+alone. The header of older files holds only which ReLUs are whole or masked. The requested variant gives the
 rest.
 """
 
@@ -34,9 +34,9 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weights file holds: tensors by name, and the decisions that made the network.
+    """The content of a weights file: tensors by name, and the decisions that made the network.
 
-    An older file has no `decisions`; its `relus` are each remaining ReLU's mask (True if whole).
+    An older file has no `decisions`; its `relus` map each remaining ReLU to its mask (True if whole).
     """
 
     path: Path
@@ -46,12 +46,12 @@ class Checkpoint:
 
 
 def file_name(variant: str, width: int, network: str = "resnet18") -> str:
-    """Returns the name of the weights file of a variant of a network, ResNet-18 if none is named."""
+    """Returns the name of the weights file of a variant of a network (default: ResNet-18)."""
     return f"{variant}{'' if network == 'resnet18' else f'-{network}'}-w{width}.safetensors"
 
 
 def read_manifest(folder: Path = FOLDER) -> dict[str, dict]:
-    """Returns the manifest: file name -> {"sha256", "classes", "image_size"}, empty if there is none."""
+    """Returns the manifest: file name -> {"sha256", "classes", "image_size"}; empty if there is none."""
     path = folder / "manifest.json"
     if not path.exists():
         return {}
@@ -71,10 +71,10 @@ def save_weights(
     decisions: Decisions | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes a finished network and what made it to `path`, its SHA-256 to the manifest there.
+    """Writes a finished network and its decisions to `path`, and its SHA-256 to the manifest there.
 
-    `decisions` are by default those in the `meta` of a network that `Variant.build` returned. Floating-point
-    tensors are stored as `dtype`; masks stay boolean. A file appears complete or not at all.
+    The default `decisions` are those in the `meta` of a network from `Variant.build`. Floating-point tensors
+    are stored as `dtype`; masks stay boolean. A file appears complete or not at all.
     """
     path, graph = Path(path), trace(model)
     decisions = model.meta["decisions"] if decisions is None else decisions
@@ -97,7 +97,10 @@ def save_weights(
 
 
 def read_weights(path: str | Path) -> Checkpoint:
-    """Reads a weights file after checking it against the manifest beside it; WeightsError if it differs."""
+    """Reads a weights file and checks it against the manifest beside it.
+
+    Raises WeightsError if it differs.
+    """
     path = Path(path)
     entry = read_manifest(path.parent).get(path.name)
     if entry is None:
@@ -113,7 +116,7 @@ def read_weights(path: str | Path) -> Checkpoint:
         )
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             header = file.metadata() or {}
         if "decisions" in header:
             decisions = Decisions.from_json(header["decisions"])
@@ -130,10 +133,10 @@ def read_weights(path: str | Path) -> Checkpoint:
 
 
 def apply(model: nn.Module, steps: Iterable[Step], tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """Returns `model` after the transforms that `steps` name; `tensors` are those that arguments stand for.
+    """Returns `model` after the transforms of `steps`; `tensors` replace the names in their arguments.
 
-    Raises ValueError for a transform that is not known, TypeError for arguments that it does not take, and
-    whatever it refuses.
+    Raises ValueError for an unknown transform, TypeError for unknown arguments, and the errors of the
+    transforms.
     """
     for step in steps:
         if step.transform not in BY_NAME:
@@ -156,9 +159,9 @@ def _resolved(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def rebuilt(decisions: Decisions, stored: Checkpoint) -> fx.GraphModule:
-    """Returns the network that `decisions` describe with the tensors of a file, in eval mode.
+    """Returns the network that `decisions` describe, with the tensors of a file, in eval mode.
 
-    torch's global generator is left as it was. Raises WeightsError when they do not fit each other.
+    torch's global generator does not change. Raises WeightsError when they do not fit each other.
     """
     if decisions.network not in ZOO:
         raise WeightsError(
@@ -180,7 +183,7 @@ def load(path: str | Path) -> fx.GraphModule:
     """Returns the network of a weights file in eval mode, built from the file alone.
 
     Its `meta` holds its `decisions`. Raises WeightsError for a damaged file, and for an older one, which does
-    not say what it is made of.
+    not describe its network.
     """
     stored = read_weights(path)
     if stored.decisions is None:
@@ -194,7 +197,10 @@ def load(path: str | Path) -> fx.GraphModule:
 
 
 def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copies the tensors into `model`, in place, in its types; WeightsError if names or shapes differ."""
+    """Copies the tensors into `model`, in place and in its types.
+
+    Raises WeightsError if names or shapes differ.
+    """
     state = model.state_dict()
     problems = [f"{name} is missing" for name in state.keys() - checkpoint.tensors.keys()]
     problems += [f"{name} is unknown" for name in checkpoint.tensors.keys() - state.keys()]

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
 from networks import Block
+from warm_workers import forked_workers
 
+from pibench.parties import group
 from pibench.parties.driver import Parties
+from pibench.parties.processes import start_worker
 
 torch.set_num_threads(1)  # the parties of the tests need the cores
 
 
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of later garbage collections: they stay to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked() -> Iterator[None]:
+    """The workers of parties are forked, unless a test asks for `started`."""
+    with forked_workers():
+        yield
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of parties are started as those of a user are."""
+    monkeypatch.setattr(group, "start_worker", start_worker)
+
+
 @pytest.fixture(scope="session")
-def _stock() -> Iterator[list[Parties]]:
+def _stock(_forked: None) -> Iterator[list[Parties]]:
     running: list[Parties] = []
     yield running
     for parties in running:

@@ -299,6 +299,58 @@ def make_row(
     return row
 
 
+PROTOCOLS = {"spu-semi2k": (2, 5.0, True), "spu-aby3": (3, 5.5, False), "spu-cheetah": (2, 55.0, False)}
+"""SPU's engines: parties, times of the stock engine's seconds, whether their traffic is steady."""
+
+
+def make_protocol_row(
+    variant: str = "baseline",
+    engine: str = "spu-semi2k",
+    count: int = 6,
+    link: str = "loopback",
+    paired: bool = True,
+    **changes,
+) -> dict:
+    """A row of one clock, in turn with its own engine's baseline if `paired`."""
+    parties, slower, steady = PROTOCOLS[engine]
+    row = make_row(variant, "stock", role="protocol", count=count, link=link)
+    base = make_row("baseline", "stock", count=count, seed=1)
+    row |= {
+        "case": f"{engine}/{variant}/w64/b1/{parties}p/{link}",
+        "engine": engine,
+        "parties": parties,
+        "provider": "first party" if engine == "spu-semi2k" else "none",
+        "trust": "nobody but the parties",
+        "options": {"protocol": engine.removeprefix("spu-").upper(), "ring_bits": 64, "fraction_bits": 16},
+        "times": {"all_phases_s": [slower * seconds for seconds in row["times"]["total_s"]]},
+        "reference": None,
+    }
+    row["offline"] = {"correlated_bytes_by_party": [0] * parties, "dealt_bytes": None}
+    row["truncation"] = {"expected_per_inference": 0.0, "expected": 0.0, "observed": 0}
+    for part in ("traffic", "setup"):
+        sent = row[part]["bytes_sent_by_party"]
+        row[part]["bytes_sent_by_party"] = [sent[0]] * parties
+    row["traffic"]["bytes_total"] = sum(row["traffic"]["bytes_sent_by_party"])
+    row["peak_memory_bytes_by_party"] = [2_000_000_000] * parties
+    if not steady:
+        sent = {key: row["traffic"][key] for key in ("rounds", "bytes_sent_by_party")}
+        row["traffic_of_rounds"] = [copy.deepcopy(sent) for _ in range(count)]
+    if paired and variant != "baseline" and link == "loopback":
+        seconds = [slower * each for each in base["times"]["total_s"]]
+        row["reference"] = {"case": f"{engine}/baseline/w64/b1/{parties}p/{link}", "all_phases_s": seconds}
+    row.update(copy.deepcopy(changes))
+    return row
+
+
+def make_protocol_rows() -> list[dict]:
+    """Three networks under each of SPU's protocols; CHEETAH's are not paired."""
+    return [
+        make_protocol_row(variant, engine, paired=engine != "spu-cheetah")
+        for engine in PROTOCOLS
+        for variant in LINKED
+    ]
+
+
 def case_id(variant: str, engine: str, batch: int = 1, link: str = "loopback") -> str:
     """The id that make_row gives."""
     return f"{engine}/{variant}/w64/b{batch}/2p/{link}"
@@ -378,7 +430,7 @@ def make_accuracy(**changes) -> list[dict]:
 
 
 def make_judged(**changes) -> dict:
-    """What fixed point and real parties add to a row of accuracy.json."""
+    """Returns the additions of fixed point and real parties to a row of accuracy.json."""
     private = {
         "images": 100,
         "agreement": 0.99,

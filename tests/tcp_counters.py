@@ -1,4 +1,4 @@
-"""What the kernel says that this process sent: for scripts that tests run as parties."""
+"""The kernel's count of the bytes that this process sent: for scripts that tests run as parties."""
 
 import os
 import socket

@@ -28,7 +28,7 @@ WIDTH = 2
 TEST_IMAGES = 24
 PRIVATE_IMAGES = 12
 SEEDED = {"baseline": 0, "joint-0.052": 1}
-MARGIN = 1e-2  # between the two largest logits: ten times what fixed point moves them
+MARGIN = 1e-2  # margin of the two largest logits: ten times the error of fixed point
 
 
 def network(name="baseline", seed=0):
@@ -91,7 +91,7 @@ def test_fixed_point_is_judged_on_labels_and_on_plaintext(monkeypatch):
 
 
 class Oracle:
-    """Answers in plaintext what parties would, but for what `spoil(logits, call)` does to it."""
+    """Answers in plaintext like parties, with the changes that `spoil(logits, call)` makes."""
 
     def __init__(self, model, spoil, law):
         self.model, self.spoil, self.calls = model, spoil, 0
@@ -123,7 +123,7 @@ def truncated_wrongly(logits, call):
 
 
 def again_wrong(logits, call):
-    """Spoils one image, and when it is repeated alone it is wrong again."""
+    """Spoils one image; the repeated image alone is wrong again."""
     return truncated_wrongly(logits, call) + (len(logits) == 1)
 
 

@@ -5,7 +5,7 @@ import textwrap
 
 import pandas as pd
 import pytest
-from results_factory import make_row
+from results_factory import make_protocol_row, make_row
 from typer.testing import CliRunner
 
 import pibench
@@ -232,6 +232,22 @@ def test_compare_says_what_became_slower(tmp_path):
     assert "a share like 5%" in call("compare", one, other, "--fail-above", "some", status=2)
 
 
+def test_compare_takes_the_clock_that_a_protocol_has(tmp_path):
+    for folder, factor, engine in (("a", 1.0, "spu-aby3"), ("b", 1.5, "spu-aby3"), ("c", 1.5, "spu-semi2k")):
+        row = make_protocol_row(engine=engine)
+        row["case"] = "same"
+        row["times"]["all_phases_s"] = [factor * seconds for seconds in row["times"]["all_phases_s"]]
+        row["traffic"]["bytes_sent"] += factor > 1
+        Store(tmp_path / folder / "bench.json").add(row)
+    frame = pibench.compare(tmp_path / "a", tmp_path / "b", fail_above=0.05)
+    assert frame["all_phases_ratio"].tolist() == pytest.approx([1.5])
+    assert frame["online_ratio"].isna().all()
+    assert frame["slower"].all()
+    assert frame["counts_equal"].all(), "the bytes of ABY3 vary"
+    assert not pibench.compare(tmp_path / "a", tmp_path / "c")["counts_equal"].any()
+    assert "all phases, after / before" in call("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+
+
 def test_compare_refuses_to_mix_machines_and_what_has_nothing_in_common(tmp_path):
     fill(tmp_path / "a")
     another = make_row("baseline", "lean")["machine"] | {"cpu": "Another CPU"}
@@ -241,6 +257,30 @@ def test_compare_refuses_to_mix_machines_and_what_has_nothing_in_common(tmp_path
     assert "baseline" in call(*both, "--across-machines")
     fill(tmp_path / "c", variants=("joint-0.052",))
     assert "no case in common" in call("compare", str(tmp_path / "a"), str(tmp_path / "c"), status=2)
+
+
+def test_results_of_two_machines_merge_and_are_never_mixed(tmp_path):
+    here, there, both = (str(tmp_path / name) for name in ("here", "there", "both"))
+    fill(tmp_path / "here", started="2026-01-01T00:00:00+00:00")
+    another = make_row("baseline", "lean")["machine"] | {"cpu": "Another CPU"}
+    fill(tmp_path / "there", 2.0, machine=another, host="node7", started="2026-02-01T00:00:00+00:00")
+    said = call("merge", here, there, "-o", both)
+    assert "Another CPU" in said
+    assert "node7" in said
+    assert len(read_rows(tmp_path / "both" / "bench.json")) == 4
+    assert pibench.merge([here], both)["cases"].tolist() == [2, 2]
+    again = pibench.compare(both, both)
+    assert again["online_ratio"].tolist() == [1.0] * 4
+    assert pibench.compare(both, here)["machine"].nunique() == 1
+    assert "of two machines" in call("compare", here, both, "--across-machines", status=2)
+    assert "shown is Another CPU" in call("report", "--results", both, "--quiet")
+    newest = pd.read_csv(tmp_path / "both" / "summary.csv")
+    assert set(newest["cpu"]) == {"Another CPU"}
+    assert len(newest) == 2
+    call("report", "--results", both, "--quiet", "--machine", "epyc")
+    assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["cpu"]).isdisjoint({"Another CPU"})
+    assert "choose one of" in call("report", "--results", both, "--machine", "none", status=1)
+    assert "there is none at" in call("merge", here, str(tmp_path / "nowhere"), "-o", both, status=2)
 
 
 def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
@@ -253,6 +293,17 @@ def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
 
 def test_help_teaches_by_examples():
     assert "pibench run net.py:make" in " ".join(call("--help").split())
-    for command in ("list", "cost", "run", "compare", "report", "figures", "train", "accuracy", "doctor"):
+    for command in (
+        "list",
+        "cost",
+        "run",
+        "compare",
+        "merge",
+        "report",
+        "figures",
+        "train",
+        "accuracy",
+        "doctor",
+    ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")

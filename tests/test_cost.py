@@ -1,173 +1,13 @@
 import pytest
 import torch
-from networks import images, randomised, small
+from networks import SMALL, images, small
 from torch import nn
 from torch.nn import functional as F
 
-from pibench.models.cost import count_cost, relu_shapes
-from pibench.models.graph.moves import trace
+from pibench.measure.count import cost_of
+from pibench.models.cost import count_macs, count_relus, relu_shapes
 from pibench.models.graph.relu import MaskedReLU
-from pibench.models.transforms import average_pools, fold_batchnorm, linearize_relus
-from pibench.models.zoo import resnet18
-
-
-def test_the_folded_resnet18_costs_what_the_project_says():
-    with torch.device("meta"):
-        cost = count_cost(fold_batchnorm(resnet18().eval()), torch.zeros(1, 3, 32, 32))
-    assert (cost.relus, cost.comparisons, cost.relu_layers, cost.linear_layers) == (557_056, 0, 17, 21)
-    assert (cost.macs, cost.parameters) == (555_468_800, 11_215_332)
-    # 8 (|x| + |w|) bytes for each linear layer and 232 for each ReLU: the traffic that CrypTen counts
-    linear = sum(8 * (layer.input_size + layer.weight_size) for layer in cost.layers if layer.weight_size)
-    logits = 8 * 100
-    assert linear + 232 * cost.relus + logits == 224_258_336
-
-
-def test_counts_are_for_one_image_and_names_are_those_of_the_graph():
-    graph = fold_batchnorm(small("resnet18"))
-    one, three = count_cost(graph, images(1)), count_cost(graph, images(3))
-    assert one == three
-    names = [node.name for node in graph.graph.nodes if node.op.startswith("call_")]
-    assert [layer.name for layer in one.layers] == names
-    for total in ("relus", "comparisons", "macs", "parameters"):
-        assert getattr(one, total) == sum(getattr(layer, total) for layer in one.layers)
-    assert one.parameters == sum(parameter.numel() for parameter in graph.parameters())
-
-
-def test_a_layers_sizes():
-    layers = {layer.name: layer for layer in count_cost(fold_batchnorm(small("resnet18")), images(2)).layers}
-    conv = layers["layer2_0_conv1"]
-    assert (conv.kind, conv.input_size, conv.weight_size) == ("convolution", 4 * 32 * 32, 8 * 4 * 9)
-    assert (conv.macs, conv.parameters) == (8 * 4 * 9 * 16 * 16, 8 * 4 * 9 + 8)
-    fc = layers["fc"]
-    assert (fc.kind, fc.input_size, fc.weight_size, fc.macs, fc.parameters) == ("linear", 32, 160, 160, 165)
-    relu = layers["relu"]
-    assert (relu.kind, relu.input_size, relu.relus, relu.parameters) == ("relu", 4096, 4096, 0)
-    assert {layer.kind for layer in layers.values()} == {
-        *("convolution", "linear", "relu", "add", "averagepool", "flatten")
-    }
-
-
-def test_masks_count_what_they_keep_and_an_empty_layer_is_no_layer():
-    graph = linearize_relus(
-        small("resnet18"),
-        {
-            "relu": torch.arange(4096).view(4, 32, 32) < 10,
-            "layer1.0.relu1": torch.tensor([True, *[False] * 3]),
-        },
-    )
-    layers = {layer.name: layer.relus for layer in count_cost(graph, images(1)).layers}
-    assert (layers["relu"], layers["layer1_0_relu1"]) == (10, 1024)
-    nothing = nn.Sequential(MaskedReLU(torch.zeros(3, dtype=torch.bool)), nn.ReLU())
-    assert count_cost(nothing, images(1)).relu_layers == 1
-
-
-def test_depthwise_convolutions_are_linear_layers():
-    before, after = small("wrn_22_8"), fold_batchnorm(small("wrn_22_8"))
-    before, after = (count_cost(network, images(1)) for network in (before, after))
-    assert before.linear_layers == 23
-    assert after.linear_layers == 32
-    kinds = [layer.kind for layer in before.layers]
-    assert kinds.count("batchnorm") == 19
-    assert after.macs > before.macs
-
-
-def test_max_pooling_compares_apart_from_relus():
-    cost = count_cost(small("vgg16"), images(1))
-    outputs = [4 * 256, 8 * 64, 16 * 16, 32 * 4, 32]
-    assert cost.comparisons == 3 * sum(outputs)
-    assert count_cost(average_pools(small("vgg16")), images(1)).comparisons == 0
-
-
-class Pooled(nn.Module):
-    def __init__(self, pool):
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, x):
-        return self.pool(x)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, (2, None), 5])
-@pytest.mark.parametrize("function", [False, True])
-def test_adaptive_max_pooling_compares_what_its_windows_hold(size, function):
-    pool = nn.AdaptiveMaxPool2d(size)
-    x = images(2, 8)
-    # Average pooling has the same windows: an output's derivative is not zero where its window reads.
-    read = torch.autograd.functional.jacobian(lambda y: F.adaptive_avg_pool2d(y, size), x[:1, :1])
-    outputs = pool(x)[0, 0].numel()
-    cost = count_cost(Pooled((lambda y: F.adaptive_max_pool2d(y, output_size=size)) if function else pool), x)
-    assert cost.comparisons == 3 * (int(read.count_nonzero()) - outputs)
-    assert [layer.kind for layer in cost.layers] == ["maxpool"]
-
-
-def test_operators_by_every_name_and_keyword():
-    class Names(nn.Module):
-        def forward(self, x):
-            x = (
-                torch.multiply(input=x, other=x)
-                + x.multiply(2)
-                + torch.pow(x, exponent=2)
-                + x.pow(exponent=2)
-            )
-            x += torch.mul(x, other=x.relu_())
-            return torch.concat([torch.concatenate([x, x], 1), F.dropout2d(x, training=False)], 1)
-
-    kinds = [layer.kind for layer in count_cost(Names(), images(1, 4)).layers]
-    assert [kinds.count(kind) for kind in ("square", "scale", "multiply", "concatenate", "identity")] == [
-        *(4, 1, 0, 2, 1)
-    ]
-    assert kinds.count("relu") == 1
-
-    class Cube(nn.Module):
-        def forward(self, x):
-            return x.pow(exponent=3)
-
-    with pytest.raises(NotImplementedError, match="the cost of pow_1"):
-        count_cost(Cube(), images(1, 4))
-
-
-def test_a_batchnorm_of_vectors_costs_its_parameters():
-    model = randomised(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5)))
-    assert [layer.kind for layer in count_cost(model, images(1, 2)).layers] == [
-        "flatten",
-        "linear",
-        "batchnorm",
-    ]
-
-
-class Functional(nn.Module):
-    """Uses most operators as functions and methods."""
-
-    def __init__(self):
-        super().__init__()
-        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3).double())
-        self.bias = nn.Parameter(torch.randn(4).double())
-        self.matrix = nn.Parameter(torch.randn(5, 8).double())
-
-    def forward(self, x):
-        x = F.conv2d(x, self.kernel, self.bias, padding=1).relu()
-        x = torch.relu(F.max_pool2d(x, kernel_size=(2, 4)))
-        x = F.relu(x * 2) + x * x + x.pow(2) + x * (x + x)
-        x = torch.cat([x, x / 2], 1)
-        x = F.adaptive_avg_pool2d(F.dropout(x, training=False), 1)
-        return F.linear(x.view(x.size(0), -1), self.matrix)
-
-
-def test_functional_networks_are_counted_too():
-    cost = count_cost(Functional(), images(2, 8))
-    kinds = [layer.kind for layer in cost.layers]
-    pooled = 4 * 4 * 2
-    assert cost.relus == 4 * 64 + 2 * pooled
-    assert cost.comparisons == 7 * pooled
-    assert cost.macs == 4 * 3 * 9 * 64 + 40
-    assert cost.parameters == 108 + 4 + 40
-    assert [layer.weight_size for layer in cost.layers if layer.kind in ("convolution", "linear")] == [
-        108,
-        40,
-    ]
-    assert [layer.parameters for layer in cost.layers if layer.kind in ("convolution", "linear")] == [112, 40]
-    assert [kinds.count(kind) for kind in ("scale", "square", "multiply", "concatenate")] == [2, 2, 1, 1]
-    assert cost.layers[0].input_size == 192
+from pibench.models.transforms import fold_batchnorm, linearize_relus
 
 
 def test_relu_shapes_are_named_as_the_masks_are():
@@ -177,41 +17,54 @@ def test_relu_shapes_are_named_as_the_masks_are():
     assert len(shapes) == 17
 
 
+def test_relu_shapes_are_those_of_functions_and_methods_too():
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return F.relu(self.act(x).flatten(1)) + self.act(x[:, :2]).flatten(1).relu().sum()
+
+    assert list(relu_shapes(Called(), images(1, 4)).items()) == [
+        *(("act", (3, 4, 4)), ("relu", (48,)), ("act_1", (2, 4, 4)), ("relu_1", (32,)))
+    ]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_counts_what_the_parties_run(name):
+    model = small(name)
+    assert count_relus(model, images(2)) == cost_of(model, images(2)).relus
+    folded = fold_batchnorm(model)
+    cost = cost_of(folded, images(1))
+    assert (count_relus(folded, images(3)), count_macs(folded, images(3))) == (cost.relus, cost.macs)
+
+
+def test_masks_count_what_they_keep():
+    masks = {
+        "relu": torch.arange(4096).view(4, 32, 32) < 10,
+        "layer1.0.relu1": torch.tensor([True, *[False] * 3]),
+        "layer1.0.relu2": False,
+    }
+    model, graph = small("resnet18"), linearize_relus(small("resnet18"), masks)
+    assert count_relus(model, images(1)) - count_relus(graph, images(1)) == 4086 + 3 * 1024 + 4096
+    nothing = nn.Sequential(MaskedReLU(torch.zeros(3, dtype=torch.bool)))
+    assert count_relus(nothing, images(1)) == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 5, 6)])
+def test_vectors_and_sequences_are_counted_as_images_are(shape):
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+    example = torch.zeros(shape)
+    assert relu_shapes(model, example) == {"1": (*shape[1:-1], 4)}
+    cost = cost_of(model, example)
+    assert (count_relus(model, example), count_macs(model, example)) == (cost.relus, cost.macs)
+
+
 def test_counting_changes_neither_the_model_nor_its_mode():
     model = small("resnet18").train()
     before = model.bn1.running_mean.clone()
-    count_cost(model, images(2))
+    for count in (relu_shapes, count_relus, count_macs):
+        count(model, images(2))
     assert model.training
     assert torch.equal(model.bn1.running_mean, before)
-
-
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [(nn.Sigmoid(), "Sigmoid"), (nn.ReLU6(), "ReLU6"), (nn.LPPool2d(2, 2), "LPPool2d")],
-)
-def test_operators_of_unknown_cost_are_named(layer, name):
-    unknown = rf"the cost of _0 \({name}\) is unknown: .* pibench\.models\.cost"
-    with pytest.raises(NotImplementedError, match=unknown):
-        count_cost(nn.Sequential(layer), images(1))
-
-
-def test_functions_of_unknown_cost_are_named():
-    class Cube(nn.Module):
-        def forward(self, x):
-            return x**3
-
-    class Clamp(nn.Module):
-        def forward(self, x):
-            return x.clamp(min=0)
-
-    with pytest.raises(NotImplementedError, match=r"the cost of pow_1 \(pow\) is unknown"):
-        count_cost(Cube(), images(1))
-    with pytest.raises(NotImplementedError, match=r"the cost of clamp \(Tensor\.clamp\) is unknown"):
-        count_cost(Clamp(), images(1))
-
-
-def test_an_example_is_a_batch_of_images():
-    with pytest.raises(ValueError, match=r"a batch of images \[N, C, H, W\], not of shape \[3, 32, 32\]"):
-        count_cost(small("resnet18"), images(1)[0])
-    with pytest.raises(ValueError, match="a batch of images"):
-        count_cost(trace(small("resnet18")), images(1)[:0])

@@ -1,4 +1,4 @@
-"""The lowering: every operator and form, the plaintext walk, and what it refuses."""
+"""The lowering: every operator and form, the plaintext walk, and the refusals."""
 
 from __future__ import annotations
 

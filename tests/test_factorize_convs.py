@@ -5,7 +5,7 @@ import torch
 from networks import SMALL, difference, images, small
 from torch import nn
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.graph.moves import module_of, trace
 from pibench.models.transforms.factorize_convs import (
     FORMS,
@@ -99,7 +99,7 @@ def test_low_rank_costs_layers_and_saves_operations(form, rounds):
     graph = factorize_convs(
         model, form, {name: max(1, conv.out_channels // 4) for name, conv in found.items()}
     )
-    before, after = (count_cost(each, images(1)) for each in (model, graph))
+    before, after = (cost_of(each, images(1)) for each in (model, graph))
     assert after.linear_layers == before.linear_layers + rounds * len(found)
     assert after.macs < before.macs
     assert after.parameters < before.parameters

@@ -7,21 +7,31 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from results_factory import LINKED, case_id, make_row, make_rows, remember
+from protocol_rows import SIX, make_five_protocols
+from results_factory import (
+    LINKED,
+    case_id,
+    make_protocol_row,
+    make_protocol_rows,
+    make_row,
+    make_rows,
+    remember,
+)
 
 from pibench import figures, report
-from pibench.figures.data import whole_percents
+from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
 from pibench.report import statistics
 
 
 def tables(rows):
-    """What figures read, without anything that is trained: the tables after their way through CSV."""
+    """Returns the input of figures without trained networks: the tables after their way through CSV."""
     trained = report.tabulate_accuracy(None)
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
     made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"])
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 
@@ -74,7 +84,7 @@ def texts(figure):
 
 MODELLED = ("literature", "break_even")
 TRAINED = ("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency", "sensitivity", "masks")
-APART = ("links_all", "accuracy_full_width")  # which want other rows than these
+APART = ("links_all", "accuracy_full_width", "protocols")  # which want other rows than these
 MEASURED = [name for name in figures.FIGURES if name not in (*TRAINED, *APART)]
 """test_figures_accuracy.py has the others."""
 
@@ -231,6 +241,27 @@ def test_all_variants_on_links_have_a_figure_of_their_own(data):
         figures.links_all(data)
 
 
+def test_protocols_are_drawn_beside_their_own_baseline():
+    data = tables(make_five_protocols())
+    figure = figures.FIGURES["protocols"](data)
+    check_texts(figure)
+    seconds = figure.axes[: len(figure.axes) // 2]
+    assert [seconds[0].get_ylabel(), figure.axes[-5].get_ylabel()] == ["seconds", "MB"]
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in seconds] == [
+        *("stock", "lean", "SEMI2K", "ABY3", "Cheetah")
+    ]
+    faster = data.protocols.set_index(["engine", "variant"])["whole_speedup"].dropna()
+    for axes, engine in zip(seconds, ("stock", "lean", "spu-semi2k", "spu-aby3", "spu-cheetah"), strict=True):
+        assert [bar.get_width() for bar in axes.patches] == pytest.approx(
+            [100 / faster[engine, variant] for variant in SIX]
+        )
+    said = texts(figure)
+    assert "three semi-honest parties, of whom no two collude; no dealer" in " ".join(said.split())
+    assert "2 or 3 parties" in said
+    few = [make_protocol_row(variant, count=2) for variant in ("baseline", "senet-0.09")]
+    check_texts(figures.FIGURES["protocols"](tables(few)))
+
+
 def test_flagged_links_are_marked(data, awkward):
     said = texts(figures.links(awkward))
     assert said.count("%)!") == 6
@@ -377,6 +408,8 @@ def test_figures_do_not_depend_on_intervals_or_on_every_case():
         ("offline_online", [make_row(role="extra")]),
         ("batch", [make_row()]),
         ("batch", [make_row(case="x", link="wan")]),
+        ("protocols", [make_row(), make_row(engine="lean")]),
+        ("protocols", [make_protocol_row("senet-0.09")]),
         ("links", [make_row()]),
         ("links", [make_row(), make_row(link="wan")]),
         ("link_model_error", [make_row()]),
@@ -440,14 +473,26 @@ def test_text_stays_text_and_no_date_is_written(data, tmp_path):
     assert b"/FontFile2" in pdf
 
 
+NOT_DRAWN = ("tries", "equal_latency", "protocol_models")
+
+
 def test_missing_tables_are_said(tmp_path, capsys):
     assert run(tmp_path) == 1
     assert "summary.csv cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [name for name in report.TABLES if name not in ("tries", "equal_latency")])
+@pytest.mark.parametrize("name", [name for name in report.TABLES if name not in NOT_DRAWN])
 def test_each_table_is_needed(project, capsys, name):
     (project / "results" / f"{name}.csv").unlink()
     assert run(project) == 1
     assert f"{name}.csv cannot be read" in capsys.readouterr().err
     assert not (project / "plots").exists()
+
+
+def test_rows_of_one_clock_are_in_no_figure_of_online_seconds(data):
+    both = tables([*make_rows(), *make_protocol_rows()])
+    for choose in (measured_cases, headline_cases):
+        assert list(choose(both.summary)["case"]) == list(choose(data.summary)["case"])
+    alone = tables(make_protocol_rows())
+    with pytest.raises(Missing):
+        headline_cases(alone.summary)

@@ -34,11 +34,12 @@ from pibench.store.results import ResultsError
 
 
 def tables(content, rows=(), runs=(), masks=None):
-    """What figures read, of rows of accuracy.json, of bench.json and of runs with their sensitivity."""
+    """Returns the input of figures: rows of accuracy.json and bench.json, and runs with their sensitivity."""
     rows = list(rows) or [make_row()]
     accuracy = report.tabulate_accuracy(pd.DataFrame(content) if content else None)
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"])
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])

@@ -10,11 +10,12 @@ from lean_harness import Trio, plaintext, program, random_weights
 from test_lean_node import PROGRAMS
 
 from pibench.engines.lean import plaintext as fixed_point
-from pibench.engines.lean.plaintext import BASE, FixedPoint, PrecisionError, rounded, truncated
+from pibench.engines.lean.plaintext import BASE, FixedPoint, PrecisionError
 from pibench.models.data import normalised, picture_crops
 from pibench.models.variants import variant
+from pibench.program.fixed_point import nearest, truncated
 from pibench.program.ir import AveragePool, Combine, Linear, Mean, PiecewiseLinear, Scale, Weigh
-from pibench.program.lower import Lowered, lower
+from pibench.program.lower import lower
 
 UNIT = 2.0**-BASE
 COPIES = 256
@@ -28,7 +29,7 @@ def trio():
 
 
 def evaluate(made, weights, images, seed=0):
-    network = FixedPoint.of(Lowered(made, weights, torch.empty(0), {}, 0.0))
+    network = FixedPoint.of(made, weights)
     return network.logits(images, torch.Generator().manual_seed(seed))
 
 
@@ -79,12 +80,12 @@ def test_it_is_within_the_rounding_of_plaintext(name):
 
 
 def test_one_layer_is_the_engines_to_the_last_unit_but_for_the_draw(trio):
-    """What the parties open is the exact product of rounded factors, rounded down or up."""
+    """The parties open the exact product of rounded factors, rounded down or up."""
     made = PROGRAMS["convolution"]
     weights = random_weights(made)
     images = torch.randn(8, *made.input_shape, generator=torch.Generator().manual_seed(6))
-    weights["conv.weight"] = rounded(weights["conv.weight"])
-    exact = plaintext(made, weights, rounded(images)) / UNIT
+    weights["conv.weight"] = nearest(weights["conv.weight"])
+    exact = plaintext(made, weights, nearest(images)) / UNIT
     trio.load(made, weights)
     for found in (trio.infer(images).double(), evaluate(made, weights, images)):
         units = found / UNIT
@@ -118,7 +119,7 @@ def test_a_variant_is_the_engines_within_rounding(trio):
     lowered = lower(model, images)
     trio.load(lowered.program, lowered.weights)
     private = trio.infer(images).double()
-    found = FixedPoint.of(lowered).logits(images, torch.Generator().manual_seed(0))
+    found = FixedPoint.of(lowered.program, lowered.weights).logits(images, torch.Generator().manual_seed(0))
     spread = (lowered.logits.max(0).values - lowered.logits.min(0).values).max()
     assert (private - found).abs().max() < 1e-3 * spread
     assert (found - lowered.logits).abs().max() < 1e-3 * spread
@@ -154,7 +155,7 @@ def test_two_layers_may_share_a_bias_at_different_scales():
     )
     eye = torch.eye(4, dtype=torch.float64)
     bias = torch.full((4,), 1.25 * 2.0**-32, dtype=torch.float64)
-    network = FixedPoint.of(Lowered(made, {"v": eye, "w": eye, "b": bias}, torch.empty(0), {}, 0.0))
+    network = FixedPoint.of(made, {"v": eye, "w": eye, "b": bias})
     assert [network.plan.steps[name].scale for name in "ac"] == [34, 32]
     assert [b[0].item() for key, b in network.weights.items() if key not in "vw"] == [bias[0], 2.0**-32]
 

@@ -1,10 +1,10 @@
-"""The counts that must hold at full width, counted on real parties: ResNet-18, width 64, CIFAR-100."""
+"""The counts at full width, counted on real parties: ResNet-18, width 64, CIFAR-100."""
 
 from __future__ import annotations
 
 import pytest
 
-from pibench.measure.row import cost_of
+from pibench.measure.count import cost_of
 from pibench.measure.subject import Subject
 from pibench.models.data import normalised, picture_crops
 from pibench.models.variants import VARIANTS

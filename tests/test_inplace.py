@@ -8,7 +8,7 @@ from networks import difference, randomised
 from torch import fx, nn
 from torch.nn import functional as F
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.graph.inplace import out_of_place
 from pibench.models.graph.moves import trace
 from pibench.models.graph.relu import MaskedReLU
@@ -206,8 +206,8 @@ def test_exact_transforms_are_exact_on_in_place_networks(function, transform):
 
 def test_a_statement_keeps_its_relus():
     for function in (module_statement, function_statement, method_statement):
-        assert count_cost(net(function), images()).relus >= 256
-        assert count_cost(EXACT[0](net(function)), images()).relus >= 256
+        assert cost_of(net(function), images()).relus >= 256
+        assert cost_of(EXACT[0](net(function)), images()).relus >= 256
 
 
 def test_a_skip_changed_after_its_convolution_is_not_absorbed():

@@ -1,4 +1,4 @@
-"""Programs on the lean engine: answers, traffic, single use, and what a failure says."""
+"""Programs on the lean engine: answers, traffic, single use, and the messages of failures."""
 
 from __future__ import annotations
 

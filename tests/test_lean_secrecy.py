@@ -26,7 +26,10 @@ SMALL = program(
 
 
 def transcripts(runs: int) -> list[np.ndarray]:
-    """What each party sent in load and in an inference, as bytes [runs, count]; all inputs fixed."""
+    """Returns the bytes [runs, count] that each party sends in load and in an inference.
+
+    All inputs are fixed.
+    """
     weights = random_weights(SMALL)
     x = torch.linspace(-2, 2, 16).view(1, 1, 4, 4)
     sent: list[list[bytes]] = [[], []]

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,14 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
+import pibench
 from pibench import report
+from pibench.engines import ENGINES
 from pibench.links import LINKS
 from pibench.measure.case import Case
+from pibench.measure.count import cost_of
 from pibench.measure.rounds import Measurement, Rounds
-from pibench.measure.row import cost_of, row_of
+from pibench.measure.row import row_of
 from pibench.measure.session import Session
 from pibench.measure.subject import Subject
 from pibench.measure.suites import (
@@ -29,6 +34,8 @@ from pibench.measure.suites import (
     OTHERS,
     TRAINED_WIDTH,
     default_cases,
+    protocol_cases,
+    protocol_link_cases,
     select,
     small,
     smoke_cases,
@@ -38,6 +45,7 @@ from pibench.measure.verdict import WrongAnswer
 from pibench.models.catalogue import variant_names
 from pibench.models.variants import VARIANTS
 from pibench.parties.driver import Parties, PartyFailed
+from pibench.report.statistics import FEWEST
 from pibench.store.results import Store, validate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,6 +85,7 @@ class Counted:
     def __init__(self, name: str, asked: list[str]) -> None:
         self.name, self.asked, self.attempted = name, asked, 0
         self.parties = SimpleNamespace(online_s=1.0)
+        self.traffic = None
 
     def prepare(self) -> float:
         self.asked.append(f"{self.name} offline")
@@ -99,7 +108,7 @@ def test_a_reference_is_warmed_up_once():
         measurement.warm_up()
         whole = ["reference offline", "reference online", "case offline", "case online"]
         assert asked == (whole if first else whole[2:])
-        assert measurement.rounds == measurement.reference_rounds == Rounds()
+        assert measurement.rounds == measurement.reference_rounds == Rounds(("offline", "online"))
         measurement.before()
         measurement.online()
         assert asked[-4:] == whole
@@ -196,6 +205,48 @@ def test_reference_rounds_pair_up(block, images, stock, monkeypatch):
     assert all(seconds > 0 for seconds in row["reference"]["total_s"])
 
 
+def test_a_row_of_one_clock(block, images, monkeypatch, tmp_path):
+    """The stock engine, told to have one clock and traffic that varies: every round's is kept."""
+    one = replace(ENGINES["stock"], clocks=("all_phases",), steady_traffic=False)
+    monkeypatch.setitem(ENGINES, "stock", one)
+    sizes = iter([1, 9, 5, 7, 5, 5, 5])
+    infer = Parties.infer
+
+    def varying(parties, pictures):
+        logits = infer(parties, pictures)
+        parties.sent = replace(parties.sent, by_party=(next(sizes), 0))
+        return logits
+
+    monkeypatch.setattr(Parties, "infer", varying)
+    first = Case.of("linear", block.eval(), images, rounds=1, warm_up=False, profiles=0)
+    case = Case.of("mine", block, images, rounds=2, warm_up=False, profiles=1, reference=first)
+    with Session((first, case), tmp_path, "test") as session:
+        assert session.obstacle(case) is None
+        session.measure(first)
+        row = session.measure(case)
+        assert session.progress(row, 2).startswith(
+            f"{case.id}: all phases {row['times']['all_phases_s'][0]:.2f}"[:-2]
+        )
+    validate(row)
+    assert set(row["times"]) == {"all_phases_s"}
+    assert set(row["reference"]) == {"case", "link_check", "all_phases_s"}
+    assert len(row["reference"]["all_phases_s"]) == len(row["times"]["all_phases_s"]) == 2
+    assert all(seconds > 0 for seconds in row["times"]["all_phases_s"])
+    sent = [each["bytes_sent_by_party"] for each in row["traffic_of_rounds"]]
+    assert sent == [[5, 0], [5, 0]]
+    assert row["options"] == {"ring_bits": 64, "fraction_bits": 16}
+    assert row["trust"] == one.trust
+    assert row["setup"]["seconds"] > 0
+    assert "all_phases_s" in row["conventions"]
+    assert "online_s" not in row["conventions"]
+
+
+def test_cases_of_other_clocks_are_not_paired():
+    case = Case("baseline", engine="spu-semi2k", reference=Case("baseline"))
+    with pytest.raises(ValueError, match="have other clocks and cannot be paired"):
+        Measurement(case, None)
+
+
 def test_too_few_images(block, images, stock):
     with pytest.raises(ValueError, match="too few"):
         Subject(block, images[:1], 1, stock)
@@ -212,10 +263,37 @@ def test_cases_are_distinct_and_their_references_are_cases():
             "joint-0.052",
             "merged-exact",
         }
-    assert {case.engine for case in smoke_cases()} == {"stock", "lean"}
+    spu = {"spu-semi2k", "spu-aby3", "spu-cheetah"}
+    assert {case.engine for case in smoke_cases()} == {"stock", "lean"} | spu
     assert all(case.width == 8 and case.rounds == 1 for case in smoke_cases())
     lean = select(cases, "lean")
     assert all(case.reference is None or case.reference.engine == "lean" for case in lean)
+
+
+def test_the_same_networks_under_five_protocols():
+    cases = protocol_cases()
+    assert len({case.id for case in cases}) == len(cases) == 30
+    assert {(case.engine, case.variant) for case in cases} == set(
+        itertools.product(
+            ("stock", "lean", "spu-semi2k", "spu-aby3", "spu-cheetah"),
+            ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact"),
+        )
+    )
+    assert all(case.width == 64 and case.link == "loopback" for case in cases)
+    assert all(case.rounds >= FEWEST for case in cases if case.role == "protocol")
+    assert {case.id for case in cases if case.role == "headline"} <= {case.id for case in default_cases()}
+    by_id = {case.id: case for case in cases}
+    for case in cases:
+        assert case.parties in ENGINES[case.engine].parties
+        if case.reference is not None:
+            assert by_id[case.reference.id] == case.reference
+            assert ENGINES[case.reference.engine].clocks == ENGINES[case.engine].clocks
+    links = protocol_link_cases()
+    assert {(case.engine, case.link) for case in links} == set(
+        itertools.product(("spu-semi2k", "spu-aby3", "spu-cheetah"), ("lan", "wan"))
+    )
+    assert all(case.role == "protocol" for case in links)
+    assert not {case.id for case in links} & {case.id for case in cases}
 
 
 def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():
@@ -242,7 +320,7 @@ def test_every_variant_of_the_catalogue_is_in_the_sweep():
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_a_users_own_network_is_measured_like_a_variant(engine, block, images, tmp_path):
-    """Against another network of the user's, and that against a variant."""
+    """Compares it with another network of the user, and that one with a variant."""
     block.eval()
     other = copy.deepcopy(block)
     other.relu = torch.nn.Identity()
@@ -271,6 +349,47 @@ def test_a_users_own_network_is_measured_like_a_variant(engine, block, images, t
     assert 0 < mine["answer"]["relative_error"] < 0.02
     summary = report.summarize(stored).set_index("variant").loc["mine"]
     assert (summary["engine"], summary["relus"], summary["reference_case"]) == (engine, 256, first.id)
+
+
+def test_what_is_up_to_date_is_not_measured_again(block, images, tmp_path, monkeypatch, capsys):
+    block.eval()
+    settings = {"engine": "lean", "rounds": 2, "results": tmp_path}
+    first = pibench.measure(block, images, **settings)
+    assert "up to date" not in capsys.readouterr().out
+    stored = Store(tmp_path / "bench.json").rows()
+
+    def never(*_):
+        raise AssertionError("parties were started")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parties, "__enter__", never)
+        again = pibench.measure(copy.deepcopy(block), images.clone(), **settings)
+        assert capsys.readouterr().out == "1 of 1 cases are up to date; --again measures them anew\n"
+        pd.testing.assert_frame_equal(again, first)
+        for changes in ({"rounds": 3}, {"again": True}):
+            with pytest.raises(AssertionError, match="were started"):
+                pibench.measure(block, images, **settings | changes)
+        block.fc.bias.data += 1
+        with pytest.raises(AssertionError, match="were started"):
+            pibench.measure(block, images, **settings)
+    assert Store(tmp_path / "bench.json").rows() == stored
+
+
+def test_an_interrupted_run_goes_on_with_the_references_that_it_still_needs(block, images, tmp_path):
+    """The first case is there; the second one pairs with it, so it runs in turn once more."""
+    first = Case.of("first", block.eval(), images, engine="lean", rounds=2, profiles=0)
+    second = Case.of("second", block, images, engine="lean", rounds=2, profiles=0, reference=first)
+    with Session((first, second), tmp_path, "one") as session:
+        session.measure(first)
+    with Session((first, second), tmp_path, "two") as session:
+        assert session.said_of_kept() == "1 of 2 cases are up to date; --again measures them anew"
+        assert [case.variant for case in session.waiting] == ["second"]
+        session.measure(second)
+    kept, fresh = Store(tmp_path / "bench.json").rows()
+    assert (kept["run"], fresh["run"]) == ("one", "two")
+    assert len(fresh["reference"]["online_s"]) == 2
+    assert fresh["reference"]["online_s"] != kept["times"]["online_s"]
+    assert fresh["host"] == platform.node()
 
 
 def test_a_users_network_that_the_parties_do_not_compute_is_found_out(block, images, tmp_path, monkeypatch):
@@ -316,7 +435,7 @@ def test_interrupted_run_keeps_its_rows_and_leaves_no_process(tmp_path):
     rows = json.loads(path.read_text())["rows"]
     assert 1 <= len(rows) < 13
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
-    assert [file.name for file in results.iterdir()] == ["bench.json"]
+    assert sorted(file.name for file in results.iterdir()) == [".bench.json.lock", "bench.json"]
 
 
 def test_unusable_results_file_is_found_before_anything_is_measured(tmp_path):

@@ -6,7 +6,7 @@ from networks import difference, images
 from torch import nn
 from torch.nn import functional as F
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.graph.moves import module_of, trace
 from pibench.models.transforms.merge_linear_stretches import merge_linear_stretches
 from pibench.models.variants import variant
@@ -91,7 +91,7 @@ def test_a_chain_that_does_not_pad_is_merged_exactly_with_its_average_pool():
     assert only.weight.shape == (2, 3, 13, 13)
     assert only.stride == (4, 4)
     assert difference(model, graph, images(2, 32)) < TOLERANCE
-    before, after = (count_cost(net, images(1, 32)).macs for net in (model, graph))
+    before, after = (cost_of(net, images(1, 32)).macs for net in (model, graph))
     assert after < before
 
 
@@ -141,7 +141,7 @@ def test_the_price_decides():
     assert max(each.kernel_size[0] for each in convolutions(dear)) == 3
     cheap = merge_linear_stretches(model, borders="hoisted")
     x = images(1, 16)
-    assert count_cost(cheap, x).macs <= count_cost(model, x).macs
+    assert cost_of(cheap, x).macs <= cost_of(model, x).macs
     with pytest.raises(ValueError, match="borders are exact or hoisted, not 'none'"):
         merge_linear_stretches(model, borders="none")
 
@@ -156,6 +156,6 @@ def test_the_price_decides():
 )
 def test_trained_networks_lose_the_layers_before_their_first_relu(name, macs, layers):
     model = variant(name).build(16)
-    cost = count_cost(merge_linear_stretches(model, borders="hoisted"), torch.zeros(1, 3, 32, 32))
+    cost = cost_of(merge_linear_stretches(model, borders="hoisted"), torch.zeros(1, 3, 32, 32))
     assert (cost.macs, cost.linear_layers) == (macs, layers)
-    assert cost.relus == count_cost(model, torch.zeros(1, 3, 32, 32)).relus
+    assert cost.relus == cost_of(model, torch.zeros(1, 3, 32, 32)).relus

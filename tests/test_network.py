@@ -1,4 +1,4 @@
-"""Links, the arithmetic model, the verdict on a check: what needs no process."""
+"""Links, the arithmetic model, the verdict on a check: all parts that need no process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run of one's own: measured, reported and drawn in a copy of the checkout, it changes no tracked file."""
+"""A user's own run, measured, reported and drawn in a copy of the checkout, changes no tracked file."""
 
 import shutil
 import subprocess
@@ -48,6 +48,12 @@ def test_a_run_its_report_and_its_figures_leave_the_checkout_clean(checkout):
     assert "lean: width 8, batch 1, loopback, 2 parties, 1 repetition\n" in said
     assert "The reference (results/reference) has none of these cases" in said
     assert "baseline" in said
+    again = run(checkout, "pytest", "bench/bench_latency.py", *options, "-k", CASES)
+    assert "1 of 1 cases are up to date; --again measures them anew" in again
+    assert (
+        said.partition("lean: width 8")[2].splitlines()[:6]
+        == again.partition("lean: width 8")[2].splitlines()[:6]
+    )
     said = run(checkout, "pibench.report")
     assert "lean: width 8" in said
     assert "tables and pages of results/bench.json\n" in said
@@ -58,7 +64,7 @@ def test_a_run_its_report_and_its_figures_leave_the_checkout_clean(checkout):
 
 
 def test_what_training_and_its_judging_write_is_ignored(checkout):
-    """These are the places that the commands write to unless an option says otherwise."""
+    """The commands write to these places unless an option says otherwise."""
     places = (
         "accuracy.json",
         "tries.json",

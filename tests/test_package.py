@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"bench": "pibench", "models": "pibench/models"}  # on disk -> in the package
 
-# What many a research checkout has; none of it may be what pibench imports.
+# Names in many research checkouts; pibench must import none of them.
 STRANGERS = (
     "models/__init__.py",
     "models/resnet.py",
@@ -71,7 +71,7 @@ def run_from(checkout, environment=()):
 
 
 def sources():
-    """The tree's files by their place in the package: all that Python or the package reads."""
+    """Returns the tree's files by their place in the package: all files that Python or the package reads."""
     return {
         f"{inside}/{path.relative_to(ROOT / folder).as_posix()}": path
         for folder, inside in FOLDERS.items()

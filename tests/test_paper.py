@@ -121,7 +121,7 @@ def test_the_command_writes_figures_with_captions_beside_their_tables(tmp_path, 
         monkeypatch.delitem(figures.FIGURES, name)
     monkeypatch.setattr(command, "on_all_cores", lambda function, names: [function(name) for name in names])
     folders = ["--results", str(results), "--plots", str(tmp_path / "plots"), "--weights", str(tmp_path)]
-    assert figures.main([*folders, "--paper"]) == 0
+    assert figures.main([*folders, "--paper"], write.write_paper) == 0
     assert "plots/paper: 1 figures" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "plots" / "paper").iterdir()}
     drawn = {"latency_vs_relus.pdf", "latency_vs_relus-column.pdf", "figures.tex"}

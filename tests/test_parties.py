@@ -286,6 +286,7 @@ def alive(pids: tuple[int, ...]) -> list[int]:
     return [pid for pid in pids if is_alive(pid)]
 
 
+@pytest.mark.usefixtures("started")
 def test_killed_party_is_reported_within_five_seconds(block, images):
     with Parties(timeout_s=60) as parties:
         parties.load(block, images)
@@ -309,6 +310,7 @@ def test_failing_party_gives_its_traceback(block, images):
         assert not parties.pids
 
 
+@pytest.mark.usefixtures("started")
 def test_hanging_party_is_ended_after_the_timeout(block, images):
     with Parties(timeout_s=20) as parties:
         parties.load(block, images)

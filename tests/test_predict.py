@@ -40,7 +40,7 @@ def resnet(network, width: int, **arguments) -> nn.Module:
 
 
 def uncalibrated(name: str, width: int = 8) -> nn.Module:
-    """A variant as `build` gives it, but for the statistics: traffic depends on none."""
+    """Returns a variant as `build` makes it, without the statistics: traffic depends on none."""
     model = VARIANTS[name].trainable(width, classes=CLASSES, image_size=8).eval()
     return VARIANTS[name].finished(model).eval()
 

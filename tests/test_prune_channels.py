@@ -7,7 +7,7 @@ import torch
 from networks import difference, images, small
 from torch import nn
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.transforms import fold_batchnorm, linearize_relus
 from pibench.models.transforms.prune_channels import (
     Statistics,
@@ -107,7 +107,7 @@ def test_channels_masks_and_norms_go_and_every_count_falls():
     graph = prune_channels(model, kept)
     assert graph.get_submodule("layer1.0.relu1").mask.equal(mask[[0, 2]])
     assert graph.get_submodule("layer4.1.bn1").num_features == 2
-    before, after = (count_cost(fold_batchnorm(each), images(1)) for each in (model, graph))
+    before, after = (cost_of(fold_batchnorm(each), images(1)) for each in (model, graph))
     assert after.relus < before.relus
     assert after.macs < before.macs
     assert after.parameters < before.parameters

@@ -13,6 +13,7 @@ from results_factory import (
     describe,
     make_accuracy_row,
     make_check,
+    make_protocol_rows,
     make_row,
     make_rows,
     remember,
@@ -618,3 +619,38 @@ def test_sections_without_data_say_what_to_do():
 )
 def test_numbers_have_three_digits_and_no_exponent(value, text):
     assert format_number(value) == text
+
+
+def test_rows_of_one_clock_have_no_phase_and_change_no_table_of_online_seconds(rows):
+    both = [*rows, *make_protocol_rows()]
+    for row in both[len(rows) :]:
+        row["conventions"] = row["conventions"] | {"rounds": "messages"}
+    summary = report.summarize(both)
+    one = summary[summary["role"] == "protocol"]
+    assert len(one) == 9
+    for clock in ("offline", "online", "total"):
+        assert one[f"{clock}_median_s"].isna().all()
+        assert one[f"{clock}_speedup"].isna().all()
+    line = one.set_index("case").loc["spu-aby3/senet-0.09/w64/b1/3p/loopback"]
+    row = next(row for row in both if row["case"] == line.name)
+    seconds, partners = row["times"]["all_phases_s"], row["reference"]["all_phases_s"]
+    assert line["all_phases_median_s"] == np.median(seconds)
+    assert line["all_phases_speedup"] == np.median(np.divide(partners, seconds))
+    assert line["all_phases_images_per_s"] == 1 / np.median(seconds)
+    assert line["modelled_online_s"] != line["modelled_online_s"]
+    assert (line["option_protocol"], line["option_fraction_bits"]) == ("ABY3", 16)
+    alone = report.summarize(rows)
+    assert not [name for name in alone if name.startswith("all_phases")]
+    assert report.headline_section(both, summary) == report.headline_section(rows, alone)
+    assert report.engines_section(summary) == report.engines_section(alone)
+    assert report.links_section(summary) == report.links_section(alone)
+
+
+def test_a_report_of_rows_of_one_clock_alone():
+    rows = make_protocol_rows()
+    summary = report.summarize(rows)
+    assert "No headline case" in report.headline_section(rows, summary)
+    assert "not been measured side by side" in report.engines_section(summary)
+    assert "No case has been measured over a shaped link" in report.links_section(summary)
+    assert report.tabulate_models(rows)["modelled"].empty
+    assert report.tabulate_pairs(report.tabulate_accuracy(None), rows) is not None

@@ -1,5 +1,5 @@
 import pytest
-from results_factory import make_row, make_rows, remember
+from results_factory import make_protocol_row, make_protocol_rows, make_row, make_rows, remember
 
 from pibench.report import interval_of_median, statistics, summarize
 from pibench.report.comparison import compare, short_tables
@@ -85,3 +85,37 @@ def test_cases_that_the_reference_lacks_are_not_compared(summary):
     both = summary[summary["variant"] == "baseline"]
     some = compare(summary, both)
     assert f"{len(both)} of {len(summary)} cases" in some
+
+
+def test_protocols_of_one_clock_stand_beside_the_sum_of_both_phases():
+    rows = [*map(make_row, ("baseline", "senet-0.09")), *make_protocol_rows()]
+    summary = summarize(rows)
+    text = short_tables(summary)
+    tables = {table.split(":")[0]: table.splitlines() for table in text.split("\n\n")}
+    assert tables["stock"][1].split("  ")[-4:] == ["offline, s", "online, s", "total, s", "speed-up, online"]
+    for engine in ("spu-semi2k", "spu-aby3", "spu-cheetah"):
+        _, trust, head, *lines = tables[engine]
+        assert "semi-honest parties" in trust
+        assert head.endswith("MB sent  all phases, s  speed-up, all phases")
+        assert [line.split()[0] for line in lines] == ["baseline", "senet-0.09", "joint-0.052"]
+        assert all("×" in line for line in lines[1:])
+    case = summary[summary["case"] == rows[3]["case"]].iloc[0]
+    low, high = case["all_phases_speedup_low"], case["all_phases_speedup_high"]
+    assert f"{case['all_phases_speedup']:.2f}× [{low:.2f}, {high:.2f}]" in text
+
+
+def test_a_phase_alone_needs_no_sum():
+    assert "total, s" not in short_tables(summarize([make_row()]))
+
+
+def test_rows_of_one_clock_are_compared_by_it_and_varying_traffic_is_no_difference():
+    names = ("spu-semi2k", "spu-aby3")
+    rows = [make_protocol_row(variant, engine) for engine in names for variant in ("baseline", "senet-0.09")]
+    there = summarize(rows)
+    assert "speed-ups: 2 of 2 agree" in compare(there, there)
+    here = there.copy()
+    here["rounds"] += 1
+    text = compare(here, there)
+    assert "- counts: 2 DIFFER" in text
+    assert "spu-aby3/baseline/w64/b1/3p/loopback: rounds" not in text
+    assert "- spu-semi2k baseline all phases: " in text

@@ -165,7 +165,7 @@ def test_at_equal_latency_stands_the_best_that_is_no_slower(rows):
 
 
 def test_no_network_is_compared_at_equal_latency_that_is_slower_or_another(rows):
-    """Times of other weights, plans and slower networks do not count."""
+    """Times of other weights, other plans and slower networks do not count."""
     content, narrow = make_accuracy(), make_narrow_rows()
     seeded = [row | {"weights": "seeded"} for row in narrow]
     assert report.tabulate_equal_latency(table(content), seeded).empty

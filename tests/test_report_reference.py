@@ -1,4 +1,4 @@
-"""`make reference`: what a run of one's own changes in what is committed."""
+"""`make reference`: the changes that a user's own run makes in the committed files."""
 
 import json
 

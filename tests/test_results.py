@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from results_factory import make_check, make_row, make_rows
+from results_factory import make_check, make_protocol_rows, make_row, make_rows
 
 from pibench.costs.literature import LinearLayer, Network, network_from_dict
 from pibench.links import LinkCheck
@@ -13,6 +13,7 @@ from pibench.models import files
 from pibench.models.files import replace_file
 from pibench.store import results, schema
 from pibench.store.results import ResultsError, Store, validate
+from pibench.store.schema import clocks_of, whole_clock
 
 
 @pytest.fixture
@@ -48,6 +49,100 @@ def test_rows_that_another_store_wrote_meanwhile_are_kept(path):
     second.add(make_row("senet-0.09"))
     first.add(make_row("joint-0.104"))
     assert len(Store(path).rows()) == 3
+
+
+def another_machine(row, cpu="Another CPU"):
+    return row | {"machine": row["machine"] | {"cpu": cpu}}
+
+
+def test_rows_of_two_machines_stand_beside_each_other(path):
+    store, mine = Store(path), make_row("baseline")
+    theirs = another_machine(make_row("baseline", seed=7))
+    store.add(mine)
+    store.add(theirs)
+    assert store.rows() == [mine, theirs]
+    store.add(another_machine(make_row("baseline", seed=8)))
+    assert [row["machine"]["cpu"] for row in store.rows()] == [mine["machine"]["cpu"], "Another CPU"]
+    assert store.rows()[0] == mine
+    store.renew([make_row("baseline", seed=9)])
+    assert store.rows() == [make_row("baseline", seed=9)]
+
+
+def test_of_two_rows_of_one_case_and_machine_the_later_one_is_merged(path):
+    store = Store(path)
+    early = make_row("baseline", started="2026-01-01T00:00:00+00:00")
+    late = make_row("baseline", seed=7, started="2026-02-01T00:00:00+00:00")
+    other = make_row("senet-0.09", started="2026-01-15T00:00:00+00:00")
+    store.add(late)
+    store.merge([early, another_machine(early), other])
+    assert sorted(store.rows(), key=str) == sorted([late, another_machine(early), other], key=str)
+    before = path.read_bytes()
+    store.merge(store.rows())
+    assert path.read_bytes() == before
+
+
+def test_one_machine_is_chosen_by_its_name_or_by_the_newest_row():
+    old = make_row(started="2026-01-01T00:00:00+00:00")
+    new = another_machine(make_row(started="2026-02-01T00:00:00+00:00"), "Xeon")
+    own = results.machine_name(old)
+    assert results.one_machine([old]) == ([old], None)
+    assert results.one_machine([]) == ([], None)
+    assert results.one_machine([new, old])[0] == [new]
+    rows, said = results.one_machine([new, old], own[:5].lower())
+    assert rows == [old]
+    assert said == f"shown is {own}; --machine shows {results.machine_name(new)}"
+    for unclear in ("e", "none"):
+        with pytest.raises(ResultsError, match=f"machines are called {unclear!r}: choose one of Xeon"):
+            results.one_machine([new, old], unclear)
+
+
+def test_two_runs_that_write_at_once_lose_no_row(path):
+    """Two processes add twenty rows each to one file."""
+    code = (
+        "import sys; from results_factory import make_row; from pibench.store.results import Store\n"
+        "store = Store(sys.argv[1])\n"
+        "for number in range(20): store.add(make_row(case=f'{sys.argv[2]}/{number}', layers=[]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), name], env=environment) for name in "ab"
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    assert {row["case"] for row in Store(path).rows()} == {f"{a}/{n}" for a in "ab" for n in range(20)}
+
+
+def test_a_results_file_that_is_a_link_is_written_through(path, tmp_path):
+    there = tmp_path / "elsewhere.json"
+    path.parent.mkdir()
+    path.symlink_to(there)
+    Store(path).add(make_row())
+    assert path.is_symlink()
+    assert Store(there).rows() == Store(path).rows() == [make_row()]
+
+
+def test_a_results_file_that_is_no_file_is_refused(path):
+    path.parent.mkdir()
+    os.mkfifo(path)
+    for use in (lambda: Store(path), lambda: results.read_rows(path)):
+        with pytest.raises(ResultsError, match=r"cannot be read .*a pipe or a device"):
+            use()
+    path.unlink()
+    store = Store(path)
+    os.mkfifo(path)
+    with pytest.raises(ResultsError, match="a pipe or a device"):
+        store.demand_room()
+
+
+def test_a_folder_that_takes_no_rows_is_found_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ResultsError, match=r"cannot be (read|written).*Not a directory"):
+        Store(tmp_path / "file" / "bench.json").demand_room()
+    path = tmp_path / "bench.json"
+    store = Store(path)
+    path.mkdir()
+    for use in (store.demand_room, lambda: store.add(make_row())):
+        with pytest.raises(ResultsError, match=r"Is a directory.*(--results|move it away)"):
+            use()
 
 
 def test_missing_measures_are_null_and_nan_is_never_written(path):
@@ -92,7 +187,7 @@ def test_a_crash_while_writing_keeps_the_old_file(path, monkeypatch, step):
         store.add(make_row("senet-0.09"))
     monkeypatch.undo()
     assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == ["bench.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [".bench.json.lock", "bench.json"]
 
 
 class HalfFile:
@@ -197,6 +292,11 @@ def test_a_case_held_twice_is_an_error(path):
         (lambda row: row["network"]["linear"][1].pop("kernel"), r"lacks `network\.linear\[1\]\.kernel`"),
         (lambda row: row["times"]["total_s"].pop(), r"`times\.total_s` has 14 rounds"),
         (lambda row: row["reference"]["online_s"].pop(), r"`reference\.online_s` does not pair"),
+        (lambda row: row["times"].pop("online_s"), r"`times` has not the clocks of one engine \(online_s\)"),
+        (lambda row: row["times"].update(all_phases_s=[1.0] * 15), "keep offline_s, online_s, total_s, or"),
+        (lambda row: row["reference"].pop("total_s"), "`reference` has not the clocks"),
+        (lambda row: row.update(options={"fraction_bits": None}), r"`options\.fraction_bits"),
+        (lambda row: row.update(traffic_of_rounds=[]), "`traffic_of_rounds` has not one traffic"),
         (lambda row: row.update(images=object()), "`row.images` is a object"),
     ],
 )
@@ -211,6 +311,11 @@ def test_a_wrong_row_is_refused_by_the_name_of_its_key(path, change, message):
 def test_rows_over_shaped_links_unknown_measures_and_further_keys_are_welcome():
     validate(make_row(link="wan", role="link", anything=[1, {"more": None}]))
     validate(make_row(layers=[], network=None, link_check=None))
+    for row in make_protocol_rows():
+        validate(row)
+        assert clocks_of(row) == ("all_phases_s",)
+        assert whole_clock(row) == "all_phases_s"
+    assert whole_clock(make_row()) == "total_s"
     row = make_row()
     row["traffic"]["hops"] = None
     validate(row)

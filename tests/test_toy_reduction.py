@@ -1,4 +1,4 @@
-"""The promise of the house: a reduction is one file. This one lies in a folder of the test's."""
+"""The promise of the house: a reduction is one file. This one is in a folder of the test."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The networks that are committed: rows of the reference against the weights that they speak of."""
+"""The committed networks: rows of the reference against their weights."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.rows import read_rows
@@ -26,7 +26,7 @@ def row_of(name, width=16, seed=0):
 
 
 def test_every_row_is_trained_and_the_pair_by_three_seeds():
-    """All at width 16; at full width all but the one that came when no CUDA device was left for it."""
+    """Every variant is trained at width 16. At full width one is missing: no CUDA device was left for it."""
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name != "joint"]
@@ -38,7 +38,7 @@ def test_every_row_is_trained_and_the_pair_by_three_seeds():
 
 
 def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
-    """Its weights are not part of the project: the row alone says that a network is trained."""
+    """The full-width weights are not part of the project: the row alone shows that a network is trained."""
     folder = ["--results", str(REFERENCE), "--plan", "long", "--width", "64"]
     assert command.main([*folder, "--device", "cpu", "--list"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -52,7 +52,7 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     assert read_manifest()[file_name(name, 16)]["sha256"] == row["weights_sha256"]
     model = VARIANTS[name].build(width=16)
     assert model.meta["trained"]
-    cost = count_cost(model, torch.zeros(1, 3, 32, 32))
+    cost = cost_of(model, torch.zeros(1, 3, 32, 32))
     assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
     path = ROOT / "models" / "trained" / file_name(name, 16)
@@ -84,9 +84,9 @@ def test_tries_saw_no_test_image():
 
 @pytest.mark.parametrize("name", ["baseline", "joint-0.052"])
 def test_the_accuracy_is_found_again_on_real_images(name):
-    """A thousand of them: 1.5 points of standard error, four of which are allowed.
+    """Checks a thousand images: the standard error is 1.5 points, and four of them are allowed.
 
-    Skipped where the images are not at data/, as in a clone: they are no part of the project.
+    Skipped if the images are not at data/, as in a clone: they are not part of the project.
     """
     try:
         images, labels = load_cifar100(ROOT / "data", "test")

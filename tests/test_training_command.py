@@ -135,7 +135,7 @@ def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, 
 
 
 def test_a_try_of_a_plan_takes_what_that_plan_has_taken(cifar, monkeypatch, capsys):
-    """The baseline is the usual plan's: the other plan takes it from there, and so must its tries."""
+    """The baseline belongs to the usual plan: the other plan takes it from there, and so must its tries."""
     folder, options, plans = cifar
     monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
     assert main([*options, "--rows", "joint", "baseline"]) == 0

@@ -11,8 +11,9 @@ from networks import randomised
 from torch import nn
 from training_setup import CLASSES, banded, tiny_images, tiny_run
 
+from pibench.measure.count import cost_of
 from pibench.models.allocation import allocate
-from pibench.models.cost import count_cost, relu_shapes
+from pibench.models.cost import relu_shapes
 from pibench.models.published import SENET_SENSITIVITY
 from pibench.models.reductions.joint import gated
 from pibench.models.reductions.merged import blocks, hoist_in_training
@@ -60,9 +61,9 @@ def test_what_was_trained_is_what_is_deployed_and_what_is_loaded(name, run, tmp_
     assert (logits(loaded) - expected).abs().max() > 0
     shapes = relu_shapes(resnet18(CLASSES, 2), X[:1])
     budget = variant(name).budget(2)
-    cost = count_cost(loaded, X[:1])
+    cost = cost_of(loaded, X[:1])
     assert row["relus"] == cost.relus == (cost.relus if budget is None else budget)
-    assert row["macs"] == count_cost(variant(name).build(2, None, classes=CLASSES), X[:1]).macs
+    assert row["macs"] == cost_of(variant(name).build(2, None, classes=CLASSES), X[:1]).macs
     assert row["relus"] <= sum(prod(shape) for shape in shapes.values())
     assert 0 <= row["accuracy_heldout"] <= 1
     assert row["epochs"] == sum(row["phases"].values())
@@ -133,7 +134,7 @@ def test_published_sensitivity_is_taken_when_none_is_measured(run, tmp_path):
 
 
 def test_merging_is_exact_for_the_network_that_is_trained():
-    """With hoisted padding the deployed 5x5 and 7x7 kernels compute what is trained, borders included."""
+    """The deployed 5x5 and 7x7 kernels with hoisted padding compute what is trained, borders included."""
     torch.manual_seed(0)
     recipe = VARIANTS["merged-exact"]
     model = recipe.structured(2, 4)
@@ -206,7 +207,7 @@ def test_other_networks_are_trained_deployed_saved_and_loaded(network, name, oth
     assert load(path).meta["decisions"] == decisions
     row = finish_row(run, name, trained, None, {}, tmp_path / "half")
     budget = run.variant(name).budget(run.width)
-    assert row["relus"] == (count_cost(final, X[:1]).relus if budget is None else budget)
+    assert row["relus"] == (cost_of(final, X[:1]).relus if budget is None else budget)
     built = run.variant(name).build(run.width, path, classes=CLASSES)
     assert torch.equal(logits(built), logits(final))
     if name == "joint-0.052":

@@ -6,7 +6,7 @@ from networks import SMALL, difference, images, randomised, signature, small, st
 from torch import nn
 from torch.nn import functional as F
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
 from pibench.models.graph.moves import module_of, trace
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.transforms import (
@@ -547,7 +547,7 @@ def test_a_shallow_block_is_one_convolution_with_its_skip_and_last_relu(folded):
     x = images()
     with torch.no_grad():
         assert graph(x).shape == model(x).shape
-    before, after = (count_cost(network, x) for network in (model, graph))
+    before, after = (cost_of(network, x) for network in (model, graph))
     assert before.relus - after.relus == 4 * 32 * 32 + 8 * 16 * 16
 
 
@@ -633,7 +633,7 @@ def test_average_pools_replace_modules_and_functions():
     expected = F.avg_pool2d(F.avg_pool2d(x, 3, 2, 1), 2, padding=1, ceil_mode=True)
     assert torch.equal(graph(x), expected)
     assert not modules(graph, nn.MaxPool2d)
-    assert count_cost(average_pools(small("vgg16")), x).comparisons == 0
+    assert cost_of(average_pools(small("vgg16")), x).comparisons == 0
 
 
 def test_average_pools_refuse_dilation_and_indices():

@@ -125,7 +125,7 @@ def test_the_parties_bring_the_other_host_and_take_it_along(quiet, block, images
 
 
 def test_a_stranger_at_gloos_port_is_told_from_the_guest(quiet, monkeypatch):
-    """Gloo asks nobody for a token, so the parties do, before anything is shared."""
+    """Gloo checks no token, so the parties do, before they share anything."""
     monkeypatch.setattr("pibench.hosts.join.group_key", lambda stream, number: b"another key")
     remote = Remote(**{**quiet, "port": free_port()})
     with ThreadPoolExecutor(1) as pool:

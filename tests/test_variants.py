@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from pibench.measure.count import cost_of
 from pibench.models import variants
 from pibench.models import weights as checkpoint
 from pibench.models.allocation import allocate
-from pibench.models.cost import count_cost
 from pibench.models.data import normalised, picture_crops
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.published import SENET_SENSITIVITY
@@ -66,7 +66,7 @@ def test_the_recipes_are_those_of_the_project():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_cost_at_full_width(name, monkeypatch):
     monkeypatch.setattr(variants, "calibrate", lambda *_: None)  # costs do not depend on statistics
-    cost = count_cost(VARIANTS[name].build(weights=None), IMAGES[:1])
+    cost = cost_of(VARIANTS[name].build(weights=None), IMAGES[:1])
     assert (cost.relus, cost.relu_layers, cost.linear_layers, cost.macs, cost.parameters) == EXPECTED[name]
     assert cost.comparisons == 0
 
@@ -75,7 +75,7 @@ def test_cost_at_full_width(name, monkeypatch):
 def test_the_name_carries_the_fraction_of_the_original_relus(name, built):
     fraction = float(name.split("-")[1])
     assert EXPECTED[name][0] == round(fraction * ORIGINAL) == VARIANTS[name].budget()
-    assert count_cost(built[name], IMAGES[:1]).relus == round(fraction * ORIGINAL * WIDTH / 64)
+    assert cost_of(built[name], IMAGES[:1]).relus == round(fraction * ORIGINAL * WIDTH / 64)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -163,7 +163,7 @@ def test_classes_and_image_size_are_free():
     model = VARIANTS["joint-0.09"].build(width=2, weights=None, classes=7, image_size=64)
     images = normalised(picture_crops(2, 64))
     assert model(images).shape == (2, 7)
-    assert count_cost(model, images).relus == round(0.09 * ORIGINAL * 2 / 64 * 4)
+    assert cost_of(model, images).relus == round(0.09 * ORIGINAL * 2 / 64 * 4)
     with pytest.raises(ValueError, match="the image size or width differs"):
         model(IMAGES)
 
@@ -230,7 +230,7 @@ def test_stored_weights_and_masks_come_back(name):
     assert loaded.state_dict().keys() == trained.state_dict().keys()
     for key, tensor in trained.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[key], tensor, rtol=1e-3, atol=1e-4)
-    assert count_cost(loaded, IMAGES).relus == count_cost(trained, IMAGES).relus
+    assert cost_of(loaded, IMAGES).relus == cost_of(trained, IMAGES).relus
     assert recipe.build(width=WIDTH, weights=path).meta["trained"]
     assert not recipe.build(width=WIDTH, weights=None).meta["trained"]
     assert not recipe.build(width=WIDTH, classes=10).meta["trained"]  # trained for another number of classes
@@ -244,7 +244,7 @@ def test_stored_weights_and_masks_come_back(name):
 
 
 def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
-    """SNL's own distribution: a layer that is gone and one that is whole come back as such."""
+    """SNL has its own distribution: an emptied layer and a whole one come back as such."""
     recipe = VARIANTS["snl-0.09"]
     shapes = {name: (WIDTH, 32, 32) for name in ("relu", "layer1.0.relu1")}
     budget = recipe.budget(WIDTH)
@@ -262,7 +262,7 @@ def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
     loaded = recipe.build(width=WIDTH, weights=path)
     assert kinds(loaded, MaskedReLU) == ["relu"]
     assert kinds(loaded, nn.ReLU) == ["layer4.1.relu2"]
-    assert count_cost(loaded, IMAGES).relus == budget
+    assert cost_of(loaded, IMAGES).relus == budget
 
 
 @pytest.fixture

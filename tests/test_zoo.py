@@ -1,8 +1,11 @@
+from math import prod
+
 import pytest
 import torch
 from torch import nn
 
-from pibench.models.cost import count_cost
+from pibench.measure.count import cost_of
+from pibench.models.cost import count_macs, relu_shapes
 from pibench.models.zoo import ZOO, resnet18, resnet20, resnet32, resnet34, vgg16, wrn_22_8
 from pibench.models.zoo.wide_resnet import WideResNet
 
@@ -17,18 +20,20 @@ COUNTS = [
 ]
 
 
-def on_meta(network, size, **arguments):
+def activations(network, size, **arguments):
+    """Returns the elements of each ReLU's activation; the network has no weights, shapes alone."""
     with torch.device("meta"):
-        return count_cost(network(**arguments).eval(), torch.zeros(1, 3, size, size))
+        shapes = relu_shapes(network(**arguments), torch.zeros(1, 3, size, size))
+    return [prod(shape) for shape in shapes.values()]
 
 
 @pytest.mark.parametrize(("network", "arguments", "relus", "layers"), COUNTS)
 def test_relu_counts_are_those_of_the_field(network, arguments, relus, layers):
-    cost = on_meta(network, 32, **arguments)
-    assert cost.relus == relus
-    assert cost.relu_layers == layers
+    counted = activations(network, 32, **arguments)
+    assert sum(counted) == relus
+    assert len(counted) == layers
     hidden = 8192 if arguments else 0  # its two linear layers do not grow with the image
-    assert on_meta(network, 64, **arguments).relus == 4 * (relus - hidden) + hidden
+    assert sum(activations(network, 64, **arguments)) == 4 * (relus - hidden) + hidden
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -45,15 +50,18 @@ def test_width_and_classes_are_free_and_every_relu_is_a_module_of_its_own(name):
 
 
 def test_relus_scale_with_the_width():
-    assert on_meta(resnet18, 32, width=16).relus == 557_056 // 4
+    assert sum(activations(resnet18, 32, width=16)) == 557_056 // 4
 
 
 def test_imagenet_stem_halves_twice_and_compares_in_its_max_pooling():
-    cost = on_meta(resnet18, 224, stem="imagenet", classes=1000)
-    assert cost.relus == 2_308_096  # 802,816 in the stem, then 200,704 a layer in stage 1, halving
-    assert cost.comparisons == 8 * 64 * 56 * 56
-    assert cost.macs == 1_814_073_344  # torchvision's resnet18: 1.81 GMAC
-    assert cost.parameters == 11_689_512  # torchvision's resnet18, BatchNorm's included
+    # 802,816 in the stem, then 200,704 a layer in stage 1, halving
+    assert sum(activations(resnet18, 224, stem="imagenet")) == 2_308_096
+    with torch.device("meta"):
+        model, image = resnet18(stem="imagenet", classes=1000), torch.zeros(1, 3, 224, 224)
+    assert count_macs(model, image) == 1_814_073_344  # torchvision's resnet18: 1.81 GMAC
+    assert sum(each.numel() for each in model.parameters()) == 11_689_512  # as torchvision's
+    narrow = cost_of(resnet18(width=2, stem="imagenet"), torch.zeros(1, 3, 224, 224))
+    assert 32 * narrow.comparisons == 8 * 64 * 56 * 56
 
 
 def test_shortcuts_are_convolutions_only_where_the_shape_changes():

@@ -190,7 +190,7 @@ def end(popen: subprocess.Popen) -> None:
 
 
 def why_no_namespaces() -> str | None:
-    """Why two network namespaces cannot be had here; None if they can."""
+    """Returns why two network namespaces are not available here, or None if they are."""
     return obstacle(netem=False)
 
 

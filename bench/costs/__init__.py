@@ -1,1 +1,1 @@
-"""Costs that are known without running anything: an engine's traffic, and what the literature models."""
+"""Costs without a run: the traffic of an engine, and the cost models of the literature."""

@@ -1,12 +1,12 @@
-"""What an inference sends, known from the program alone: no process is started, no engine is imported.
+"""Predicts the traffic of an inference from the program alone, without a process or an engine's framework.
 
 `predict` gives the rounds and bytes that `Parties.traffic` and `Parties.profile` count, exactly:
 
     program = lower(variant("baseline").build(64), example).program
     predict(program, "stock").bytes_sent         # 224,258,336 (ResNet-18, width 64, 100 classes, 32 x 32)
 
-`python -m pibench.costs.predict baseline senet-0.09 --engine lean` prints it for named variants; with
-`--literature costs.csv` it writes what the models of `pibench.costs.literature` say of them instead.
+`python -m pibench.costs.predict baseline senet-0.09 --engine lean` prints the prediction for named variants.
+With `--literature costs.csv` it writes the costs by the models of `pibench.costs.literature` instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pibench.program.ir import Program
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one inference sends online, with the fields of `pibench.parties.driver.Traffic` and every step."""
+    """The online traffic of one inference, in total (as `pibench.parties.driver.Traffic`) and by step."""
 
     steps: tuple[StepTraffic, ...]
 
@@ -42,35 +42,35 @@ class Prediction:
         return sum(step.hops for step in self.steps)
 
     def least_s(self, link: Link) -> float:
-        """Seconds that `link` alone takes: half a round trip a hop, and the bytes; nothing is computed."""
+        """Returns the seconds of `link` alone, without computing: half a round trip a hop, and the bytes."""
         return predict_online(0.0, self.hops, self.bytes_sent, link, 0.0).online_s
 
     @property
     def by_party(self) -> tuple[int, ...]:
-        """Bytes that each party sends."""
+        """The bytes that each party sends."""
         return tuple(map(sum, zip(*(step.by_party for step in self.steps), strict=True)))
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of the party that sends most."""
+        """The bytes of the party that sends most."""
         return max(self.by_party)
 
     @property
     def bytes_total(self) -> int:
-        """Bytes that all parties send together."""
+        """The bytes that all parties send together."""
         return sum(self.by_party)
 
 
 def engines_with_a_law() -> list[str]:
-    """Names the engines whose traffic is known without a run."""
+    """Returns the names of the engines whose traffic is known without a run."""
     return [name for name, engine in ENGINES.items() if engine.traffic is not None]
 
 
 def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> Prediction:
     """Predicts rounds, hops and bytes of one inference of `batch` images, step by step.
 
-    Raises ValueError for an engine without a cost model, a number of parties it does not run with, or an
-    empty batch; NotImplementedError for an operator that the engine does not have.
+    Raises ValueError for an engine without a cost model, a number of parties that it cannot run with, or an
+    empty batch. Raises NotImplementedError for an operator that the engine does not have.
     """
     known = ENGINES.get(engine)
     if known is None or known.traffic is None:
@@ -83,12 +83,15 @@ def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> 
 
 
 def modelled_rows(names: Iterable[str] | None = None, width: int = 64) -> pd.DataFrame:
-    """What every literature model says of named variants (all of them) on every channel, one row each."""
+    """Returns the costs of variants under every literature model and channel, one row each.
+
+    `names` None stands for all variants.
+    """
     return literature.modelled_rows(describe_variants(names, width))
 
 
 def describe_variants(names: Iterable[str] | None = None, width: int = 64) -> list[literature.Network]:
-    """Describes variants on 32 x 32 images as the literature models see them."""
+    """Describes variants on 32 x 32 images for the literature models."""
     import torch
 
     from pibench.models.variants import VARIANTS, variant

@@ -1,10 +1,9 @@
-"""Engines: how a program runs on shares. `stock` is CrypTen's own operators, `lean` is ours,
-the `spu-*` are protocols of SecretFlow SPU.
+"""Engines run a program on shares: `stock` is CrypTen, `lean` is ours, the `spu-*` are from SecretFlow SPU.
 
-An engine's folder holds everything that belongs to it. Its `__init__` describes it
-(`pibench.engines.base.Engine`) and imports the rest when that is called. The driver
-(`pibench.parties.driver`) starts the processes; `pibench.parties.worker` makes the node of a role inside one
-and obeys the driver's commands on it.
+An engine's folder holds everything that belongs to it. Its `__init__` describes the engine
+(`pibench.engines.base.Engine`) and imports the other modules only when they are needed. The driver
+(`pibench.parties.driver`) starts the processes. `pibench.parties.worker` makes the node of a role inside a
+process and obeys the driver's commands on it.
 """
 
 from pibench.engines import crypten, lean, spu
@@ -12,12 +11,20 @@ from pibench.engines.base import Engine, Helper, Meter, Node, NotPrepared, Setti
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
-    for engine in (crypten.ENGINE, crypten.BY_HAND, lean.ENGINE, spu.SEMI2K, spu.ABY3, spu.CHEETAH)
+    for engine in (
+        crypten.ENGINE,
+        crypten.BY_HAND,
+        lean.ENGINE,
+        spu.SEMI2K,
+        spu.ABY3,
+        spu.CHEETAH,
+        spu.BY_HAND,
+    )
 }
 
 
 def engine_named(name: str) -> Engine:
-    """Returns an engine; raises ValueError for a name that is not one."""
+    """Returns the engine of this name; raises ValueError for an unknown name."""
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
     return ENGINES[name]

@@ -1,6 +1,6 @@
-"""What engines have in common: how one describes itself, its processes' setting, the meter, the walk.
+"""The common parts of engines: the description, the setting of a process, the meter, the program walk.
 
-Importing this module imports no torch: whoever lists engines needs none.
+This module does not import torch, so a program that lists engines does not need torch.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,23 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
+Rehearsal = Callable[
+    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
+    "torch.Tensor",
+]
+
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
 
 
 class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface)
-    """Raised when an engine is asked for whose package is not installed here."""
+    """Raised when the package of the requested engine is not installed."""
 
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """What one step sends: collective rounds, their one-way trips in sequence (hops), and bytes by party.
+    """The traffic of one step: collective rounds, one-way trips in sequence (hops), and bytes by party.
 
     The opening is the step `open`.
     """
@@ -47,39 +52,52 @@ class StepTraffic:
 
 
 def no_limits(program: Program) -> dict[str, float]:
-    """Asks for no more than what holds for every engine (`pibench.program.lower.VALUE_LIMIT`)."""
+    """Returns no limits beyond the common one (`pibench.program.lower.VALUE_LIMIT`)."""
     return {}
 
 
+def usual_options() -> dict[str, str | int | bool]:
+    """Returns the arithmetic of an engine without choices."""
+    return {"ring_bits": 64, "fraction_bits": 16}
+
+
+def suited() -> None:
+    """Finds nothing that keeps an engine from this machine."""
+
+
 def nothing_to_compile() -> None:
-    """Has nothing to compile."""
+    """Does nothing: the engine has nothing to compile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What an engine says of itself; reading it imports neither torch nor a framework.
+    """The description of an engine; reading it imports neither torch nor a framework.
 
-    What it is: `name` is its key, `label` its name in figures, `trust` what must be believed, in one line;
-    `parties` the numbers of parties it runs with. `providers` maps each source of correlated randomness to
-    the roles of the processes beside the parties, the usual source first. The roles in `serving` obey a
-    protocol of their own, online too, instead of the driver's commands. `clocks` are the phases that are
-    timed: offline and online, or `all_phases` for an engine that has no offline phase. `exact_truncation`
-    tells that no truncation is ever wrong by more than one unit in the last place.
+    Identity: `name` is the key, `label` the name in figures. `trust` says in one line whom the users must
+    trust. `parties` lists the possible numbers of parties. `providers` maps each source of correlated
+    randomness to the roles of its helper processes; the usual source comes first. The roles in `serving` obey
+    their own protocol, also online, and not the driver's commands. `clocks` are the timed phases: offline and
+    online, or `all_phases` for an engine without an offline phase. `exact_truncation` is true if no
+    truncation is ever wrong by more than one unit in the last place. `options` is the arithmetic as rows
+    store it: the bits of the ring and of fractions, and the choices that the protocol offers.
 
-    What it does: `make_node(setting)` makes its part of a process, `value_limits(program)` gives bounds of
-    values beyond the common one, `compile_all()` compiles once, into a cache on disk, what no measurement may
-    pay for. `traffic(program, batch, parties)` is its traffic law: rounds, hops and bytes of each step, and
-    of the opening last. It is None for an engine without one.
+    Functions: `make_node(setting)` makes the engine's part of a process. `value_limits(program)` returns
+    bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
+    that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
+    bytes of each step, with the opening last. It is None for an engine without one.
+    `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
+    `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
-    What it needs: `modules` must be importable, `install` is the command that makes them so. With
-    `all_listen` every party listens and may be called by every other, as gloo's are, so each needs an address
-    that the others reach. Without `steady_traffic` two inferences of one network may send a little more or
-    less. `two_hosts` tells that a party may run on another host.
+    Requirements: `modules` must be importable, and `install` is the command that installs them.
+    `unsuited()` says why no command can install them here, or returns None. With
+    `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
+    address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
+    differ a little. `two_hosts` is true if a party may run on another host.
 
-    What is known of it: a party holds about `bytes_per_relu` of memory for each ReLU of an inference;
-    `compute` and `waiting` are its times of computing and of waiting for a link, as shares of the stock
-    engine's. `line` is its line style in figures; its markers are filled if `filled`. An engine that is not
-    `offered` is a yardstick of the suite, not a choice of its users.
+    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference.
+    `compute` and `waiting` are the times for computing and for waiting on a link, relative to the stock
+    engine. `line` is the line style in figures, and `filled` chooses filled markers. An engine that is not
+    `offered` is a yardstick of the suite, not a choice for its users.
     """
 
     name: str
@@ -96,11 +114,14 @@ class Engine:
     waiting: float
     serving: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("offline", "online")
+    options: Mapping[str, str | int | bool] = field(default_factory=usual_options)
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
+    unsuited: Callable[[], str | None] = suited
     steady_traffic: bool = True
     all_listen: bool = False
     two_hosts: bool = False
@@ -112,7 +133,10 @@ class Engine:
         return next(iter(self.providers))
 
     def helpers(self, provider: str) -> tuple[str, ...]:
-        """Names the processes that a provider needs beside the parties."""
+        """Returns the roles of the helper processes of a provider.
+
+        Raises ValueError for an unknown provider.
+        """
         if provider not in self.providers:
             raise ValueError(
                 f"the {self.name} engine has no provider {provider!r}; "
@@ -121,38 +145,39 @@ class Engine:
         return self.providers[provider]
 
     def demand_parties(self, count: int) -> None:
-        """Raises ValueError for a number of parties that the engine does not run with."""
+        """Raises ValueError for a number of parties that the engine cannot run with."""
         if isinstance(count, bool) or not isinstance(count, int) or count not in self.parties:
             allowed = " or ".join(map(str, self.parties))
             raise ValueError(f"the {self.name} engine runs with {allowed} parties, not {count}")
 
     def missing(self) -> str | None:
-        """Says which packages are not installed here and what installs them; None if the engine can run."""
+        """Returns which packages are not installed and how to install them, or None if the engine can run."""
         lacking = [module for module in self.modules if find_spec(module) is None]
         if not lacking:
             return None
-        return (
-            f"the {self.name} engine needs {', '.join(lacking)}, not installed here; install it with: "
-            f"{self.install}"
-        )
+        needed = f"the {self.name} engine needs {', '.join(lacking)}"
+        if (reason := self.unsuited()) is not None:
+            return f"{needed}, which {reason}"
+        return f"{needed}, not installed here; install it with: {self.install}"
 
     def demand_installed(self) -> None:
-        """Raises EngineMissing, with the command that installs it, where the engine cannot run."""
+        """Raises EngineMissing, with the command that installs the engine, where it cannot run."""
         if (reason := self.missing()) is not None:
             raise EngineMissing(reason)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a process is told when it starts.
+    """The facts that a process receives when it starts.
 
-    `role` is "party" or a helper's name; `rank` counts parties first, then helpers; `parties` is the number
-    of parties; `rendezvous` a torch.distributed URL of the whole group (parties and helpers); `provider` the
-    source of correlated randomness; `timeout_s` bounds every wait for a peer. `host` is the address at which
-    it listens for peers, `link` what lies between them, `relay` the path of the process that shapes it, if
-    one does (`pibench.links`), `ports` those at which it may listen (0: any). With two hosts
-    (`pibench.hosts.remote`) `guest` is the rank on the other one, which calls and is not called where the
-    engine has the choice, and `key` the group's secret.
+    `role` is "party" or a helper's name. `rank` counts parties first, then helpers. `parties` is the number
+    of parties. `rendezvous` is a torch.distributed URL of the whole group (parties and helpers). `provider`
+    is the source of correlated randomness. `timeout_s` limits every wait for a peer, in seconds. `host` is
+    the address at which the process listens for peers. `link` is the link between the processes, and `relay`
+    is the path of the process that shapes it, if there is one (`pibench.links`). `ports` are the ports at
+    which the process may listen (0: any). With two hosts (`pibench.hosts.remote`) `guest` is the rank on the
+    other host, and `key` is the group's secret. Where the engine has the choice, the guest calls and is never
+    called.
     """
 
     engine: str
@@ -172,7 +197,7 @@ class Setting:
 
 @dataclass
 class Meter:
-    """Counts what this process sends: collective rounds, payload bytes, one-way trips in sequence."""
+    """Counts the traffic of this process: collective rounds, payload bytes, sequential one-way trips."""
 
     rounds: int = 0
     bytes_sent: int = 0
@@ -187,7 +212,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step took in one run of this process."""
+    """The cost of one step in one run of this process."""
 
     name: str
     kind: str
@@ -197,11 +222,11 @@ class StepCost:
 
 
 class Node(ABC):
-    """A party: loads a program, prepares the randomness of one inference, runs it.
+    """A party: it loads a program, prepares the randomness of one inference and runs the inference.
 
-    Party 0 holds the weights, party 1 the image. All parties are driven through the same calls at the same
-    time. A subclass gives the shares' arithmetic; the walk over the program is here. `round_hops` are the
-    one-way trips, one after the other, of a small round.
+    Party 0 holds the weights, party 1 the image. All parties receive the same calls at the same time. A
+    subclass provides the arithmetic on shares; this class walks over the program. `round_hops` is the number
+    of sequential one-way trips of a small round.
     """
 
     round_hops = 1
@@ -214,30 +239,33 @@ class Node(ABC):
 
     @abstractmethod
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
-        """Shares the weights. `weights` (float64) are party 0's; the others are given None."""
+        """Shares the weights. `weights` (float64) are given to party 0 alone; the others receive None."""
 
     @abstractmethod
     def forget(self) -> None:
-        """Lets go of the network that is loaded and of all that was made for it."""
+        """Drops the loaded network and everything that was made for it."""
 
     def plan(self, batch: int) -> None:
-        """Does once for a batch what the offline phase must not be charged with; by default nothing."""
+        """Does the work that a batch size needs once and that the offline phase must not pay for.
+
+        By default nothing.
+        """
         return
 
     def prepare(self, batch: int) -> int:
         """Makes the correlated randomness of one inference; returns its bytes held by this party.
 
-        By default nothing: an engine with one clock has no offline phase.
+        By default it does nothing: an engine with one clock has no offline phase.
         """
         return 0
 
     @abstractmethod
     def barrier(self) -> None:
-        """Returns when every party is here; counted nowhere."""
+        """Returns when every party has arrived; the meter does not count it."""
 
     @abstractmethod
     def small_round(self) -> None:
-        """Runs one round of a few bytes, as an inference does; counted nowhere."""
+        """Runs one round of a few bytes, as an inference does; the meter does not count it."""
 
     def start(self, batch: int) -> None:
         """Takes the prepared randomness, once; raises NotPrepared if there is none for this batch."""
@@ -245,7 +273,7 @@ class Node(ABC):
 
     @abstractmethod
     def share(self, images: torch.Tensor | None, batch: int) -> Any:
-        """Shares the input [batch, *input_shape] (float), which party 1 alone is given."""
+        """Shares the input [batch, *input_shape] (float), which party 1 alone receives."""
 
     @abstractmethod
     def apply(self, step: Step, *inputs: Any) -> Any:
@@ -287,14 +315,14 @@ class Node(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
 
 
 class Helper(ABC):
     """A process that is no party (a dealer): it takes part in load and prepare, never online.
 
-    `load` and `prepare` are called at the same time as the parties'. A helper with `serves` set instead
-    obeys its own protocol: `serve` is called once and returns when the parties are gone.
+    `load` and `prepare` are called at the same time as those of the parties. A helper with `serves` set obeys
+    its own protocol instead: `serve` is called once and returns when the parties are gone.
     """
 
     serves = False
@@ -312,4 +340,4 @@ class Helper(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""

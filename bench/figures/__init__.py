@@ -1,7 +1,7 @@
-"""Figures from the tables in results/: one function a figure, each returns a Figure.
+"""Figures from the tables in results/: one function for each figure, which returns a Figure.
 
-Written as SVG and PDF with text as text. Colours are Okabe and Ito's; markers, line styles and hatches say
-the same, so that the figures can be read in grey.
+They are written as SVG and PDF, with text as text. Colours are those of Okabe and Ito. Markers, line styles
+and hatches carry the same information, so that the figures can be read in grey.
 """
 
 from pibench.figures.accuracy import (
@@ -15,6 +15,7 @@ from pibench.figures.cost_models import MODELS, break_even, literature
 from pibench.figures.data import Missing, Tables
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
+from pibench.figures.protocols import protocols
 from pibench.figures.shaped_links import link_model_error, links, links_all
 from pibench.figures.style import LINKS, STYLE
 from pibench.figures.variants import (
@@ -48,6 +49,7 @@ __all__ = [
     "main",
     "masks",
     "offline_online",
+    "protocols",
     "relus_macs_latency",
     "sensitivity",
     "stock_vs_lean",

@@ -1,4 +1,4 @@
-"""Figures of accuracy: against ReLUs, MACs and measured latency, all at the width of the trained networks."""
+"""Figures of accuracy against ReLUs, MACs and measured latency, all at the width of the trained networks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GREY = "0.45"
 
 
 def accuracy_vs_relus(tables: Tables) -> Figure:
-    """Draws accuracy against ReLUs, as a number and as a share of the original's, beside published points."""
+    """Draws accuracy against ReLUs, as a number and as a share of the original's, with published points."""
     points = trained_points(tables.accuracy)
     if "baseline" not in points.index:
         raise Missing(f"it needs the baseline, trained at width {TRAINED_WIDTH}")
@@ -62,7 +62,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
 
 
 def accuracy_full_width(tables: Tables) -> Figure:
-    """Draws accuracy against ReLUs of the networks trained at full width, beside published points."""
+    """Draws accuracy against ReLUs of the networks trained at full width, with published points."""
     points = trained_points(tables.accuracy, FULL_WIDTH)
     figure, axes = one_panel(0.72, 4.3)
     _draw_published(axes, 1e3)
@@ -100,7 +100,7 @@ def accuracy_vs_macs(tables: Tables) -> Figure:
 
 
 def accuracy_vs_latency(tables: Tables) -> Figure:
-    """Draws test accuracy against measured online milliseconds of the same networks, a panel an engine."""
+    """Draws test accuracy against measured online milliseconds of the same networks, one panel an engine."""
     points = trained_points(tables.accuracy)
     cases = latency_cases(tables.summary)
     cases = cases[cases["variant"].isin(points.index)]
@@ -136,7 +136,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
 
 
 def trained_points(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> pd.DataFrame:
-    """Returns counts and percent right of each variant at one width: mean, low and high over seeds."""
+    """Returns counts and accuracy in percent of each variant at one width: mean, low and high over seeds."""
     rows = accuracy[accuracy["width"] == width].dropna(subset=["accuracy_test"])
     if rows["variant"].nunique() < 2:
         raise Missing(f"it needs two variants trained at width {width}: run `make data train`")
@@ -173,7 +173,7 @@ def _draw_families(
     x_bars: list[pd.Series] | None = None,
     joined: bool = True,
 ) -> None:
-    """Draws a line a family through its means by rising ReLUs, with the range of several seeds as a bar."""
+    """Draws one line for each family through its means by rising ReLUs; a bar shows the range of seeds."""
     for family, group in points.groupby("family", sort=False):
         _, colour, marker = family_style(family)
         group = group.sort_values("relus")
@@ -228,9 +228,9 @@ def _published_marker(method: str) -> str:
 def _label_shares(
     axes: Axes, points: pd.DataFrame, x: pd.Series, x_bars: list[pd.Series] | None = None
 ) -> None:
-    """Writes the share of kept ReLUs that a name ends with at each point, beside bars and lines.
+    """Writes the share of kept ReLUs at each point, from the end of its name, beside bars and lines.
 
-    "all" at the one of a family that has no share in its name.
+    A family's point without a share in its name gets "all".
     """
     labels, inked = [], []
     several = points["family"].duplicated(keep=False)
@@ -277,7 +277,7 @@ def _legend(figure: Figure, handles: list[Line2D], columns: int, side: str, titl
 
 
 def _said(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> str:
-    """Names width, data, plan and seeds of the trained networks."""
+    """Returns a text with width, data, plan and seeds of the trained networks."""
     rows = accuracy[accuracy["width"] == width]
     seeds = rows.groupby("variant")["seed"].nunique()
     spread = " Vertical bars: lowest and highest of several seeds." if (seeds > 1).any() else ""

@@ -1,4 +1,4 @@
-"""Figures from the tables in results/: one function a figure, each returns a Figure."""
+"""The command that draws figures from the tables in results/."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from pibench.figures.cost_models import break_even, literature
 from pibench.figures.data import CSVS, Missing, Tables, read_masks
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
+from pibench.figures.protocols import protocols
 from pibench.figures.shaped_links import link_model_error, links, links_all
 from pibench.figures.style import STYLE
 from pibench.figures.variants import (
@@ -49,6 +50,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "stock_vs_lean": stock_vs_lean,
     "offline_online": offline_online,
     "batch": batch,
+    "protocols": protocols,
     "links": links,
     "links_all": links_all,
     "link_model_error": link_model_error,
@@ -72,7 +74,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> str:
-    """Draws a figure into the folder `plots`, or removes it if its data are not there; says which."""
+    """Draws a figure into the folder `plots`, or removes it if its data are missing; returns what it did."""
     paths = [plots / f"{name}{suffix}" for suffix in suffixes]
     with mpl.rc_context(STYLE):
         try:
@@ -112,29 +114,28 @@ def read_tables(results: Path, weights: Path) -> Tables:
     return Tables(**read, masks=read_masks(weights) | read_masks(results / "weights"))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws every figure whose data are there and names the others."""
+def main(arguments: Sequence[str] | None = None, paper: Callable[[Tables, Path], str] | None = None) -> int:
+    """Draws every figure whose data exist and names the others."""
     parser = argparse.ArgumentParser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
     parser.add_argument(
         "--weights", type=Path, default=Path("models/trained"), help="folder of the trained networks"
     )
-    parser.add_argument(
-        "--paper",
-        action="store_true",
-        help="write PDF of one- and two-column widths and LaTeX tables with captions, into PLOTS/paper",
-    )
+    if paper is not None:
+        parser.add_argument(
+            "--paper",
+            action="store_true",
+            help="write PDF of one- and two-column widths and LaTeX tables with captions, into PLOTS/paper",
+        )
     options = parser.parse_args(arguments)
     try:
         tables = read_tables(options.results, options.weights)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    if options.paper:
-        from pibench.paper.write import write_paper  # a paper's tables are those of reports
-
-        print(*write_paper(tables, options.plots / "paper"), sep="\n")
+    if paper is not None and options.paper:
+        print(paper(tables, options.plots / "paper"))
         return 0
     lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]

@@ -1,4 +1,4 @@
-"""Figures of what the literature's cost models say."""
+"""Figures of the literature's cost models."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def literature(tables: Tables) -> Figure:
 
 
 def break_even(tables: Tables) -> Figure:
-    """Draws how many ReLUs cost as much as one linear layer of the baseline, under each published model."""
+    """Draws the number of ReLUs that cost as much as one linear layer, under each published model."""
     even = tables.break_even
     if even.empty or "baseline" not in set(even["network"]):
         raise Missing("break_even.csv has no prices of the baseline's layers")
@@ -122,7 +122,7 @@ def break_even(tables: Tables) -> Figure:
     panels = figure.subplots(1, len(phases), sharey=True)
     for axes, (phase, title) in zip(panels, phases.items(), strict=True):
         for name, count in relus.items():
-            # A label makes way for a neighbour that is near.
+            # A label moves away from a near neighbour.
             near = [other for other in relus.drop(name) if 1 / 1.8 < other / count < 1.8]
             side = "center" if not near else "right" if near[0] >= count else "left"
             colour = family_style(name)[1]

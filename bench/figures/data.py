@@ -1,4 +1,4 @@
-"""What figures read, and the selections that several of them make."""
+"""The input of figures, and the selections that several of them make."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Masks = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Tables:
-    """What figures read: the files of the same names in results/, and the masks of stored networks.
+    """The input of figures: the files of the same names in results/, and the masks of stored networks.
 
     `masks` are by variant and width, then by ReLU layer: boolean [C, H, W], True where the ReLU is kept.
     """
@@ -33,6 +33,7 @@ class Tables:
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
     sensitivity: pd.DataFrame
+    protocols: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 
@@ -40,13 +41,13 @@ CSVS = tuple(each.name for each in fields(Tables) if each.name != "masks")
 
 
 class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)
-    """Raised by a figure whose data have not been measured; says which."""
+    """Raised by a figure whose data have not been measured; the text names them."""
 
 
 def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
-    """Reads the masks of all networks that the manifest of a folder of weights lists, without torch.
+    """Reads the masks of all networks in the manifest of a folder of weights, without torch.
 
-    Raises ResultsError for a file that is missing or not the one that the manifest lists.
+    Raises ResultsError for a file that is missing or differs from the manifest.
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -73,14 +74,14 @@ def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
 
 
 def measured_cases(summary: pd.DataFrame) -> pd.DataFrame:
-    """Returns the cases whose seconds were measured, not emulated; Missing if there are none."""
+    """Returns the cases whose seconds were measured, not emulated; raises Missing if there are none."""
     if summary.empty or "online_median_s" not in summary:
         raise Missing("summary.csv has no measured case")
     return summary[summary["timing"] == "measured"].dropna(subset=["online_median_s"])
 
 
 def headline_cases(summary: pd.DataFrame) -> pd.DataFrame:
-    """Returns the headline cases of the setting (width, batch, link, parties) that most of them share."""
+    """Returns the headline cases of the most frequent setting (width, batch, link, parties)."""
     cases = measured_cases(summary)
     cases = cases[cases["role"] == "headline"]
     if cases.empty:
@@ -101,7 +102,7 @@ def engines_of(cases: pd.DataFrame) -> list[str]:
 
 
 def class_seconds(cases: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """Returns seconds of each class [case, class]; a case without a profile has no line."""
+    """Returns the seconds of each class [case, class]; a case without a profile has no line."""
     found = layers[layers["case"].isin(cases["case"])] if not layers.empty else layers
     if found.empty or "seconds" not in found or found["seconds"].isna().all():
         raise Missing("layers.csv has no profile of these cases")
@@ -110,7 +111,7 @@ def class_seconds(cases: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole_percents(values: pd.Series) -> list[int]:
-    """Returns whole percents that sum to 100 (largest remainders get the rest)."""
+    """Returns whole percents that sum to 100; the largest remainders are rounded up."""
     exact = 100 * values / values.sum()
     whole = exact.astype(int)
     for name in (exact - whole).sort_values(ascending=False).index[: 100 - whole.sum()]:

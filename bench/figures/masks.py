@@ -1,4 +1,4 @@
-"""Figures of where ReLUs stay: the sensitivity of each layer, and the masks of one layer."""
+"""Figures of the kept ReLUs: the sensitivity of each layer, and the masks of one layer."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def masks(tables: Tables) -> Figure:
 
 
 def masked_variants() -> tuple[str, ...]:
-    """Returns the variants of one budget: SENet's and joint reduction's, then what else the catalogue has."""
+    """Returns the variants of one budget: SENet's, joint reduction's, then all others of the catalogue."""
     budget = EQUAL[0].rpartition("-")[2]
     return (*EQUAL, *(x for x in catalogue.variant_names() if x.endswith(f"-{budget}") and x not in EQUAL))
 
@@ -155,9 +155,10 @@ def _budget(shown: Mapping[str, np.ndarray]) -> str:
 
 
 def shown_layer(found: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """Returns the layer with the largest maps of which every network keeps 5 to 95 %; of equals the last.
+    """Returns the layer with the largest maps of which every network keeps 5 to 95 %; the last of equal ones.
 
-    Missing if the networks share no masked layer; without one in these bounds, the one nearest to half kept.
+    Without such a layer it is the one nearest to half kept. Raises Missing if the networks share no masked
+    layer.
     """
     first = next(iter(found.values()))
     common = [

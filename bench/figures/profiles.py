@@ -1,4 +1,4 @@
-"""Figures of profiled inferences: layer by layer, and what a reduction saves on each engine."""
+"""Figures of profiled inferences: layer by layer, and the saving of a reduction on each engine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def layer_profile(tables: Tables, engine: str) -> Figure:
 
 
 def stock_vs_lean(tables: Tables) -> Figure:
-    """Draws where the time goes and what removing ReLUs or layers saves, on both engines."""
+    """Draws the time of each part, and the saving from fewer ReLUs or layers, on both engines."""
     cases = headline_cases(tables.summary)
     if not set(ENGINES) <= set(cases["engine"]):
         raise Missing("it needs both engines in the role headline")
@@ -147,7 +147,7 @@ def _condensed(profile: pd.DataFrame) -> pd.DataFrame:
 
 
 def merged_names(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """Puts both lists in one order: what only the second has stands behind its predecessor there."""
+    """Merges both lists into one order; a name that only the second has comes after its predecessor there."""
     names = list(first)
     place = 0
     for name in second:

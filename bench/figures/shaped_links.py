@@ -36,7 +36,7 @@ PARTS = {  # of an online phase: (its name in figures, colour, hatch)
 
 
 def links(tables: Tables) -> Figure:
-    """Draws online seconds of the variants that every run measures, on each link: see `links_all`."""
+    """Draws online seconds of the variants of every run, on each link: see `links_all`."""
     emulated, loopback = _linked(tables.summary)
     few = emulated["variant"].isin(LINKED)
     if few.any():
@@ -94,7 +94,7 @@ def _stacked(emulated: pd.DataFrame, loopback: pd.DataFrame) -> Figure:
 
 
 def link_model_error(tables: Tables) -> Figure:
-    """Draws modelled against emulated seconds of every link case, and the model's error beside the goal."""
+    """Draws modelled against emulated seconds of every link case, and the model's error against the goal."""
     emulated, _ = _linked(tables.summary)
     cases = emulated.dropna(subset=["model_error"])
     if cases.empty:
@@ -144,7 +144,7 @@ def link_model_error(tables: Tables) -> Figure:
 
 
 def _linked(summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the link cases of the setting most of them share, fastest link first, and these on loopback."""
+    """Returns the link cases of the most frequent setting, fastest link first, and their loopback cases."""
     if "emulated_online_median_s" not in summary:
         raise Missing("summary.csv has no case over a shaped link")
     cases = summary[summary["role"] == "link"].dropna(subset=["emulated_online_median_s"])
@@ -171,7 +171,7 @@ def _signed(fraction: float) -> str:
 
 
 def _links_said(emulated: pd.DataFrame) -> str:
-    """Names what each link was asked to be, its shaper and, if a check failed, the case."""
+    """Returns a text with the request for each link, its shaper and, if a check failed, the case."""
     said = []
     for link, cases in emulated.groupby("link", sort=False):
         first = cases.iloc[0]

@@ -1,4 +1,4 @@
-"""Looks that all figures share: colours, markers, captions, axes."""
+"""Common looks of all figures: colours, markers, captions, axes."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def label_y(panels: Sequence[Axes], text: str) -> None:
 
 
 def family_style(variant: str) -> tuple[str, str, str]:
-    """Returns name in figures, colour and marker of a variant's family; grey for one that is not known."""
+    """Returns name in figures, colour and marker of a variant's family; an unknown family is grey."""
     name = catalogue.family_name(variant)
     family = catalogue.families().get(name)
     return (name, "0.4", "v") if family is None else (family.label, family.colour, family.marker)
 
 
 def link_style(link: str) -> tuple[str, str, str]:
-    """Returns a link's name in figures, colour and marker; grey for one that is not known."""
+    """Returns a link's name in figures, colour and marker; an unknown link is grey."""
     return LINKS.get(link, (link, "0.4", "v"))
 
 
@@ -157,7 +157,7 @@ def plain_log(axis: mpl.axis.Axis, scale: float = 1.0) -> None:
 
 
 def category_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Puts names from top to bottom, without a grid across the bars."""
+    """Puts names from top to bottom, without a grid over the bars."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for panel in axes.figure.axes:
@@ -169,7 +169,7 @@ def category_axis(axes: Axes, names: Sequence[str]) -> None:
 def add_legend(
     figure: Figure, styles: dict[str, tuple[str, str, str]], more: Sequence[Line2D | Patch] = ()
 ) -> None:
-    """Puts one row of patches, and of what `more` adds, above the axes; two if there are many."""
+    """Puts one row of patches, and the entries of `more`, above the axes; two rows if there are many."""
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.4, label=label)
         for label, colour, hatch in styles.values()
@@ -180,7 +180,7 @@ def add_legend(
 
 
 def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str, str]]) -> None:
-    """Draws stacked bars, one a line of `table`; negative parts grow to the left of zero."""
+    """Draws stacked bars, one for each line of `table`; negative parts grow to the left of zero."""
     rows = range(len(table))
     right, left = pd.Series(0.0, table.index), pd.Series(0.0, table.index)
     for name, (_, colour, hatch) in styles.items():
@@ -191,12 +191,12 @@ def stack_bars(axes: Axes, table: pd.DataFrame, styles: dict[str, tuple[str, str
 
 
 def error_bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> list[pd.Series]:
-    """Returns lengths of error bars; never below zero, which rounded tables could ask for."""
+    """Returns lengths of error bars; rounded tables could give negative ones, which become zero."""
     return [(middle - low).clip(lower=0), (high - middle).clip(lower=0)]
 
 
 def add_note(axes: Axes, x: float, y: float, text: str, space: float = 3) -> None:
-    """Writes small print behind the end of a bar, over the grid."""
+    """Writes small text at the end of a bar, over the grid."""
     axes.annotate(
         text,
         (x, y),
@@ -211,18 +211,20 @@ def add_note(axes: Axes, x: float, y: float, text: str, space: float = 3) -> Non
 def add_caption(
     figure: Figure, cases: pd.DataFrame, text: str, rounds: bool = True, batches: bool = False
 ) -> None:
-    """Names conditions and machine in small print below the axes."""
+    """Writes conditions and machine in small text below the axes."""
     first = cases.iloc[0]
     names = list(dict.fromkeys(cases["link"]))
     counts = sorted(cases["repetitions_succeeded"].dropna().astype(int).unique())
     conditions = [f"Width {first['width']}"]
     if not batches:
         conditions.append(f"batch {first['batch']}")
-    conditions += [f"{first['parties']} parties", ", ".join(link_style(name)[0] for name in names)]
+    parties = " or ".join(str(each) for each in sorted(cases["parties"].unique()))
+    conditions += [f"{parties} parties", ", ".join(link_style(name)[0] for name in names)]
     if rounds and counts:
         several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         conditions.append(f"medians of {several} repetition{'s' if counts[-1] > 1 else ''}")
-        noisy = cases[cases["online_noisy"].astype(str) == "True"]
+        judged = [name for name in ("online_noisy", "all_phases_noisy") if name in cases]
+        noisy = cases[(cases[judged].astype(str) == "True").any(axis=1)]
         if not noisy.empty:
             names = ", ".join(noisy["engine"] + " " + noisy["variant"])
             text += f" Noisy (IQR over 10 % of the median): {names}."
@@ -239,7 +241,7 @@ def add_caption(
 
 
 def add_small_print(figure: Figure, text: str) -> None:
-    """Writes below the axes, unless a paper's caption says it; keeps it as the figure's label in any case."""
+    """Writes small text below the axes, unless a paper's caption says it; the figure's label has it too."""
     figure.set_label(text)
     if not _SHEET.get().says_conditions:
         return
@@ -252,7 +254,7 @@ def add_point_labels(
 ) -> None:
     """Writes (x, y, text, colour) beside points of a finished figure, where no label or point is in the way.
 
-    To be called last: a label is placed in the layout as it is then.
+    Call it last: labels are placed in the final layout.
     """
     figure = axes.figure
     figure.draw_without_rendering()

@@ -43,7 +43,7 @@ PHASES = {"offline": ("offline", SKY, "\\\\\\\\"), "online": ("online", VERMILLI
 
 
 def latency_vs_relus(tables: Tables) -> Figure:
-    """Draws online seconds with their 95 % intervals against ReLUs, a line a family and engine."""
+    """Draws online seconds with their 95 % intervals against ReLUs, one line a family and engine."""
     cases = headline_cases(tables.summary)
     if cases["variant"].nunique() < 2:
         raise Missing("it needs at least two variants in the role headline")
@@ -82,7 +82,7 @@ def latency_vs_relus(tables: Tables) -> Figure:
 
 
 def linear_vs_relu(tables: Tables) -> Figure:
-    """Draws seconds of linear layers, ReLUs and the rest of each variant, stacked, with their shares."""
+    """Draws stacked seconds of linear layers, ReLUs and the rest of each variant, with their shares."""
     cases = headline_cases(tables.summary)
     seconds = class_seconds(cases, tables.layers)
     engines = engines_of(cases)
@@ -115,7 +115,7 @@ def linear_vs_relu(tables: Tables) -> Figure:
 
 
 def relus_macs_latency(tables: Tables) -> Figure:
-    """Draws ReLUs, MACs and latency of each variant beside each other, relative to the baseline."""
+    """Draws ReLUs, MACs and latency of each variant side by side, relative to the baseline."""
     cases = headline_cases(tables.summary)
     variants = list(dict.fromkeys(cases["variant"]))
     if "baseline" not in variants or len(variants) < 2:
@@ -179,7 +179,7 @@ def offline_online(tables: Tables) -> Figure:
 
 
 def batch(tables: Tables) -> Figure:
-    """Draws online seconds per image against the batch, a line a variant and engine."""
+    """Draws online seconds per image against the batch, one line a variant and engine."""
     cases = cases_like(measured_cases(tables.summary), headline_cases(tables.summary))
     cases = cases[cases["role"].isin(["headline", "batch"])]
     several = cases.groupby(["engine", "variant"])["batch"].transform("nunique") > 1

@@ -1,1 +1,1 @@
-"""Two machines: party 1 runs on another host. Nothing else of the package needs this."""
+"""Runs on two machines: party 1 runs on another host. No other part of the package needs this."""

@@ -1,4 +1,4 @@
-"""What two hosts must have in common before they compute together."""
+"""Facts that two hosts must have in common before they compute together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pibench.store.results import SCHEMA
 
 
 def facts() -> dict[str, str]:
-    """What is compared: versions, byte order, schema of results, checksum of the sources."""
+    """Returns the compared facts: versions, byte order, schema of results, checksum of the sources."""
     return {
         **{name: str(version) for name, version in provenance.versions().items()},
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -31,7 +31,7 @@ def facts() -> dict[str, str]:
 
 
 def difference(driver: Mapping[str, str], other: Mapping[str, str]) -> str | None:
-    """Says in one sentence in what the hosts differ and what to do; None if they agree."""
+    """Returns one sentence on how the hosts differ and what to do, or None if they agree."""
     names = [name for name in {**driver, **other} if driver.get(name) != other.get(name)]
     if not names:
         return None
@@ -46,14 +46,14 @@ def difference(driver: Mapping[str, str], other: Mapping[str, str]) -> str | Non
 
 @cache
 def sources() -> str:
-    """A checksum of the sources of pibench and pibench.models, whatever their line ends."""
+    """Returns a checksum of the sources of pibench and pibench.models; line ends do not matter."""
     whole = hashlib.sha256()
     networks = Path(models.__file__).resolve().parent
     suite = Path(pibench.__file__).resolve().parent
     found = {
         f"pibench.models/{path.relative_to(networks).as_posix()}": path for path in networks.rglob("*.py")
     }
-    found |= {  # installed as a wheel, the one folder lies in the other
+    found |= {  # in an installed wheel one folder lies inside the other
         f"pibench/{path.relative_to(suite).as_posix()}": path
         for path in suite.rglob("*.py")
         if networks not in path.parents
@@ -65,7 +65,7 @@ def sources() -> str:
 
 
 def checksum(program: Any) -> str:
-    """A checksum of what is public of a program: its steps, shapes and positions of masks."""
+    """Returns a checksum of the public parts of a program: its steps, shapes and positions of masks."""
     return hashlib.sha256(_text(program).encode()).hexdigest()[:16]
 
 

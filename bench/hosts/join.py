@@ -3,8 +3,8 @@
     MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 RANK=1 WORLD_SIZE=2 PIBENCH_TOKEN=... python -m pibench.hosts.join
 
 The variables are those of torch.distributed, so torchrun sets them as well (docs/two_hosts.md). The command
-waits for the driver, starts a process for every group that the driver opens, and ends when the driver is
-done, or gone. Every process ends with it.
+waits for the driver and starts a process for every group that the driver opens. It ends when the driver has
+finished or is gone, and every process ends with it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def join(
     timeout_s: float = 300.0,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Serves the driver at `host`:`port` until it is done; returns how many groups were served.
+    """Serves the driver at `host`:`port` until it has finished; returns the number of served groups.
 
-    `listen` is the address at which party 1 may be called; `timeout_s` how long to wait for the driver.
-    Raises JoinFailed.
+    `listen` is the address at which party 1 can be called. `timeout_s` is the time to wait for the driver, in
+    seconds. Raises JoinFailed.
     """
     try:
         open_port(listen).close()
@@ -89,7 +89,7 @@ def join(
 
 
 def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.socket, bytes]:
-    """Calls the driver until it listens; gives the connection and its session key."""
+    """Calls the driver until it listens; returns the connection and its session key."""
     deadline = time.monotonic() + timeout_s
     problem: OSError | None = None
     while (left := deadline - time.monotonic()) > 0:
@@ -117,7 +117,7 @@ def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.
 
 
 class _Room:
-    """A worker of this host and the threads that pass its messages on."""
+    """A worker on this host and the threads that pass on its messages."""
 
     def __init__(self, stream: Stream, number: int, setting: Setting, log: Path, lifeline: int) -> None:
         self.number = number
@@ -135,15 +135,15 @@ class _Room:
             threading.Thread(target=forward, daemon=True).start()
 
     def say(self, message: Any, expected: str) -> None:
-        """Passes a command of the driver on; a program that is not the driver's is refused."""
+        """Passes on a command of the driver; refuses a program that differs from the driver's."""
         if (problem := altered(message, expected)) is not None:
             self._tell("said", ("failed", problem))
             return
-        with suppress(OSError):  # the worker is gone, which `_forward` tells
+        with suppress(OSError):  # the worker is gone; `_forward` reports that
             send(self._worker, message)
 
     def stored(self, done: bool, value: Any) -> None:
-        """Passes on what the store said."""
+        """Passes on the answer of the store."""
         with suppress(OSError):
             self._store.send((done, value))
 
@@ -152,7 +152,7 @@ class _Room:
         self.popen.kill()
 
     def _tell(self, what: str, *rest: Any) -> None:
-        with suppress(OSError):  # the main thread finds that the driver is gone
+        with suppress(OSError):  # the main thread notices that the driver is gone
             self._stream.send((what, self.number, *rest))
 
     def _forward(self) -> None:
@@ -172,7 +172,7 @@ class _Room:
 
 
 def altered(message: tuple[str, tuple[Any, ...]], expected: str) -> str | None:
-    """Says in what a command's program differs from the driver's; None if it does not, or holds none."""
+    """Returns how a command's program differs from the driver's; None if it does not, or if there is none."""
     program = message[1][0] if message[0] == "load" else None
     if program is None or (found := checksum(program)) == expected:
         return None
@@ -183,9 +183,9 @@ def altered(message: tuple[str, tuple[Any, ...]], expected: str) -> str | None:
 
 
 def unreachable(setting: Setting, driver: str, network: str, here: str) -> str | None:
-    """Says why the engine's bytes cannot go between the driver's address and this one's; None if they can.
+    """Returns why the engine's bytes cannot travel between the driver's address and this one, or None.
 
-    Gloo calls in either direction: each host must reach the address at which the other listens.
+    Gloo calls in either direction: each host must reach the address at which the other one listens.
     """
     if not ENGINES[setting.engine].all_listen or (
         is_loopback(driver) == is_loopback(here) and network == network_of(here)
@@ -199,7 +199,7 @@ def unreachable(setting: Setting, driver: str, network: str, here: str) -> str |
 
 
 class _House:
-    """The workers that a driver has opened here."""
+    """The workers that the driver has opened on this host."""
 
     def __init__(self, stream: Stream, driver: dict[str, Any], listen: str, folder: Path) -> None:
         self._stream = stream
@@ -210,7 +210,7 @@ class _House:
         self._lifeline, self._end_of_life = os.pipe()
 
     def serve(self) -> int:
-        """Obeys the driver until it is done; returns the number of groups."""
+        """Obeys the driver until it has finished; returns the number of groups."""
         groups = 0
         while True:
             what, *rest = self._stream.receive()

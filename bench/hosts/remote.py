@@ -4,10 +4,11 @@
         with Parties(engine="lean", remote=remote) as parties:
             ...
 
-One TCP connection, called by the other host, authenticated by a token and checked message by message
-(`pibench.links.greeting`, `pibench.hosts.stream`), carries the commands of any number of groups, one after
-the other or at once, and the store in which the parties of both hosts find each other. The parties' own bytes
-take connections of their own. Party 1 is sent the program and the image, never the weights.
+The other host opens one TCP connection to the driver. A token authenticates it, and every message is checked
+(`pibench.links.greeting`, `pibench.hosts.stream`). The connection carries the commands of any number of
+groups, one after the other or at the same time. It also carries the store in which the parties of both hosts
+find each other. The parties' own bytes use separate connections. Party 1 receives the program and the image,
+never the weights.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from pibench.store import provenance
 GUEST = 1  # the rank that runs on the other host
 PORT = 29500
 SHORTEST_TOKEN = 16
-GRACE_S = 10.0  # what the other host is given to end a process
+GRACE_S = 10.0  # time that the other host has to end a process
 ADDRESS_KEY = "pibench/driver"
 
 
@@ -53,15 +54,16 @@ class RemoteFailed(RuntimeError):  # noqa: N818 (a state, named in the interface
 
 
 class Remote:
-    """The other host, as the driver sees it; use it by `with`, or leave that to the first `Parties`.
+    """The other host, as the driver sees it.
 
-    `host` is the address of this host at which the other one reaches it, `port` the one that it calls (0: any
-    free one), `token` what both must know (by default PIBENCH_TOKEN, or one that is made here and shown),
-    `timeout_s` how long to wait for it; a host that is silent for `silence_s` is given up. Rows call the link
-    `name`. `ports` are those at which the processes of this host may listen for party 1's (0: any). Anything
-    to tell the user goes to `say`.
+    Use it with `with`, or let the first `Parties` open it. `host` is the address of this host for the other
+    one, and `port` is the port that the other one calls (0: any free one). `token` is the secret that both
+    must know; the default is PIBENCH_TOKEN, or a new token that is shown. `timeout_s` is the time to wait for
+    the other host. A host that is silent for `silence_s` seconds counts as lost. Rows call the link `name`.
+    `ports` are the ports at which the processes of this host may listen for party 1 (0: any). Messages for
+    the user go to `say`.
 
-    Raises RemoteFailed, in `__enter__` and later; `failure` then says why.
+    Raises RemoteFailed, in `__enter__` and later; `failure` then holds the reason.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Remote:
         self._numbers = count(1)
         self._guests: dict[int, Guest] = {}
 
-    # Life.
+    # Opening and closing.
 
     def __enter__(self) -> Remote:
         if self._stream is not None:
@@ -141,7 +143,7 @@ class Remote:
         return self
 
     def _meet(self, stream: Stream) -> None:
-        """Tells the other host who this one is, hears the same, and demands that they agree."""
+        """Exchanges the facts of both hosts and demands that they agree."""
         ours = {
             "facts": facts(),
             "machine": provenance.machine(),
@@ -164,7 +166,7 @@ class Remote:
             return
         try:
             stream.send(("bye", None if kind is None else kind.__name__))
-            self._reader.join(2.0)  # until the other host has read that and closed
+            self._reader.join(2.0)  # until the other host has read the message and closed
         except OSError:
             pass
         stream.close()
@@ -172,12 +174,12 @@ class Remote:
 
     @property
     def connected(self) -> bool:
-        """Whether the other host is there."""
+        """True if the other host is connected."""
         return self._stream is not None
 
     @property
     def invitation(self) -> str:
-        """What the user must run on the other host."""
+        """The command that the user must run on the other host."""
         token = "PIBENCH_TOKEN=" + ("(the driver's)" if self._told else self.token)
         if self.torchrun:
             command = "torchrun --nnodes 2 --node-rank 1 ... -m pibench.hosts.join"
@@ -192,20 +194,23 @@ class Remote:
     def shaper(
         self, engine: Engine, count: int, provider: str, link: str | Link, shaper: str | None
     ) -> TwoHosts:
-        """Gives what lies between the processes of a new group; raises ValueError for one it cannot have."""
+        """Returns the shaper of a new group; raises ValueError for a group that two hosts cannot have."""
         return TwoHosts(self, engine, count, provider, link, shaper)
 
     def new_group(self) -> int:
-        """Numbers a group of processes on both hosts."""
+        """Opens a group of processes on both hosts; returns its number."""
         self._demand()
         return next(self._numbers)
 
     def key(self, number: int) -> bytes:
-        """The secret of a group, which both hosts know without sending it."""
+        """Returns the secret of a group, which both hosts derive and never send."""
         return group_key(self._demand(), number)
 
     def start(self, number: int, setting: Setting, log: Path) -> Guest:
-        """Starts the guest of a group on the other host; `setting.rendezvous` is a file of this one."""
+        """Starts the guest of a group on the other host; `setting.rendezvous` is a file on this host.
+
+        Raises RemoteFailed when the guest does not start.
+        """
         self._demand()
         guest = Guest(self, number, setting, log)
         self._guests[number] = guest
@@ -223,7 +228,7 @@ class Remote:
         return self._stream
 
     def tell(self, *message: Any) -> None:
-        """Sends the other host a message; what fails then is noticed by the reader."""
+        """Sends the other host a message; the reader thread notices a failure."""
         stream = self._stream
         if stream is None:
             return
@@ -233,11 +238,11 @@ class Remote:
             return
 
     def forget(self, number: int) -> None:
-        """Hears no more of a group."""
+        """Ignores further messages about a group."""
         self._guests.pop(number, None)
 
     def _read(self) -> None:
-        """Hands what the other host says to the groups, until it is gone."""
+        """Passes the messages of the other host on to the groups, until that host is gone."""
         stream = self._stream
         try:
             while True:
@@ -255,7 +260,7 @@ class Remote:
 
 
 class Guest:
-    """A process on the other host: what `subprocess.Popen` and a connection are for one on this host."""
+    """A process on the other host; it replaces `subprocess.Popen` and a connection on this host."""
 
     def __init__(self, remote: Remote, number: int, setting: Setting, log: Path) -> None:
         self.number = number
@@ -275,7 +280,7 @@ class Guest:
         threading.Thread(target=self._forward, daemon=True).start()
 
     def kill(self) -> None:
-        """Has the process ended."""
+        """Asks the other host to end the process."""
         self._remote.tell("end", self.number)
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -290,13 +295,13 @@ class Guest:
         return self.returncode
 
     def lose(self) -> None:
-        """Ends everything that waits for the process, as if it had ended."""
+        """Ends every wait for the process, as if it had ended."""
         self.opened.set()
         self._ended.set()
         self._close()
 
     def hear(self, what: str, *rest: Any) -> None:
-        """Takes a message about the process."""
+        """Handles a message about the process."""
         if what == "opened":
             (self.pid,) = rest
             self.opened.set()
@@ -315,7 +320,7 @@ class Guest:
             send(self._inner, message)
 
     def _forward(self) -> None:
-        """Sends the driver's commands on, until it lets go."""
+        """Sends the driver's commands on, until the driver closes the connection."""
         try:
             while True:
                 message = receive(self._inner)
@@ -337,15 +342,15 @@ class Guest:
         self._remote.tell("stored", self.number, *perform(self._store, name, arguments))
 
     def _close(self) -> None:
-        """Lets both ends of the connection come to their end."""
+        """Closes both ends of the connection."""
         with suppress(OSError), socket.socket(fileno=os.dup(self._inner.fileno())) as inner:
             inner.shutdown(socket.SHUT_RDWR)
 
 
 class TwoHosts(Shaper):
-    """What lies between the processes of one group when party 1 is a guest: a link that nobody shapes here.
+    """The network between the processes of one group when party 1 is a guest: a link that nobody shapes.
 
-    Connects the other host at `start`, and lets it go at `stop`, unless it was connected before.
+    It connects the other host at `start` and disconnects it at `stop`, unless it was connected before.
     """
 
     name = TWO_HOSTS
@@ -356,12 +361,12 @@ class TwoHosts(Shaper):
     ) -> None:
         if link not in (remote.name, "loopback", LOOPBACK) or shaper is not None:
             raise ValueError(f"between two hosts lies the link {remote.name!r}: leave link and shaper out")
+        if not engine.two_hosts:
+            raise ValueError(f"the {engine.name} engine does not run on two hosts; leave remote out")
         if count != 2 or set(engine.helpers(provider)) & set(engine.serving):
             raise ValueError(
                 "two hosts run two parties; helpers that talk online (TTP) are not supported there"
             )
-        if not engine.two_hosts:
-            raise ValueError(f"the {engine.name} engine does not run on two hosts; leave remote out")
         super().__init__(Link(remote.name, 0.0, math.inf))
         self.remote = remote
         self._engine = engine
@@ -370,7 +375,7 @@ class TwoHosts(Shaper):
 
     @property
     def interface(self) -> str:
-        """The interface at which every party listens (gloo's); an engine whose guest calls has none."""
+        """The interface at which every party listens (gloo's), or the default if the guest only calls."""
         return interface_of(self.remote.host) if self._engine.all_listen else Shaper.interface
 
     def start(self, folder: Path, lifeline: int) -> None:
@@ -398,24 +403,24 @@ class TwoHosts(Shaper):
 
 
 def group_key(stream: Stream, number: int) -> bytes:
-    """The secret of a group, which both hosts know without sending it."""
+    """Returns the secret of a group, which both hosts derive and never send."""
     return stream.derive(f"group {number}")
 
 
 def check_token(token: str) -> str:
-    """Gives the token back, or raises ValueError for one that is easily guessed."""
+    """Returns the token without spaces around it; raises ValueError for one that is easy to guess."""
     if not isinstance(token, str) or len(token.strip()) < SHORTEST_TOKEN:
         raise ValueError(f"a token holds at least {SHORTEST_TOKEN} characters: who guesses it is let in")
     return token.strip()
 
 
 def under_torchrun() -> bool:
-    """Tells whether torchrun started this process, whose agent then serves a store at MASTER_PORT."""
+    """Returns whether torchrun started this process; its agent then serves a store at MASTER_PORT."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "") == "True"
 
 
 def _agent_store(timeout_s: float) -> Any:
-    """The store of torchrun's agents; it carries the driver's address, nothing secret."""
+    """Returns the store of torchrun's agents; it carries the driver's address and nothing secret."""
     from torch.distributed import TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -423,13 +428,13 @@ def _agent_store(timeout_s: float) -> Any:
 
 
 def driver_address(timeout_s: float) -> tuple[str, int]:
-    """Where torchrun's store says that the driver listens."""
+    """Returns the driver's address and port from torchrun's store."""
     host, port = _agent_store(timeout_s).get(ADDRESS_KEY).decode().split()
     return host, int(port)
 
 
 def parse_ports(text: str) -> tuple[int, ...]:
-    """The ports of "29501" or "29501-29516"."""
+    """Returns the ports of "29501" or "29501-29516"; raises ValueError for other text."""
     found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text.strip(), re.ASCII)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
     if text.strip() != "0" and not 0 < first <= last < 1 << 16:

@@ -1,9 +1,9 @@
-"""Messages between hosts: authenticated one by one, and made of nothing but plain values.
+"""Messages between hosts: each one is authenticated and holds only plain values.
 
 After a greeting (`pibench.links.greeting`) both ends hold a session key. Every message carries an HMAC over
-its direction, number and bytes, checked before anything is decoded. Even then a message can only hold plain
-values, arrays, tensors and the records of `RECORDS`: reading one runs no code of the sender's choice. Nothing
-is encrypted.
+its direction, number and bytes. The HMAC is checked before anything is decoded. Even an authentic message can
+hold only plain values, arrays, tensors and the records of `RECORDS`. Reading a message therefore never runs
+code of the sender's choice. Nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _TAG = 32
 
 
 class Altered(ConnectionError):  # noqa: N818 (what happened)
-    """Raised when bytes arrive that the other end did not send, or that no message may hold."""
+    """Raised for bytes that the other end did not send, or that no message may hold."""
 
 
 class Stream:
-    """A connection on which messages are sent and received; sending is safe from several threads.
+    """A connection for messages; several threads may send at the same time.
 
-    `caller` tells which of the two ends this is.
+    `caller` is true at the end that opened the connection.
     """
 
     def __init__(self, connection: socket.socket, session: bytes, caller: bool) -> None:
@@ -70,11 +70,11 @@ class Stream:
         return loads(body)
 
     def derive(self, purpose: str) -> bytes:
-        """A secret for one purpose that both ends, and nobody else, know."""
+        """Returns a secret for one purpose that only the two ends know."""
         return hmac.digest(self._session, b"derive " + purpose.encode(), hashlib.sha256)
 
     def watch(self, silence_s: float) -> None:
-        """Lets the kernel give the connection up when the other host is silent for that long."""
+        """Makes the kernel close the connection when the other host is silent for `silence_s` seconds."""
         sock, whole = self._connection, max(3, int(silence_s))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -120,7 +120,7 @@ def dumps(message: Any) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Decodes a message; raises Altered when it holds what no message may hold."""
+    """Decodes a message; raises Altered when it holds something that no message may hold."""
     try:
         return _Unpickler(io.BytesIO(data)).load()
     except Altered:

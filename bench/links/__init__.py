@@ -1,8 +1,8 @@
-"""Links between the parties: what they are, how they are shaped, verified and predicted.
+"""Links between the parties: names, shaping, verification and prediction.
 
-`link` names them, `shapers` puts one between processes (`relay` in user space, or the kernel's netem),
-`route` is how a party reaches the others through the relay, `check` verifies, `model` predicts. Importing
-the package imports neither torch nor CrypTen; `route` does.
+`link` names the links. `shapers` puts one between processes, either by `relay` in user space or by the
+kernel's netem. `route` leads a party to the others through the relay. `check` verifies a link and `model`
+predicts the time it costs. The package itself imports neither torch nor CrypTen; only `route` imports torch.
 """
 
 from pibench.links.check import LinkCheck

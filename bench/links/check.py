@@ -1,7 +1,8 @@
-"""Verifies a link before anything is measured on it: ping-pong and bulk transfer between the parties.
+"""Verifies a link before anything is measured on it, by a ping-pong and a bulk transfer between the parties.
 
-Party 1 calls party 0 over the path that its engine's bytes take (through the relay, or the namespaces), with
-a plain socket of its own, so that asked-for and measured are properties of the link and not of an engine.
+Party 1 calls party 0 over the same path as its engine's bytes (through the relay, or through the namespaces).
+The check uses a plain socket of its own. The asked and the measured values are therefore properties of the
+link and not of an engine.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from pibench.links.link import Link
 TOLERANCE = 0.1  # of what was asked for
 TOLERANCE_S = 1e-4
 WARM_UP = 3
-BULK_S = 0.25  # length of the bulk transfer, within these sizes:
+BULK_S = 0.25  # duration of the bulk transfer, whose size stays between these two:
 BULK_BYTES = (1 << 18, 1 << 26)
 PING = b"\x01" * 8
-TWO_HOSTS = "two-hosts"  # in the place of a shaper: the link is what lies between two hosts
+TWO_HOSTS = "two-hosts"  # stands for a shaper: the link is the real network between two hosts
 
 
 @dataclass(frozen=True)
 class LinkCheck:
-    """What a link was asked to be and what it is; measured bandwidth is that of both directions at once.
+    """The asked and the measured values of a link; the bandwidth is measured in both directions at once.
 
-    `round_s` is the engine's smallest round and `round_hops` its one-way trips, from which `hop_overhead_s`
-    follows: what an engine's software adds to each hop (h0 of `pibench.links.model`).
+    `round_s` is the time of the engine's smallest round in seconds, `round_hops` is its number of one-way
+    trips. `hop_overhead_s` follows from both.
     """
 
     shaper: str
@@ -44,16 +45,16 @@ class LinkCheck:
 
     @property
     def hop_overhead_s(self) -> float:
-        """Seconds that software adds to a hop."""
+        """Seconds that an engine's software adds to each hop (h0 of `pibench.links.model`)."""
         rtt_s = self.measured_rtt_s if self.shaper == TWO_HOSTS else self.asked_rtt_s
         return max(0.0, self.round_s / self.round_hops - rtt_s / 2)
 
     @property
     def complaint(self) -> str | None:
-        """Why the link is not what was asked for; None if it is.
+        """The reason why the link is not the one that was asked for, or None if it is.
 
-        RTT and bandwidth may be off by 10 %, the RTT by 0.1 ms if that is more. Of the link between two hosts
-        nothing was asked.
+        RTT and bandwidth may differ by 10 %, and the RTT by 0.1 ms if that is more. The link between two
+        hosts is never wrong, because no values are asked for it.
         """
         if self.shaper == TWO_HOSTS:
             return None
@@ -68,11 +69,11 @@ class LinkCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the link is what was asked for."""
+        """True if the link is the one that was asked for."""
         return self.complaint is None
 
     def as_dict(self) -> dict[str, Any]:
-        """The check as a row stores it; an unlimited bandwidth is null."""
+        """Returns the check as a row stores it; an unlimited bandwidth becomes null."""
         asked = self.asked_bandwidth_bits_s
         return {
             "shaper": self.shaper,
@@ -89,17 +90,17 @@ class LinkCheck:
 
 
 def pings(link: Link) -> int:
-    """How many ping-pongs are timed: about a second's worth, 5 to 50."""
+    """Returns the number of timed ping-pongs: about one second's worth, between 5 and 50."""
     return max(5, min(50, int(1 / link.rtt_s))) if link.rtt_s else 50
 
 
 def round_pairs(link: Link) -> int:
-    """How many pairs of small rounds are timed: 3 to 50."""
+    """Returns the number of timed pairs of small rounds, between 3 and 50."""
     return max(3, min(50, int(0.3 / link.rtt_s))) if link.rtt_s else 50
 
 
 def bulk_bytes(link: Link) -> int:
-    """Bytes of the bulk transfer in each direction."""
+    """Returns the size of the bulk transfer, in bytes for each direction."""
     least, most = BULK_BYTES
     wanted = BULK_S * link.bandwidth_bits_s / 8
     return most if wanted > most else max(least, int(wanted))
@@ -108,10 +109,12 @@ def bulk_bytes(link: Link) -> int:
 def probe(
     connection: socket.socket, first: bool, link: Link, timeout_s: float, bulk: int | None = None
 ) -> tuple[float, float]:
-    """Measures RTT (s) and bandwidth (bit/s) of the path to the other party, which does the same.
+    """Measures RTT (s) and bandwidth (bit/s) of the path to the other party, which calls `probe` too.
 
-    One of the two is `first`. The bandwidth is that of what this party receives, both directions at once;
-    `bulk` bytes are sent for it, or what suits the link.
+    Exactly one of the two parties is `first`. The bandwidth is the rate at which this party receives while
+    both directions are busy. `bulk` is the number of bytes sent for it; the default suits the link. Raises
+    TimeoutError when no byte moves for `timeout_s` seconds, ConnectionError when the other party closes the
+    connection.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(timeout_s)
@@ -130,9 +133,9 @@ def probe(
 
 
 def median_round(small_round: Callable[[], None], link: Link) -> float:
-    """Seconds of one of many small rounds that the parties run one after the other.
+    """Returns the median time of a small round, in seconds.
 
-    Timed in pairs: a party that is ahead waits longer in one round and as much shorter in the next.
+    The rounds are timed in pairs: a party that is early waits longer in one round and shorter in the next.
     """
     times = []
     for _ in range(1 + round_pairs(link)):
@@ -153,7 +156,7 @@ def _fill(connection: socket.socket, into: bytearray) -> None:
 
 
 def _bulk(connection: socket.socket, count: int, timeout_s: float) -> float:
-    """Sends and receives `count` bytes at once; returns the rate of what came after the first piece."""
+    """Sends and receives `count` bytes at once; returns the receiving rate (bit/s) after the first piece."""
     connection.setblocking(False)
     block = memoryview(bytearray(1 << 18))
     sending, received, first = count, 0, (0.0, 0)

@@ -1,7 +1,7 @@
-"""torch.distributed's store for a process on the other host: every call travels to the driver's host.
+"""A torch.distributed store for a process on the other host: every call travels to the driver's host.
 
-There `perform` carries it out on the store that the processes of that host share, so that the processes of
-both hosts find each other without a port for the store.
+On the driver's host `perform` carries out the call on the store that the processes of that host share. The
+processes of both hosts therefore find each other, and the store needs no port.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ForwardedStore(Store):
         return self._call("add", key, amount)
 
     def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
-        """Replaces a value that is as expected."""
+        """Replaces a value if it equals `expected`."""
         return self._call("compare_set", key, expected, desired)
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
@@ -61,7 +61,7 @@ class ForwardedStore(Store):
         self._call("wait", list(keys), *([] if timeout is None else [timeout.total_seconds()]))
 
     def check(self, keys: list[str]) -> bool:
-        """Tells whether the keys are there."""
+        """Returns whether the keys are there."""
         return self._call("check", list(keys))
 
     def delete_key(self, key: str) -> bool:
@@ -69,23 +69,23 @@ class ForwardedStore(Store):
         return self._call("delete_key", key)
 
     def num_keys(self) -> int:
-        """Counts the keys."""
+        """Returns the number of keys."""
         return self._call("num_keys")
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Bounds every wait."""
+        """Sets the limit of every wait."""
         self._call("set_timeout", timeout.total_seconds())
 
     def clone(self) -> ForwardedStore:
-        """Gives the store itself: torch clones a store for threads that this project does not start."""
+        """Returns the store itself: torch clones a store for threads that this project does not start."""
         return self
 
 
-_stores: list[ForwardedStore] = []  # torch holds the C++ half alone; without this one the methods vanish
+_stores: list[ForwardedStore] = []  # torch keeps only the C++ half; without this list the methods vanish
 
 
 def forwarded_rendezvous(descriptor: int) -> str:
-    """Registers a rendezvous at a store behind the connection `descriptor`; returns its URL."""
+    """Registers a rendezvous whose store is behind the connection `descriptor`; returns its URL."""
     store = ForwardedStore(Connection(descriptor))
     _stores.append(store)
 
@@ -98,7 +98,7 @@ def forwarded_rendezvous(descriptor: int) -> str:
 
 
 def perform(store: Store, name: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Carries a forwarded call out; gives whether that went well, and the result or what went wrong."""
+    """Carries out a forwarded call; returns whether it succeeded, and the result or the error."""
     if name not in CALLS:
         return False, f"a store has no {name!r}"
     if name in ("wait", "set_timeout") and isinstance(arguments[-1], int | float):

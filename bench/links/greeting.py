@@ -1,8 +1,8 @@
-"""How two processes find out that both know a token, before either believes a word of the other.
+"""Two processes prove to each other that both know a token, before either one trusts the other's bytes.
 
-The caller and the one who listens each send a nonce and prove with an HMAC over both nonces that they know
-the token, which itself never travels. Everybody else is turned away: what a stranger sends is compared, never
-interpreted. Both get a session key that only this call has. Nothing is encrypted.
+The caller and the listener each send a nonce. Each proves with an HMAC over both nonces that it knows the
+token. The token itself never travels. Every other caller is refused: a stranger's bytes are compared, never
+interpreted. Both sides then get a session key that belongs to this call alone. Nothing is encrypted.
 
     listener -> caller    MAGIC nonce
     caller -> listener    MAGIC rank nonce' HMAC(token, "call" rank nonce nonce')
@@ -23,20 +23,23 @@ from contextlib import suppress
 
 MAGIC = b"pibench greets 1"
 NONCE = TAG = 32
-ANSWER_S = 5.0  # what a caller is given to prove itself
-CROWD = 64  # callers that are heard at once; more are turned away
+ANSWER_S = 5.0  # time that a caller has to prove itself
+CROWD = 64  # callers that are heard at the same time; more are refused
 MOST_REFUSALS = 100
 
 
 class Refused(ConnectionError):  # noqa: N818 (what happened)
-    """Raised when the other end does not know the token, or is no pibench at all."""
+    """Raised when the other end does not know the token, or is not pibench."""
 
 
 def call(connection: socket.socket, token: bytes, rank: int, timeout_s: float) -> bytes:
-    """Proves to whoever listens that `rank` knows the token, and demands the same; gives the session key."""
+    """Proves to the listener that `rank` knows the token and demands the same proof.
+
+    Returns the session key.
+    """
     deadline = time.monotonic() + timeout_s
     hello = _read(connection, len(MAGIC) + NONCE, deadline)
-    if not hello:  # so does a tunnel at whose end nobody listens
+    if not hello:  # a tunnel without a listener at its end closes in the same way
         raise ConnectionError("the connection was closed without a word")
     if hello[: len(MAGIC)] != MAGIC or len(hello) < len(MAGIC) + NONCE:
         raise Refused("what listens there is no pibench of this version")
@@ -50,7 +53,7 @@ def call(connection: socket.socket, token: bytes, rank: int, timeout_s: float) -
 
 
 def answer(connection: socket.socket, token: bytes, expected: Collection[int]) -> tuple[int, bytes]:
-    """Hears a caller; gives its rank and the session key, raises Refused for strangers."""
+    """Hears a caller; returns its rank and the session key. Raises Refused for strangers."""
     deadline = time.monotonic() + ANSWER_S
     nonce = os.urandom(NONCE)
     connection.settimeout(ANSWER_S)
@@ -69,9 +72,9 @@ def answer(connection: socket.socket, token: bytes, expected: Collection[int]) -
 
 
 def open_port(host: str, ports: Sequence[int] = (0,)) -> socket.socket:
-    """Listens at `host` on the first of `ports` that is free (0: on any port).
+    """Listens at `host` on the first free port of `ports` (0: any port).
 
-    Raises OSError that names the address when none is.
+    Raises OSError that names the address when no port is free.
     """
     problem: OSError | None = None
     for port in ports:
@@ -84,9 +87,9 @@ def open_port(host: str, ports: Sequence[int] = (0,)) -> socket.socket:
 
 
 class Door:
-    """Hears callers at a listening socket, each in a thread, so that a silent one keeps nobody waiting.
+    """Hears callers at a listening socket, each one in a thread, so that a silent caller delays nobody.
 
-    Takes the listener over; use it by `with`. `refusals` tells who was turned away and why.
+    A door owns its listener. Use it with `with`. `refusals` lists the refused callers and the reasons.
     """
 
     def __init__(self, listener: socket.socket, token: bytes, expected: Collection[int]) -> None:
@@ -106,15 +109,15 @@ class Door:
 
     def __exit__(self, *_: object) -> None:
         self._closed = True
-        with suppress(OSError):  # Linux wakes the thread that accepts, which else holds the port a while
+        with suppress(OSError):  # wakes the accepting thread on Linux, which would keep the port busy
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
 
     def next(self, deadline: float) -> tuple[int, socket.socket, bytes]:
-        """The next caller who proved itself: rank, connection, session key; each rank comes once.
+        """Returns rank, connection and session key of the next proven caller; each rank comes once.
 
-        Raises TimeoutError when none comes until `deadline` (time.monotonic).
+        Raises TimeoutError when no caller comes before `deadline` (time.monotonic).
         """
         while True:
             try:
@@ -157,7 +160,7 @@ def _tag(token: bytes, what: bytes, data: bytes) -> bytes:
 
 
 def _read(connection: socket.socket, count: int, deadline: float) -> bytes:
-    """Reads `count` bytes, fewer if the other end closes."""
+    """Reads `count` bytes, or fewer if the other end closes."""
     data = b""
     while len(data) < count:
         connection.settimeout(max(0.001, deadline - time.monotonic()))

@@ -1,6 +1,7 @@
-"""Links: what lies between two processes of a group.
+"""Links: the network between two processes of a group.
 
-Round-trip time and bandwidth of one pair of processes; each direction has the whole bandwidth (full duplex).
+A link is the round-trip time and the bandwidth of one pair of processes. Each direction has the whole
+bandwidth (full duplex).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ BANDWIDTHS_BITS_S = (1e4, 1e12)
 
 @dataclass(frozen=True)
 class Link:
-    """A link: `rtt_s` seconds there and back, `bandwidth_bits_s` in each direction at once.
+    """A link: `rtt_s` is the round-trip time in seconds, `bandwidth_bits_s` each direction's rate in bit/s.
 
-    Loopback is the path as the machine gives it: no RTT is added, the bandwidth is not limited (infinite).
+    Loopback is the plain path inside the machine: it adds no RTT and its bandwidth is infinite. Raises
+    ValueError for values that no link can have.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Link:
 
     @property
     def shaped(self) -> bool:
-        """Whether bytes are delayed; false for loopback alone."""
+        """True if bytes are delayed; only loopback is not shaped."""
         return not (self.rtt_s == 0 and self.bandwidth_bits_s == math.inf)
 
 
@@ -72,7 +74,7 @@ _UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 def parse_link(text: str | Link) -> Link:
-    """Gives the link of that name, or the custom one that is written as bandwidth/RTT: "200Mbit/40ms"."""
+    """Returns the link of that name, or a custom link written as bandwidth/RTT: "200Mbit/40ms"."""
     if isinstance(text, Link):
         return text
     if not isinstance(text, str):

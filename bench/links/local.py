@@ -1,4 +1,4 @@
-"""What this machine knows of its own addresses."""
+"""Addresses of this machine and their network interfaces."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import socket
 import struct
 from pathlib import Path
 
-INHERITED = "descriptor://"  # a rendezvous at a connection that the process inherited
+INHERITED = "descriptor://"  # a rendezvous over a connection that the process inherited
 _SIOCGIFADDR = 0x8915  # Linux
 
 
 def is_loopback(address: str) -> bool:
-    """Tells whether only this machine reaches the address."""
+    """Returns whether only this machine can reach the address."""
     return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has the IPv4 address, as gloo asks for it.
+    """Returns the name of the network interface that has the IPv4 address, for gloo.
 
-    Raises ValueError when none has; the variable GLOO_SOCKET_IFNAME, where it is set, is believed instead.
+    The variable GLOO_SOCKET_IFNAME has priority where it is set. Raises ValueError when no interface has the
+    address.
     """
     if told := os.environ.get("GLOO_SOCKET_IFNAME"):
         return told
@@ -47,7 +48,7 @@ def interface_of(address: str) -> str:
 
 
 def network_of(address: str) -> str:
-    """Names the network in which a loopback address is known; empty for an address that others know too."""
+    """Returns a name for the network of a loopback address, or "" for an address that others know too."""
     if not is_loopback(address):
         return ""
     try:

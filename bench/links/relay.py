@@ -1,17 +1,16 @@
-"""The user-space shaper: a process that stands between the processes of a group and delays their bytes.
+"""The user-space shaper: a process between the processes of a group that delays their bytes.
 
-Started by `pibench.parties.driver` as `python -m pibench.links.relay`, never by hand; needs no privileges.
-A TCP connection between two processes is called at a port that the relay opened for the caller, and forwarded
-to the port where the other process listens. Each direction of each pair of processes is one queue, the pair
-is full duplex:
+`pibench.parties.driver` starts it as `python -m pibench.links.relay`; users never do. It needs no privileges.
+The relay opens a port for each caller. A TCP connection to that port is forwarded to the port where the other
+process listens. Each direction of each pair of processes is one queue (full duplex):
 
     departure = max(arrival at the relay, departure before) + bytes / bandwidth
     delivery  = departure + RTT / 2
 
-A byte counts as arrived when the kernel took it, which it stamps (SO_TIMESTAMPNS), so the time until this
-process wakes is no part of the link; where there is no stamp the clock of the read serves. A chunk is
-delivered when its last byte is due. One thread serves all: it sleeps in select until something comes or
-nearly until something is due, and spins over the rest. What a sender may run ahead is bounded.
+A byte arrives when the kernel takes it. The kernel stamps that moment (SO_TIMESTAMPNS), so the time until
+this process wakes is no part of the link. Without a stamp the clock of the read is used. A chunk is delivered
+when its last byte is due. One thread serves all connections. It sleeps in select until something arrives or
+is nearly due, and spins over the rest. The data that a sender may send ahead is bounded.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
-CHUNK_S, CHUNK = 1e-4, 1 << 16  # a chunk is what the link carries in this time, but at least this size
-AHEAD = 8 << 20  # bytes that a flow may hold beside those in flight
+CHUNK_S, CHUNK = 1e-4, 1 << 16  # a chunk fills the link for this time, or has at least this size
+AHEAD = 8 << 20  # bytes that a flow may hold in addition to those in flight
 SPIN_S = 8e-5
-LEAD_S = 2e-5  # a delivery starts that much early: what reading, sending and waking the receiver take
+LEAD_S = 2e-5  # a delivery starts this early: the time to read, send and wake the receiver
 REQUEST = struct.Struct("<BBH")  # caller's rank, listener's rank, listener's port
 REPLY = struct.Struct("<H")
 _SO_TIMESTAMPNS = 35  # Linux, 64 bit
@@ -42,7 +41,7 @@ _ANCILLARY = socket.CMSG_SPACE(_STAMP.size)
 
 
 class Direction:
-    """The link from one process to another: when its last byte leaves."""
+    """The link from one process to another; it remembers when its last byte leaves."""
 
     def __init__(self, rtt_s: float, bandwidth_bits_s: float) -> None:
         self.delay = max(0.0, rtt_s / 2 - LEAD_S)
@@ -56,26 +55,26 @@ class Direction:
 
     @property
     def most_held(self) -> int:
-        """Bytes that a flow may hold: two latencies' worth in flight and a sender's buffer."""
+        """The bytes that a flow may hold: two latencies' worth in flight and a sender's buffer."""
         return AHEAD + int(2 * self.delay / self.seconds_per_byte)
 
 
 @dataclass(eq=False)
 class Flow:
-    """One direction of one connection: bytes read from `source`, not yet delivered to `sink`."""
+    """One direction of one connection: bytes that were read from `source` and not yet delivered to `sink`."""
 
     source: socket.socket
     sink: socket.socket
     direction: Direction
     queue: deque[tuple[float, memoryview, memoryview]] = field(default_factory=deque)  # due, rest, block
     held: int = 0
-    ended: bool = False  # the source sends no more
-    closed: bool = False  # and the sink was told
-    blocked: bool = False  # the sink takes no more for now
+    ended: bool = False  # the source has sent its last byte
+    closed: bool = False  # and the sink was told so
+    blocked: bool = False  # the sink cannot take more at the moment
 
 
 class Relay:
-    """Flows, listeners and the processes that ask for listeners; `turn` once for each event."""
+    """Flows, listeners, and the processes that ask for listeners; `turn` runs once for each event."""
 
     def __init__(self, control: socket.socket, rtt_s: float, bandwidth_bits_s: float) -> None:
         control.setblocking(False)
@@ -88,11 +87,11 @@ class Relay:
         self._spare: list[memoryview] = []
 
     def watch(self, descriptor: int, reader: Callable[[int], None]) -> None:
-        """Calls `reader` when the descriptor can be read."""
+        """Calls `reader` whenever the descriptor can be read."""
         self._readers[descriptor] = reader
 
     def turn(self) -> None:
-        """Delivers what is due, then waits for the next event and takes what has come."""
+        """Delivers the chunks that are due, then waits for the next event and takes the new bytes."""
         due = self._deliver()
         reading = list(self._readers)
         reading += [f.source for f in self._flows if not f.ended and f.held < f.direction.most_held]
@@ -111,7 +110,7 @@ class Relay:
                 self._take(flow)
 
     def _deliver(self) -> float | None:
-        """Sends what is due; returns when the next chunk is."""
+        """Sends the chunks that are due; returns the time of the next one."""
         next_due = None
         for flow in self._flows:
             if flow.blocked:
@@ -157,7 +156,7 @@ class Relay:
         flow.ended = flow.ended or count == 0
 
     def _finish(self, flow: Flow) -> None:
-        """Tells the sink that nothing more comes; forgets the connection when both directions ended."""
+        """Tells the sink that the source has ended; forgets the connection when both directions ended."""
         flow.closed = True
         try:
             flow.sink.shutdown(socket.SHUT_WR)
@@ -173,7 +172,7 @@ class Relay:
         flow.sink.close()
 
     def _meet(self, control: socket.socket) -> None:
-        """Takes a connection of a process that will ask for listeners."""
+        """Accepts a connection of a process that will ask for listeners."""
         asking, _ = control.accept()
         self._readers[asking] = self._open
 
@@ -193,9 +192,9 @@ class Relay:
         asking.sendall(REPLY.pack(server.getsockname()[1]))
 
     def _forward(self, server: socket.socket, caller: int, listener: int, port: int) -> None:
-        """Takes a connection at a listener and makes its other half.
+        """Accepts a connection at a listener and opens its other half.
 
-        The listener stays: who finds that the other process does not listen yet calls once more.
+        The listener stays: a caller calls again when the other process does not listen yet.
         """
         near, _ = server.accept()
         try:
@@ -217,23 +216,23 @@ class Relay:
 
 
 def _arrival(ancillary: list[tuple[int, int, bytes]]) -> float:
-    """When the last byte of a read reached this machine's TCP, on the monotonic clock."""
+    """Returns the time on the monotonic clock at which the last byte of a read reached this machine's TCP."""
     now = monotonic()
     for _, kind, data in ancillary:
         if kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = _STAMP.unpack(data)
             age = time() - seconds - 1e-9 * nanoseconds
-            return now - min(max(age, 0.0), 1.0)  # bounded, should the wall clock be set meanwhile
+            return now - min(max(age, 0.0), 1.0)  # bounded, in case the wall clock is set in the meantime
     return now
 
 
 def main() -> None:
-    """Runs until the driver's end of the lifeline closes."""
+    """Runs until the driver closes its end of the lifeline."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, lifeline = int(sys.argv[1]), int(sys.argv[2])
-    with suppress(OSError):  # then it shares the processor like the parties
+    with suppress(OSError):  # without the privilege it shares the processor like the parties
         os.nice(-10)
-    with suppress(OSError):  # then it wakes up to 50 us later
+    with suppress(OSError):  # without this it wakes up to 50 us later
         Path("/proc/self/timerslack_ns").write_text("1000")
     relay = Relay(socket.socket(fileno=control), float(sys.argv[3]), float(sys.argv[4]))
     relay.watch(lifeline, lambda _: os._exit(0))

@@ -1,11 +1,15 @@
-"""How a process of a group reaches the others through the relay (`pibench.links.relay`).
+"""The way of a process of a group to the others through the relay (`pibench.links.relay`).
 
-Plain sockets ask the relay for a port and call that. Gloo finds its peers through torch.distributed's store:
-every process publishes the address at which it listens, and of two peers the one whose own address is the
-larger calls the other. `ShapedStore` stands before the real store and rewrites the addresses of others as
-they are read: to a process of higher rank a lower one appears to listen at the relay, on 0.0.0.0, smaller
-than any address (Linux takes it for this machine); to the lower one the higher appears at 255.255.255.255,
-larger than any, so it waits to be called. The bytes on the wire are gloo's own, unchanged.
+Plain sockets ask the relay for a port and call that port. Gloo finds its peers through torch.distributed's
+store: every process publishes the address at which it listens, and the peer with the larger address calls the
+other one. `ShapedStore` wraps the real store and rewrites the addresses of the others when they are read:
+
+- A process of higher rank sees a lower one at the relay, on 0.0.0.0. This is smaller than any address, and
+  Linux takes it for this machine. The higher rank therefore calls.
+- A process of lower rank sees a higher one at 255.255.255.255. This is larger than any address. The lower
+  rank therefore waits for a call.
+
+The bytes on the wire are gloo's own, unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ _SMALLEST, _LARGEST = socket.inet_aton("0.0.0.0"), socket.inet_aton("255.255.255
 
 
 def port_through(relay: str, caller: int, listener: int, port: int) -> int:
-    """Asks the relay at the path `relay` for the port that leads process `caller` to `listener`'s `port`."""
+    """Asks the relay at the path `relay` for the port that leads process `caller` to `listener`'s `port`.
+
+    Raises ConnectionError when the relay does not answer.
+    """
     with socket.socket(socket.AF_UNIX) as control:
         control.connect(relay)
         control.sendall(REQUEST.pack(caller, listener, port))
@@ -42,9 +49,10 @@ def port_through(relay: str, caller: int, listener: int, port: int) -> int:
 
 
 def address_at(record: bytes) -> int | None:
-    """Where the sockaddr_in starts in a gloo peer record; None when `record` is no such thing.
+    """Returns the offset of the sockaddr_in in a gloo peer record, or None if `record` is not one.
 
-    A record is: length and text of the host name, length (136) and bytes of the address, 8 bytes a peer.
+    A record holds the length and text of the host name, the length (136) and bytes of the address, and 8
+    bytes for each peer.
     """
     if len(record) < _LENGTH.size:
         return None
@@ -59,7 +67,7 @@ def address_at(record: bytes) -> int | None:
 class ShapedStore(Store):
     """A store in which the processes of a group find each other at the relay.
 
-    `rewritten` counts the addresses that were changed; it stays 0 if gloo's records are not understood.
+    `rewritten` counts the changed addresses; it stays 0 if gloo's records are not understood.
     """
 
     def __init__(self, store: Store, rank: int, relay: str) -> None:
@@ -70,13 +78,13 @@ class ShapedStore(Store):
         self.rewritten = 0
 
     def set(self, key: str, value: bytes) -> None:
-        """Stores `value`; this process's own address with its rank in the whole group."""
+        """Stores `value`; the process's own address is marked with its rank in the whole group."""
         if isinstance(value, bytes) and address_at(value) is not None:
             value = _OWNER + bytes([self._rank]) + value
         self._store.set(key, value)
 
     def get(self, key: str) -> bytes:
-        """Reads a value; another process's address as this process must see it."""
+        """Reads a value; the address of another process is rewritten for this process."""
         value = self._store.get(key)
         if not value.startswith(_OWNER):
             return value
@@ -96,7 +104,7 @@ class ShapedStore(Store):
         return self._store.add(key, amount)
 
     def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
-        """Replaces a value that is as expected."""
+        """Replaces a value if it equals `expected`."""
         return self._store.compare_set(key, expected, desired)
 
     def wait(self, *arguments: Any) -> None:
@@ -104,7 +112,7 @@ class ShapedStore(Store):
         self._store.wait(*arguments)
 
     def check(self, keys: list[str]) -> bool:
-        """Tells whether the keys are there."""
+        """Returns whether the keys are there."""
         return self._store.check(keys)
 
     def delete_key(self, key: str) -> bool:
@@ -112,19 +120,19 @@ class ShapedStore(Store):
         return self._store.delete_key(key)
 
     def num_keys(self) -> int:
-        """Counts the keys."""
+        """Returns the number of keys."""
         return self._store.num_keys()
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Bounds every wait."""
+        """Sets the limit of every wait."""
         self._store.set_timeout(timeout)
 
     def clone(self) -> ShapedStore:
-        """Gives the store itself: torch clones a store for threads that this project does not start."""
+        """Returns the store itself: torch clones a store for threads that this project does not start."""
         return self
 
 
-_stores: list[ShapedStore] = []  # torch holds the C++ half alone; without this one the methods above vanish
+_stores: list[ShapedStore] = []  # torch keeps only the C++ half; without this list the methods above vanish
 
 
 def shaped_rendezvous(url: str, relay: str) -> str:
@@ -142,7 +150,7 @@ def shaped_rendezvous(url: str, relay: str) -> str:
 
 
 def demand_relayed() -> None:
-    """Raises RuntimeError unless gloo's peers were all found at the relay."""
+    """Raises RuntimeError unless gloo found its peers at the relay."""
     if not any(store.rewritten for store in _stores):
         raise RuntimeError(
             "gloo's peer records are not understood (another version of torch?): "

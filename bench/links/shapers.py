@@ -1,8 +1,8 @@
-"""Shapers: what is put between the processes of a group, as `pibench.parties.driver` sees it.
+"""Shapers: programs that put a link between the processes of a group, for `pibench.parties.driver`.
 
-`none` puts nothing there. `user-space` starts the relay (`pibench.links.relay`), on every system and for
-every user. `netem` gives each process a network namespace of its own, a veth pair to a hub that routes, and
-the kernel's netem on the way out; it is the reference where it is allowed.
+`none` puts nothing there. `user-space` starts the relay (`pibench.links.relay`); it works on every system and
+for every user. `netem` gives each process its own network namespace, a veth pair to a hub that routes, and
+the kernel's netem at the exit. `netem` is the reference where it is allowed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LOOPBACK_HOST = "127.0.0.1"
 
 
 class ShaperUnavailable(RuntimeError):  # noqa: N818 (a state, named in the interface)
-    """Raised when this machine or user cannot have the shaper that was asked for."""
+    """Raised when this machine or user cannot have the requested shaper."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands, as `pibench.engines.base.Setting` tells it."""
+    """The place of a process in the network, as `pibench.engines.base.Setting` tells it."""
 
     host: str = LOOPBACK_HOST
     relay: str = ""
@@ -41,59 +41,59 @@ class Place:
 
 
 class Guest(Protocol):
-    """A process that runs elsewhere, as the driver sees it: what it needs of `subprocess.Popen`."""
+    """A process on another host; it has the methods of `subprocess.Popen` that the driver needs."""
 
     pid: int
     connection: Connection
 
     def kill(self) -> None:
-        """Has the process ended."""
+        """Ends the process."""
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Waits until it has ended; raises subprocess.TimeoutExpired after `timeout` seconds."""
+        """Waits until the process has ended; raises subprocess.TimeoutExpired after `timeout` seconds."""
 
 
 class Elsewhere(Protocol):
     """Another host on which a process of a group can run (`pibench.hosts.remote.Remote`)."""
 
     def shaper(self, engine: Any, count: int, provider: str, link: str | Link, shaper: str | None) -> Shaper:
-        """Gives what lies between the processes of a new group; raises ValueError for one it cannot have."""
+        """Returns the shaper of a new group; raises ValueError for a link that this host pair cannot have."""
 
 
 class Shaper:
-    """Leaves the path as the machine gives it; the others override what they need.
+    """Leaves the path as the machine provides it; the other shapers override the methods that they need.
 
-    `asked` tells that the link is one that was asked for, and not whatever lies there.
+    `asked` is true if the user asked for this link, and false if the link is the given network.
     """
 
     name = "none"
     asked = True
-    prefix: tuple[str, ...] = ()  # what a process's command line starts with
+    prefix: tuple[str, ...] = ()  # the beginning of a process's command line
     interface = "lo"
 
     def __init__(self, link: Link) -> None:
         self.link = link
 
     def start(self, folder: Path, lifeline: int) -> None:
-        """Starts what is needed; `lifeline` closes when the driver is gone."""
+        """Starts the shaper; `lifeline` closes when the driver is gone."""
 
     def attach(self, rank: int, pid: int) -> None:
-        """Connects the process `pid`, which is started but idle, as `rank`."""
+        """Connects the started but idle process `pid` as `rank`."""
 
     def place(self, rank: int) -> Place:
-        """Tells where a process stands."""
+        """Returns the place of the process with this rank."""
         return Place()
 
     def elsewhere(self, setting: Any, log: Path) -> Guest | None:
-        """Starts a process that runs on another host; None for one that belongs on this host."""
+        """Starts a process that runs on another host; returns None for one that belongs on this host."""
         return None
 
     def failure(self) -> str | None:
-        """Says how the shaper ended, if it did; asked when a process of the group failed."""
+        """Returns how the shaper ended, if it did; the driver asks when a process of the group failed."""
         return None
 
     def stop(self) -> None:
-        """Ends what was started; may be called twice."""
+        """Ends everything that was started; may be called twice."""
 
 
 class _WithProcess(Shaper):
@@ -123,7 +123,7 @@ class _WithProcess(Shaper):
         if self.popen is None:
             return None
         try:
-            code = self.popen.wait(timeout=0.3)  # its peers may notice before it has quite ended
+            code = self.popen.wait(timeout=0.3)  # its peers may notice before the process is gone
         except subprocess.TimeoutExpired:
             return None
         said = self._log.read_text(errors="replace")[-1000:].strip() if self._log.exists() else ""
@@ -136,7 +136,7 @@ class _WithProcess(Shaper):
 
 
 class UserSpace(_WithProcess):
-    """The relay process; every connection of two processes leads through it."""
+    """The relay process; every connection between two processes passes through it."""
 
     name = "user-space"
     title = "the link's relay"
@@ -163,10 +163,11 @@ class UserSpace(_WithProcess):
 
 
 class Namespaces(_WithProcess):
-    """A network namespace a process, joined by a hub; netem at every exit. Needs root, ip, tc, unshare.
+    """One network namespace for each process, joined by a hub, with netem at every exit.
 
-    The namespaces have no names: each belongs to the one process in it, and the kernel takes it away, its
-    veth pair with it, when that process is gone, however it ends. Hub and processes hold the lifeline.
+    This shaper needs root, ip, tc and unshare. The namespaces have no names: each belongs to the one process
+    in it. When that process is gone, the kernel removes the namespace and its veth pair. The hub and the
+    processes hold the lifeline.
     """
 
     name = "netem"
@@ -203,9 +204,10 @@ SHAPERS = {shaper.name: shaper for shaper in (Shaper, UserSpace, Namespaces)}
 
 
 def make_shaper(link: Link, name: str | None = None) -> Shaper:
-    """Makes the shaper of that name for a link; by default the user-space one, on loopback none.
+    """Returns the shaper of that name for a link; the default is `user-space`, and `none` on loopback.
 
-    Raises ValueError for a shaper that is not one or cannot shape, ShaperUnavailable where it is not allowed.
+    Raises ValueError for an unknown name or a shaper that cannot shape, ShaperUnavailable where it is not
+    allowed.
     """
     name = name or ("user-space" if link.shaped else "none")
     if name not in SHAPERS:
@@ -220,7 +222,10 @@ def make_shaper(link: Link, name: str | None = None) -> Shaper:
 
 
 def netem_arguments(link: Link, interface: str) -> list[str]:
-    """What tc is told: half the RTT and the whole bandwidth on each way out; a queue that drops nothing."""
+    """Returns the arguments of tc: half the RTT and the whole bandwidth at each exit.
+
+    The queue drops no packet.
+    """
     packets = 10_000 + int(link.bandwidth_bits_s / 8 * link.rtt_s / 1000)
     return [
         "qdisc", "add", "dev", interface, "root", "netem", "limit", str(packets),
@@ -230,7 +235,10 @@ def netem_arguments(link: Link, interface: str) -> list[str]:
 
 @cache
 def obstacle(netem: bool = True) -> str | None:
-    """Why namespaces (with `netem`) cannot be had here; None if they can. Tried out, once."""
+    """Returns the reason why namespaces (with `netem`) are not available here, or None if they are.
+
+    The function tries them out once and remembers the answer.
+    """
     if not sys.platform.startswith("linux"):
         return f"{sys.platform} has no network namespaces"
     for tool, package in (

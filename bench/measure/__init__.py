@@ -1,1 +1,4 @@
-"""What is measured, and how: cases, rounds with checked answers, a session of them."""
+"""Measurements: cases, rounds with checked answers, and a session of them.
+
+`pibench.measure(model, images, ...)` measures networks (see `pibench.api.measure`).
+"""

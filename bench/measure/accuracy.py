@@ -1,16 +1,16 @@
-"""`python -m pibench.measure.accuracy`: what fixed point and the protocols do to the accuracy of trained
-networks.
+"""`python -m pibench.measure.accuracy`: judges trained networks in fixed point and under the protocols.
 
 Adds to every row of results/accuracy.json whose weights are stored (seed 0):
 
-- `weights_sha256`: the file that was judged; a row of other weights is judged anew;
+- `weights_sha256`: the judged file; a row of other weights is judged anew;
 - `accuracy_fixed_point`: share of the test images that the network gets right in 16-bit fixed point
-  (`pibench.engines.lean.plaintext`); `fixed_point` says how many these were and on which share of them the
-  predicted class is that of the plaintext network;
-- `private`: for each engine what real parties answered (`Private`), on a fixed sample of the test set.
+  (`pibench.engines.lean.plaintext`);
+- `fixed_point`: the number of these images, and the share whose predicted class is that of the plaintext
+  network;
+- `private`: for each engine the answers of real parties (`Private`) on a fixed sample of the test set.
 
-Plaintext is the network of the stored file in float32, as `accuracy_test` judges it; errors of logits are
-taken against float64. Seconds are no matter here: latency lives in bench.json.
+Plaintext is the network of the stored file in float32, as `accuracy_test` judges it. Errors of logits are
+taken against float64. Seconds are not measured here: latency is in bench.json.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ class InFixedPoint:
 
 @dataclass(frozen=True)
 class Private:
-    """What the parties of one engine answered.
+    """The answers of one engine's parties.
 
-    `agreement` is the share of the `images` on which the largest private logit is the largest in plaintext,
-    the accuracies are shares on the same images. `max_logit_error` is the largest over the images without a
-    wrong truncation (None if all have one), `spread` the largest difference between two images' logits.
-    `wrong_truncations` says how many images went wrong by one (an error of 2 % of the spread or more) and how
-    many the law of local truncation expects; they count in `agreement` and `accuracy` as they came out.
+    `agreement` is the share of the `images` on which the largest private logit is the largest in plaintext.
+    The accuracies are shares on the same images. `max_logit_error` is the largest over the images without a
+    wrong truncation (None if all have one). `spread` is the largest difference between two images' logits.
+    `wrong_truncations` holds the number of images that one made wrong (an error of 2 % of the spread or more)
+    and the number that the law of local truncation expects. `agreement` and `accuracy` count these images as
+    they came out.
     """
 
     images: int
@@ -81,11 +82,11 @@ class Private:
 
 
 def sample(labels: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Returns where `count` images lie whose classes are as even as can be: int64 [count], by class.
+    """Returns the places of `count` images whose classes are as even as possible: int64 [count], by class.
 
-    With as many images as classes it is one image of each, drawn from a seeded generator; with n times as
-    many, n of each. Classes that lack images, and what does not divide, are made up for by the other classes,
-    the first ones first.
+    If there are as many images as classes, it is one image of each, drawn from a seeded generator; for n
+    times as many it is n of each. Other classes, the first ones first, replace missing images and take the
+    remainder.
     """
     if not 2 <= count <= len(labels):
         raise AccuracyError(f"{count} images cannot be chosen from {len(labels)}: ask for 2 to {len(labels)}")
@@ -107,7 +108,8 @@ def fixed_point(model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0)
     Raises ExportError for a network that parties cannot run, PrecisionError for one that float64 cannot.
     """
     chunks = images.split(PLAINTEXT_BATCH)
-    network = FixedPoint.of(lower(model, chunks[0]))
+    lowered = lower(model, chunks[0])
+    network = FixedPoint.of(lowered.program, lowered.weights)
     generator = torch.Generator().manual_seed(seed)
     predicted = torch.cat([network.logits(chunk, generator).argmax(1) for chunk in chunks])
     plain = torch.cat([model(chunk).argmax(1) for chunk in chunks])
@@ -118,10 +120,10 @@ def fixed_point(model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0)
 
 @torch.no_grad()
 def judge(model: nn.Module, images: Tensor, labels: Tensor, parties: Parties) -> Private:
-    """Has running parties infer all normalised `images` [N, 3, H, W], N >= 2, and compares with plaintext.
+    """Lets running parties infer all normalised `images` [N, 3, H, W], N >= 2; compares with plaintext.
 
-    Raises WrongAnswer unless wrong truncations explain every answer that is off by 2 % of the spread or more:
-    repeated, the image must come out right, and there must be no more of them than the law allows.
+    Raises WrongAnswer unless wrong truncations explain every answer that is off by 2 % of the spread or more.
+    The repeated image must come out right, and there must be no more of them than the law allows.
     """
     plain, truth = model(images).argmax(1), truth_of(model, images)
     parties.load(model, images)
@@ -158,11 +160,11 @@ def _share(hits: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """What is to be known of every row.
+    """The values that every row must have.
 
-    Normalised `images` [N, 3, H, W] and `labels` [N] are judged in fixed point; `whole` tells that they are
-    the entire test set. Those at `chosen` go to the parties of each of the `engines`. `again` asks for all of
-    it even where it is known, of as many images or more.
+    Normalised `images` [N, 3, H, W] and `labels` [N] are judged in fixed point; `whole` is true if they are
+    the entire test set. Those at `chosen` go to the parties of each of the `engines`. `again` repeats known
+    values too, also those of as many images or more.
     """
 
     images: Tensor
@@ -176,9 +178,9 @@ class Wanted:
 def additions(
     row: Row, digest: str, model: nn.Module, wanted: Wanted, parties: Callable[[str], Parties]
 ) -> dict[str, Any]:
-    """Returns what `row`, whose weights have this SHA-256, lacks of what is wanted; empty if nothing.
+    """Returns the wanted values that `row` lacks for weights with this SHA-256; empty if none.
 
-    `parties(engine)` gives running ones. Raises AccuracyError when they fail or give another answer.
+    `parties(engine)` returns running ones. Raises AccuracyError when they fail or give another answer.
     """
     known = row if row.get("weights_sha256") == digest else {}
     fresh: dict[str, Any] = {}
@@ -214,7 +216,7 @@ def additions(
 
 
 def _demand_same(row: Row, found: InFixedPoint) -> None:
-    """Raises AccuracyError when the weights are plainly not those that the row was measured with."""
+    """Raises AccuracyError when the weights are plainly not the ones with which the row was measured."""
     stated = row.get("accuracy_test", found.accuracy_plaintext)
     if abs(stated - found.accuracy_plaintext) > SAME_WEIGHTS:
         raise AccuracyError(
@@ -225,14 +227,14 @@ def _demand_same(row: Row, found: InFixedPoint) -> None:
 
 
 def _cause(error: PartyFailed) -> str:
-    """Returns the first line of a failure, with what was raised if a trace follows."""
+    """Returns the first line of a failure, with the exception if a trace follows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where trained networks of one `width` are: rows in `results`/accuracy.json, weights in `weights`."""
+    """The trained networks of one `width`: rows in `results`/accuracy.json, weights in `weights`."""
 
     results: Path
     weights: Path
@@ -244,9 +246,9 @@ class Store:
         return self.results / "accuracy.json"
 
     def rows(self, names: Sequence[str] | None) -> list[Row]:
-        """Returns the rows to be judged, of all variants when no `names` are given.
+        """Returns the rows to judge; without `names` those of all variants.
 
-        Raises AccuracyError when one that was named, or every one, is missing.
+        Raises AccuracyError when a named row, or every row, is missing.
         """
         rows, listed, width = read_rows(self.path), read_manifest(self.weights), self.width
         found = {name: find_row(rows, name, width, 0) for name in names or VARIANTS}

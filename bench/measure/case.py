@@ -1,7 +1,7 @@
-"""What is measured: a case is data.
+"""Cases: the data that define a measurement.
 
-A case is a network on an engine at a batch size. `reference` names the case whose rounds are interleaved with
-its own, so that a ratio of the two is paired and outlives a drift of the machine.
+A case is a network on an engine at a batch size. `reference` is the case whose rounds alternate with its own.
+A ratio of the two is therefore paired, and a drift of the machine does not change it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class OwnNetwork:
-    """A user's own network: `model` in eval mode, and `images` [M, ...] that it takes, M >= 2.
+    """A user's own network: `model` in eval mode, and `images` [M, ...] as its inputs, M >= 2.
 
-    The first images are inferred, as many as a batch holds; at least two give the spread of the logits.
+    The first images are inferred, as many as a batch holds. At least two are needed for the spread of the
+    logits.
     """
 
     model: nn.Module
@@ -28,7 +29,7 @@ class OwnNetwork:
 
     @property
     def width(self) -> int:
-        """Output channels of the first layer that has weights; 0 for a network without one."""
+        """The output channels of the first layer with weights; 0 for a network without one."""
         return next((p.shape[0] for p in self.model.parameters() if p.ndim > 1), 0)
 
 
@@ -40,8 +41,9 @@ class Case:
     measured ones, after one warm-up if `warm_up`; `profiles` inferences give the layers' seconds (their
     median); `reference` is the case measured in turn with this one; `role` groups rows in reports:
     "headline", "batch" (more than one image), "link" (not loopback), "sweep" (what `suites.sweep_cases` adds
-    on loopback) or "extra" (other settings). `link` is a key of `pibench.links.LINKS`, a link such as
-    "200Mbit/40ms" or, between two hosts, what `pibench.hosts.remote` calls it.
+    on loopback), "protocol" (an engine with one clock, on any link) or "extra" (other settings). `link` is a
+    key of `pibench.links.LINKS`, a link such as "200Mbit/40ms" or, between two hosts, what
+    `pibench.hosts.remote` calls it.
     """
 
     variant: str

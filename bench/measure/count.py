@@ -1,18 +1,69 @@
-"""Static cost of a program: what `pibench.models.cost` counts of a network, for all that lowering accepts."""
+"""Static cost of a network under private inference, counted from the program that parties run.
+
+All counts are per image. MACs are those of convolutions and linear layers, without bias. ReLUs are the
+scalar comparisons that are really evaluated, after masks; comparisons of max pooling (k^2 - 1 for each
+output) stand apart. Parameters are what the program stores: BatchNorm is folded, so they are kernels and
+biases of convolutions and linear layers, scales and shifts.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
-from pibench.models.cost import Cost, LayerCost
+from torch import Tensor, nn
+
 from pibench.program import ir
+from pibench.program.lower import lower
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The cost of one step for one image.
+
+    `name` is the step's; `input_size` the elements |x| of its first input; `weight_size` the elements |w| of
+    its kernel, matrix or scale, without bias.
+    """
+
+    name: str
+    kind: str
+    input_size: int
+    weight_size: int
+    relus: int
+    comparisons: int
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network for one image; `relu_layers` and `linear_layers` count steps of the program.
+
+    `relu_layers` are the steps that evaluate ReLUs, `linear_layers` the convolutions (shortcuts and depthwise
+    ones too) and linear layers.
+    """
+
+    relus: int
+    comparisons: int
+    relu_layers: int
+    linear_layers: int
+    macs: int
+    parameters: int
+    layers: tuple[LayerCost, ...]
+
+
+def cost_of(model: nn.Module, images: Tensor) -> Cost:
+    """Counts the cost of `model` for one of `images` [N, ...]; ExportError for what cannot be lowered."""
+    return count_program(lower(model, images[:1]).program)
 
 
 def count_program(program: ir.Program) -> Cost:
-    """Counts the cost of a program for one image, with the conventions of `pibench.models.cost`.
+    """Counts the cost of a program for one image.
 
-    A piecewise linear activation counts a ReLU for each of its knots and elements.
+    A piecewise linear activation counts a ReLU for each of its knots and elements. What several steps store
+    in common counts once in the sum of the parameters.
     """
+    stored = {name: shape for step in program.steps for name, shape in ir.stored_of(step.operator).items()}
     layers = tuple(_layer(step) for step in program.steps)
     return Cost(
         relus=sum(layer.relus for layer in layers),
@@ -20,7 +71,7 @@ def count_program(program: ir.Program) -> Cost:
         relu_layers=sum(layer.relus > 0 for layer in layers),
         linear_layers=sum(layer.kind in ("convolution", "linear") for layer in layers),
         macs=sum(layer.macs for layer in layers),
-        parameters=sum(layer.parameters for layer in layers),
+        parameters=sum(map(prod, stored.values())),
         layers=layers,
     )
 
@@ -46,7 +97,7 @@ def _layer(step: ir.Step) -> LayerCost:
     return LayerCost(
         step.name,
         step.kind,
-        prod(step.input_shapes[0]) if step.input_shapes else 0,
+        step.input_size,
         weights,
         relus,
         comparisons,

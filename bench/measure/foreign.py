@@ -1,8 +1,8 @@
-"""A user's own network, made in a process of its own: `python -P -m pibench.measure.foreign NAME FILE`.
+"""Makes a user's own network in a separate process: `python -P -m pibench.measure.foreign NAME FILE`.
 
-The process starts in the user's folder. His modules are imported there alone, under their own names, so that
-a `models` or `data` of his never meets another process. It hands over the network's graph: torch.nn's modules
-and torch's functions. What reads the file makes nothing else.
+The process starts in the user's folder. The user's modules are imported only there, under their own names, so
+that a user's `models` or `data` never meets another process. It hands over the network's graph: torch.nn's
+modules and torch's functions. The reader of the file makes nothing else.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ REFUSED = ("torch.hub", "torch.utils.cpp_extension", "torch.package", "torch.ser
 
 
 class ForeignError(ValueError):
-    """Raised when a user's code does not give a network, or one that cannot be handed over."""
+    """Raised when a user's code does not give a network, or gives one that cannot be handed over."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes what a graph of torch's own modules and functions is made of; refuses every other name."""
+    """Makes the parts of a graph of torch's own modules and functions; refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         inside = any(module == known or module.startswith(f"{known}.") for known in KNOWN)
@@ -49,8 +49,8 @@ class _Unpickler(pickle.Unpickler):
 def read_network(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
     """Reads a network from a file of torch.export (`.pt2`) or one that `main` wrote.
 
-    Returns it with the shape of one input, None where the network does not say it. Raises ForeignError for a
-    file that is neither.
+    Returns it with the shape of one input, or None if the network does not state it. Raises ForeignError for
+    a file that is neither.
     """
     if path.suffix == ".pt2":
         return _read_exported(path)
@@ -69,7 +69,7 @@ def _read_handed(file: BinaryIO) -> tuple[nn.Module, tuple[int, ...] | None]:
 def _read_exported(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own about its file format
+            warnings.simplefilter("ignore")  # torch's own warning about its file format
             exported = torch.export.load(path)
         inputs = exported.example_inputs[0]
     except Exception as error:  # torch promises no type
@@ -103,7 +103,7 @@ def imported(place: str) -> ModuleType:
 
 
 def made_by(name: str) -> nn.Module:
-    """Returns the network of `module:factory`: a module, or what a function without arguments returns."""
+    """Returns the network of `module:factory`: a module, or the result of a function without arguments."""
     place, _, attribute = name.partition(":")
     found: Any = imported(place)
     for part in attribute.split("."):
@@ -133,7 +133,7 @@ def made_by(name: str) -> nn.Module:
 
 
 def shape_said(model: nn.Module) -> tuple[int, ...] | None:
-    """Returns the shape of one input where a network says it as timm and Lightning do; else None."""
+    """Returns the shape of one input if a network states it as timm and Lightning do, else None."""
     said = getattr(model, "pretrained_cfg", None)
     if isinstance(said, dict) and said.get("input_size"):
         return tuple(said["input_size"])
@@ -142,7 +142,7 @@ def shape_said(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def hand_over(model: nn.Module, shape: tuple[int, ...] | None, path: Path) -> None:
-    """Writes a network to `path`, as a traced graph, else by torch.export if one input's `shape` is known."""
+    """Writes a network to `path` as a traced graph, or by torch.export if one input's `shape` is known."""
     try:
         graph = trace(model)
         for node in graph.graph.nodes:
@@ -163,7 +163,7 @@ def hand_over(model: nn.Module, shape: tuple[int, ...] | None, path: Path) -> No
 
 
 def main(name: str, path: str, *shape: str) -> int:
-    """Writes the network to `path`; what is wrong is the last line of standard error."""
+    """Writes the network to `path`; an error is the last line of standard error."""
     sys.path.insert(0, str(Path.cwd()))
     try:
         model = made_by(name).eval()
@@ -178,7 +178,7 @@ def main(name: str, path: str, *shape: str) -> int:
 
 
 def _own(filename: str) -> bool:
-    """Tells whether a line of a traceback is in the user's folder."""
+    """Returns whether a line of a traceback is in the user's folder."""
     return Path(filename).resolve().is_relative_to(Path.cwd()) and "site-packages" not in filename
 
 

@@ -1,4 +1,4 @@
-"""The networks that a name stands for: `pibench run NAME`.
+"""The networks that a name can mean: `pibench run NAME`.
 
 A name is a variant (`senet-0.09`), a network of the zoo with options (`resnet18:width=32,classes=10`), a
 network of timm (`timm:mobilenetv2_050`), a factory in a user's own code (`net.py:make` or
@@ -39,7 +39,7 @@ CAPTURE_S = 300.0
 class Chosen:
     """A network in eval mode, BatchNorm folded, and the `shape` of one input, without the batch.
 
-    `variant` is the variant's name, None for any other network; `name` is what rows and tables call it.
+    `variant` is the variant's name, or None for any other network. `name` is the name in rows and tables.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Chosen:
 
 
 def nearest(kind: str, given: str, known: Iterable[str], remedy: str) -> str:
-    """Writes one sentence: no `kind` is called `given`, the nearest known name if one is near, the remedy."""
+    """Returns one sentence: no `kind` is called `given`, the nearest known name if any, the remedy."""
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"no {kind} is called {given!r}{hint}: {remedy}"
@@ -68,11 +68,11 @@ def network(
     shape: tuple[int, ...] | None = None,
     folder: Path | None = None,
 ) -> Chosen:
-    """Returns the network that `name` stands for.
+    """Returns the network that `name` means.
 
-    `width` is that of variants, `image` the height and width of their images (32); `shape` is needed where a
-    network does not say what it takes. `folder` (here, if None) is where a user's own code starts. Raises
-    ValueError for a name that stands for nothing, and for code that does not make a network.
+    `width` is that of variants, `image` the height and width of their images (32). `shape` is needed for a
+    network that does not state its input. `folder` (here, if None) is the place at which a user's own code
+    starts. Raises ValueError for an unknown name, and for code that does not make a network.
     """
     if name in variant_names():
         size = image or 32
@@ -145,12 +145,12 @@ def _timm(name: str, rest: str, shape: tuple[int, ...] | None) -> Chosen:
 
 
 def _foreign(name: str, place: str, shape: tuple[int, ...] | None, folder: Path) -> Chosen:
-    """Lets a process of its own, started in the user's folder, make and trace the network."""
+    """Makes and traces the network in a separate process, which starts in the user's folder."""
     if place.endswith(".py"):
         _file(Path(place), folder)
     with tempfile.TemporaryDirectory(prefix="pibench-") as scratch:
         made = Path(scratch) / "network.pt"
-        # -P: nothing of the user's is found until pibench itself has been imported.
+        # -P: Python finds no module of the user until pibench itself has been imported.
         command = [sys.executable, "-P", "-m", "pibench.measure.foreign", name, str(made)]
         command += map(str, shape or ())
         try:
@@ -180,7 +180,7 @@ def _finished(name: str, model: nn.Module, shape: tuple[int, ...] | None) -> Cho
 
 
 def _folded(model: nn.Module) -> nn.Module:
-    """Folds BatchNorm where the network can be traced; where not, lowering folds it."""
+    """Folds BatchNorm if the network can be traced; otherwise lowering folds it."""
     try:
         return fold_batchnorm(model)
     except (ValueError, TypeError, RuntimeError):

@@ -1,9 +1,9 @@
-"""The rounds of a case: offline and online time, with the answer judged beside the clock.
+"""The rounds of a case: their seconds, and the verdict on each answer.
 
-A round is one offline phase and one online phase; when the case has a reference, a round of the reference
-comes right before it, so that the two pair up. The answer of every round is compared with the float64
-network. A round with a wrong answer is no measurement: it is counted, and must be explained
-(`pibench.measure.verdict`).
+A round is one offline phase and one online phase, or one inference for an engine with one clock. If the case
+has a reference, a round of the reference comes right before it, so that the two form a pair. The answer of
+every round is compared with the float64 network. A round with a wrong answer is no measurement. It is counted
+and must be explained (`pibench.measure.verdict`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from datetime import UTC, datetime
 
 import torch
 
+from pibench.engines import ENGINES
 from pibench.measure.case import Case
 from pibench.measure.subject import Subject
+from pibench.parties.driver import Traffic
 
 
 @dataclass
 class Rounds:
-    """Seconds of the rounds of one case, in order; None where an answer was wrong."""
+    """Seconds and traffic of the rounds of one case, in order; None for the seconds of a wrong answer.
 
+    For an engine with one clock, `online_s` holds the whole inference.
+    """
+
+    clocks: tuple[str, ...]
     offline_s: list[float | None] = field(default_factory=list)
     online_s: list[float | None] = field(default_factory=list)
+    traffic: list[Traffic] = field(default_factory=list)
 
     @property
     def total_s(self) -> list[float | None]:
@@ -32,26 +39,40 @@ class Rounds:
         ]
 
     def as_dict(self) -> dict[str, list[float | None]]:
-        """Returns the three clocks."""
+        """Returns the clocks of a row: those of both phases and their sum, or the sum alone."""
+        if self.clocks == ("all_phases",):
+            return {"all_phases_s": self.total_s}
         return {"offline_s": self.offline_s, "online_s": self.online_s, "total_s": self.total_s}
+
+    @property
+    def shown(self) -> tuple[str, list[float]]:
+        """Returns the last of the engine's clocks, and its seconds so far of right answers."""
+        name = self.clocks[-1]
+        return name, [seconds for seconds in self.as_dict()[f"{name}_s"] if seconds is not None]
 
 
 class Measurement:
-    """The rounds of one case; `before` and `online` are called in turn.
+    """The rounds of one case; `before` and `online` are called alternately.
 
-    `before` runs the reference's round and this case's offline phase, `online` what is timed.
+    `before` runs the reference's round and this case's offline phase. `online` runs the timed phase. Raises
+    ValueError for a reference whose engine has other clocks.
     """
 
     def __init__(self, case: Case, subject: Subject, reference: Subject | None = None) -> None:
         self.case = case
         self.subject = subject
         self.reference = reference
-        self.rounds = Rounds()
-        self.reference_rounds = Rounds()
+        self.clocks = ENGINES[case.engine].clocks
+        if case.reference is not None and ENGINES[case.reference.engine].clocks != self.clocks:
+            raise ValueError(f"{case.id} and {case.reference.id} have other clocks and cannot be paired")
+        self._clear()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
+    def _clear(self) -> None:
+        self.rounds, self.reference_rounds = Rounds(self.clocks), Rounds(self.clocks)
+
     def before(self) -> None:
-        """Runs everything of a round that comes before the timed phase."""
+        """Runs the part of a round before the timed phase."""
         if self.reference is not None:
             offline = self.reference.prepare()
             right = self.reference.right(self.reference.infer())
@@ -64,16 +85,20 @@ class Measurement:
         logits = self.subject.infer()
         right = self.subject.right(logits)
         self.rounds.online_s.append(self.subject.parties.online_s if right else None)
+        self.rounds.traffic.append(self.subject.traffic)
         return logits
 
     def warm_up(self) -> None:
-        """Runs a round whose times are dropped, but not its verdicts; the reference's only if it had none."""
+        """Runs a round and drops its times, but not its verdicts.
+
+        Runs the reference's only if it had none.
+        """
         if self.reference is not None and not self.reference.attempted:
             self.before()
         else:
             self.subject.prepare()
         self.online()
-        self.rounds, self.reference_rounds = Rounds(), Rounds()
+        self._clear()
 
     def repeat(self, rounds: int) -> None:
         """Runs this many rounds."""

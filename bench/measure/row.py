@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
 from pibench.costs import literature
+from pibench.engines import ENGINES
 from pibench.engines.base import StepCost
-from pibench.measure.count import count_program
+from pibench.measure.count import Cost
 from pibench.measure.rounds import Measurement
 from pibench.measure.subject import Subject
 from pibench.measure.verdict import TOLERANCE
-from pibench.models.cost import Cost, count_cost
 from pibench.parties.driver import Traffic
-from pibench.program.lower import lower
 from pibench.store import provenance
 
 COUNTS = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
@@ -29,7 +26,7 @@ def row_of(
 ) -> dict[str, Any]:
     """Profiles layers and returns the row of results/bench.json.
 
-    `weights` and `images` say where they are from. Raises WrongAnswer when wrong rounds have no explanation.
+    `weights` and `images` name their sources. Raises WrongAnswer when wrong rounds have no explanation.
     """
     subject, case, reference = measurement.subject, measurement.case, measurement.reference
     subject.demand_explanation()
@@ -42,6 +39,10 @@ def row_of(
         if reference is not None
         else None
     )
+    sent = [measurement.rounds.traffic[i] for i in kept]
+    traffic = subject.traffic
+    if varies := not subject.parties.steady_traffic and bool(sent):
+        traffic = sorted(sent, key=lambda each: each.bytes_total)[(len(sent) - 1) // 2]
     offline = subject.parties.offline
     layers = layer_rows([subject.parties.profile(subject.images) for _ in range(case.profiles)], cost)
     return {
@@ -50,6 +51,8 @@ def row_of(
         "width": case.width,
         "engine": case.engine,
         "provider": subject.parties.provider,
+        "trust": ENGINES[case.engine].trust,
+        "options": dict(ENGINES[case.engine].options),
         "batch": case.batch,
         "link": case.link,
         "timing": "emulated" if subject.parties.link.shaped else "measured",
@@ -59,7 +62,8 @@ def row_of(
         "weights": weights,
         "images": images,
         "cost": {name: getattr(cost, name) for name in COUNTS},
-        "traffic": traffic_row(subject.traffic, subject.parties.hops),
+        "traffic": traffic_row(traffic, subject.parties.hops),
+        **({"traffic_of_rounds": [_short_traffic(each) for each in sent]} if varies else {}),
         "setup": {
             "seconds": subject.set_up.seconds,
             "rounds": subject.set_up.rounds,
@@ -87,7 +91,7 @@ def row_of(
         "rounds": {"attempted": len(measurement.rounds.online_s), "succeeded": len(kept)},
         "layers": layers,
         "network": network_row(case.variant, subject),
-        "conventions": provenance.CONVENTIONS,
+        "conventions": provenance.conventions(measurement.clocks),
         **context,
         "run": run,
         "started": measurement.started,
@@ -105,10 +109,12 @@ def traffic_row(traffic: Traffic, hops: int) -> dict[str, Any]:
     }
 
 
+def _short_traffic(traffic: Traffic) -> dict[str, Any]:
+    return {"rounds": traffic.rounds, "bytes_sent_by_party": list(traffic.by_party)}
+
+
 def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
-    """Returns the network as the literature's cost models see it; None if they do not price
-    one of its steps.
-    """
+    """Returns the network for the literature's cost models, or None if they do not price one of its steps."""
     try:
         described = literature.describe(name, subject.parties.lowered.program).as_dict()
     except ValueError:
@@ -117,9 +123,10 @@ def network_row(name: str, subject: Subject) -> dict[str, Any] | None:
 
 
 def context() -> dict[str, Any]:
-    """Returns machine, versions and commit, as every row holds them."""
+    """Returns host, machine, versions and commit for a row."""
     head, dirty = provenance.commit()
     return {
+        "host": platform.node(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),
         "commit": head,
@@ -146,11 +153,3 @@ def layer_rows(profiles: Sequence[Sequence[StepCost]], cost: Cost) -> list[dict[
             }
         )
     return rows
-
-
-def cost_of(model: nn.Module, images: torch.Tensor) -> Cost:
-    """Counts the static cost of `model` for one of `images`: by its modules, else by its program."""
-    try:
-        return count_cost(model, images[:1])
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):  # all that lowers can be counted
-        return count_program(lower(model, images[:1]).program)

@@ -1,7 +1,7 @@
-"""A session of measurements: the parties of the case being measured and of the references still needed.
+"""A session of measurements: the parties of the current case and of the references that are still needed.
 
-A reference stays loaded until the last case that pairs with it, in processes of its own; the other cases of
-one setting use the same processes one after the other, which give back an earlier network before the next.
+A reference stays loaded, in separate processes, until the last case that pairs with it. The other cases of
+one setting use the same processes one after the other. These drop an earlier network before the next one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from torch import nn
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
 from pibench.measure.case import Case
+from pibench.measure.count import Cost, cost_of
+from pibench.measure.digest import digest_of
 from pibench.measure.rounds import Measurement
-from pibench.measure.row import context, cost_of, row_of
+from pibench.measure.row import context, row_of
 from pibench.measure.subject import Subject
-from pibench.models.cost import Cost
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
-from pibench.store.results import Store
+from pibench.store.results import Row, Store
 
 IMAGES = 16  # the largest batch
-COMPARED = 4  # images that the spread of logits is taken over, if the batch is not larger
+COMPARED = 4  # images for the spread of logits, if the batch is not larger
 TIMEOUT_S = 600.0
 
 
@@ -39,17 +40,15 @@ def images(size: int = 32) -> tuple[torch.Tensor, str]:
     return default_images(IMAGES, size)
 
 
-TIMED = ("offline", "online")
-"""The clocks that a row holds."""
-
-
 class Session:
-    """Measures cases one after the other; use it by `with`.
+    """Measures cases one after the other; use it with `with`.
 
         with Session(cases, Path("results"), run="a name") as session:
             rows = [session.measure(case) for case in cases]
 
-    With `remote` every party 1 runs on another host, which comes first.
+    With `remote` every party 1 runs on another host, which comes first. Cases whose rows in `results` are up
+    to date (`pibench.measure.digest`) are not `waiting`: their rows are in `kept`. With `again`, and with
+    `remote`, every case waits.
     """
 
     def __init__(
@@ -58,16 +57,38 @@ class Session:
         results: Path,
         run: str,
         remote: Remote | None = None,
+        again: bool = False,
     ) -> None:
         self.store = Store(results / "bench.json")
-        self.waiting = list(cases)
+        self.store.demand_room()
         self.run = run
         self.remote = remote
         self.context = context()
+        self.kept = {} if again or remote is not None else self._up_to_date(cases)
+        self.waiting = [case for case in cases if case.id not in self.kept]
         self.subjects: dict[str, Subject] = {}
+        self.costs: dict[str, Cost] = {}  # of users' networks, by case
         self.idle: list[Parties] = []
         self.started = time.monotonic()
-        self.total_work = sum(map(_work, cases))
+        self.total_work = sum(map(_work, self.waiting))
+
+    def _up_to_date(self, cases: Sequence[Case]) -> dict[str, Row]:
+        """Returns the stored rows that measuring `cases` here would replace by their like, by case."""
+        stored = {(row["case"], row.get("digest")): row for row in self.store.rows()}
+        names = {name for name, _ in stored}
+        found = {}
+        for case in cases:
+            row = stored.get((case.id, digest_of(case, self.context))) if case.id in names else None
+            if row is not None:
+                found[case.id] = row
+        return found
+
+    def said_of_kept(self) -> str | None:
+        """Says in one line which share of the cases is up to date; None if none is."""
+        total = len(self.kept) + len(self.waiting)
+        if not self.kept:
+            return None
+        return f"{len(self.kept)} of {total} cases are up to date; --again measures them anew"
 
     def __enter__(self) -> Session:
         if self.remote is not None:
@@ -95,6 +116,7 @@ class Session:
         """
         try:
             model, cost = self.model(case), self.cost(case)  # refused before anything is measured
+            digest = digest_of(case, self.context)  # of the source as it is now, not after minutes of rounds
             subject = self.subject(case)
             reference = None if case.reference is None else self.subject(case.reference)
             measurement = Measurement(case, subject, reference)
@@ -106,13 +128,15 @@ class Session:
             else:
                 weights, source = "trained" if model.meta["trained"] else "seeded", images()[1]
             row = row_of(measurement, cost, weights, source, self.run, self.context)
+            if self.remote is None:
+                row["digest"] = digest
             self.store.add(row)
         finally:
             self.skip(case)
         return row
 
     def skip(self, case: Case) -> None:
-        """Takes a case off the list and lets go of the parties that it alone needs."""
+        """Removes a case from the list and ends the parties that only this case needs."""
         self.waiting = [other for other in self.waiting if other.id != case.id]
         self.dismiss()
 
@@ -129,10 +153,12 @@ class Session:
         """Returns the static cost of a case's network for one image."""
         if case.own is None:
             return _counted(case.variant, case.width)
-        return cost_of(case.own.model, case.own.images)
+        if case.id not in self.costs:
+            self.costs[case.id] = cost_of(case.own.model, case.own.images)
+        return self.costs[case.id]
 
     def subject(self, case: Case) -> Subject:
-        """Returns the loaded parties of a case, started when they are not there yet."""
+        """Returns the loaded parties of a case; starts them if they do not run yet."""
         known = self.subjects.get(case.id)
         if known is not None and known.parties.pids:
             return known
@@ -158,7 +184,7 @@ class Session:
         return wanted.__enter__()
 
     def dismiss(self) -> None:
-        """Lets go of the parties that no waiting case needs."""
+        """Ends the parties that no waiting case needs."""
         needed = {case.id for case in self.waiting}
         needed |= {case.reference.id for case in self.waiting if case.reference is not None}
         for name in [name for name in self.subjects if name not in needed]:
@@ -169,16 +195,15 @@ class Session:
             parties.__exit__(None, None, None)
 
     def obstacle(self, case: Case) -> str | None:
-        """Returns why a case cannot be measured here; None if it can.
+        """Returns why a case cannot be measured here, or None if it can.
 
-        The engine may not be installed. The parties of a case hold its tuples in memory at once: what the
-        engine says of a ReLU, beside half a gigabyte for each process.
+        The engine may not be installed, or the memory may be too small. The parties of a case hold its tuples
+        in memory at once. The estimate is the engine's bytes for each ReLU and half a gigabyte for each
+        process.
         """
         known = ENGINES[case.engine]
         if (reason := known.missing()) is not None:
             return reason
-        if known.clocks != TIMED:
-            return f"the {known.name} engine has one clock, and rows of one clock are not stored yet"
         free = available_memory()
         if free is None:
             return None
@@ -199,8 +224,9 @@ class Session:
         """Returns one line: the case of `row`, its medians, the cases done of `total`, the time left."""
         times = row["times"]
         medians = [
-            f"{name} {statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else f"{name} -"
-            for name in ("offline", "online")
+            f"{name.replace('_', ' ')} "
+            + (f"{statistics.median(times[f'{name}_s']):.3f} s" if times[f"{name}_s"] else "-")
+            for name in ENGINES[row["engine"]].clocks
         ]
         return (
             f"{row['case']}: {', '.join(medians)}, {row['traffic']['bytes_sent'] / 1e6:.1f} MB, "
@@ -227,7 +253,7 @@ def _counted(variant_name: str, width: int) -> Cost:
 
 
 def available_memory() -> float | None:
-    """Returns the bytes of memory that new processes can use; None where the system does not say."""
+    """Returns the bytes of memory that new processes can use, or None if the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

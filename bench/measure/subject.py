@@ -1,4 +1,4 @@
-"""A network on running parties, with the answer that it must give."""
+"""A network on running parties, with its right answer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pibench.parties.driver import Parties, Traffic
 
 
 class Subject:
-    """A network on parties, with the answer it must give.
+    """A network on parties, with its right answer.
 
-    `images` [M, C, H, W] with M >= 2: the first `batch` are inferred, all of them give the spread of logits.
+    `images` [M, C, H, W] with M >= 2: the first `batch` are inferred, and all of them give the spread of
+    logits.
     """
 
     def __init__(self, model: nn.Module, images: torch.Tensor, batch: int, parties: Parties) -> None:
@@ -47,7 +48,7 @@ class Subject:
         return logits
 
     def right(self, logits: torch.Tensor) -> bool:
-        """Judges the answer of a round and keeps count."""
+        """Judges the answer of a round and counts it."""
         self.attempted += 1
         if not self.truth.right(logits).all():
             self.wrong += 1
@@ -57,7 +58,7 @@ class Subject:
 
     @property
     def expected_failures(self) -> float:
-        """Wrong local truncations expected in one inference of the batch (0 for an exact engine)."""
+        """The expected wrong local truncations in one inference of the batch (0 for an exact engine)."""
         return expected_failures(self.parties, len(self.images))
 
     def demand_explanation(self) -> None:
@@ -71,5 +72,5 @@ class Subject:
 
 
 def expected_failures(parties: Parties, images: int) -> float:
-    """Returns how many wrong local truncations are expected in `images` inferences of the loaded network."""
+    """Returns the expected number of wrong local truncations in `images` inferences of the loaded network."""
     return 0.0 if parties.exact_truncation else parties.lowered.truncation_failures * images

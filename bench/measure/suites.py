@@ -1,7 +1,7 @@
 """The lists of cases that the commands measure.
 
-What is measured by default is chosen by hand, so that `make bench` takes ten minutes; a sweep takes every
-variant of the catalogue.
+The default cases are chosen by hand, so that `make bench` takes ten minutes. A sweep takes every variant of
+the catalogue.
 """
 
 from __future__ import annotations
@@ -27,10 +27,16 @@ HEADLINE = (
 )
 OTHERS = tuple(name for name in variant_names() if name not in HEADLINE)
 SLOW = ("lan", "wan", "wan-slow")
+COMPARED = ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact")
+"""The networks that are measured under every protocol."""
+SHAPED = ("lan", "wan")
 
 
 STOCK = Case("baseline")
 LEAN = Case("baseline", engine="lean", profiles=9, reference=STOCK)
+SEMI2K = Case("baseline", engine="spu-semi2k", role="protocol", rounds=6, profiles=1)
+ABY3 = replace(SEMI2K, engine="spu-aby3", parties=3)
+CHEETAH = replace(SEMI2K, engine="spu-cheetah", warm_up=False)
 
 
 def default_cases() -> tuple[Case, ...]:
@@ -56,9 +62,9 @@ def default_cases() -> tuple[Case, ...]:
 def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
     """Returns a case over a link.
 
-    On the LAN compute is a large part, so the same case on loopback is measured in turn: what the model of
-    the link predicts from it is then of one time and state of the machine. Elsewhere the first inference
-    waits as long as any, and there is no warm-up.
+    On the LAN compute is a large part. The same case on loopback is therefore measured alternately with it.
+    The prediction of the link model then comes from the same time and state of the machine. On other links
+    the first inference waits as long as any other, so there is no warm-up.
     """
     loopback = replace(engine, variant=variant, reference=None, profiles=0)
     near = link == "lan"
@@ -112,8 +118,39 @@ def extra_cases() -> tuple[Case, ...]:
     )
 
 
+def protocol_cases() -> tuple[Case, ...]:
+    """Returns the same networks under five protocols, on loopback: `make protocols`.
+
+    Stock and lean are the default cases' own, so that all five are measured by one run. A CHEETAH round takes
+    a minute and a half: its rounds are not paired, since a partner for each would double an hour, and its
+    first round needs no warm-up, for SPU's parties have met and made their keys when a network is loaded.
+    """
+    usual = [case for case in default_cases() if case.role == "headline" and case.variant in COMPARED]
+    return (
+        *usual,
+        *(
+            replace(first, variant=variant, reference=None if variant == "baseline" or alone else first)
+            for first, alone in ((SEMI2K, False), (ABY3, False), (CHEETAH, True))
+            for variant in COMPARED
+        ),
+    )
+
+
+def protocol_link_cases() -> tuple[Case, ...]:
+    """Returns SPU's protocols over LAN and WAN: `make protocols LINKS=1`.
+
+    A round of CHEETAH over the WAN takes about five minutes, most of it waiting.
+    """
+    return tuple(
+        replace(engine, variant=variant, link=link, rounds=rounds, profiles=0, warm_up=False)
+        for engine, rounds in ((SEMI2K, 3), (ABY3, 3), (CHEETAH, 1))
+        for link in SHAPED
+        for variant in LINKED
+    )
+
+
 def two_host_cases(link: str) -> tuple[Case, ...]:
-    """Returns the headline with party 1 on another host, over a link that is called so: `pytest --remote`."""
+    """Returns the headline with party 1 on another host, over a link with this name: `pytest --remote`."""
 
     def moved(case: Case | None) -> Case | None:
         return case and replace(case, link=link, role="extra", reference=moved(case.reference))
@@ -122,7 +159,7 @@ def two_host_cases(link: str) -> tuple[Case, ...]:
 
 
 def small(case: Case | None, width: int = 8) -> Case | None:
-    """Returns the case that takes the same code path once, at a small width."""
+    """Returns a case that takes the same code path once, at a small width."""
     return case and replace(
         case,
         width=width if case.own is None else case.width,
@@ -135,9 +172,13 @@ def small(case: Case | None, width: int = 8) -> Case | None:
 
 
 def smoke_cases(width: int = 8) -> tuple[Case, ...]:
-    """Returns cases that take every code path of the default and extra ones once, at a small width."""
+    """Returns cases that take every code path of the default and extra ones once, at a small width.
+
+    Each of SPU's protocols is there with one network, which is skipped where SPU is not installed.
+    """
     seen: dict[str, Case] = {}
-    for case in (*default_cases(), *extra_cases()):
+    spu = [case for case in protocol_cases() if case.role == "protocol" and case.variant == "senet-0.09"]
+    for case in (*default_cases(), *extra_cases(), *spu):
         if case.role == "link" and (case.variant != "baseline" or case.link != "lan"):
             continue  # the same code over a slower link
         seen.setdefault(small(case, width).id, small(case, width))

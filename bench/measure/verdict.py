@@ -1,8 +1,8 @@
-"""The verdict on private answers: which are right, and whether wrong truncations explain the others.
+"""The verdict on private answers: which ones are right, and whether wrong truncations explain the others.
 
 Stock CrypTen's local truncation is sometimes wrong by a large amount (`pibench.program.lower`). Such an
-answer is explained if the law of these failures allows as many, and if the same inference comes out right
-when it is repeated. Every other wrong answer means that the parties do not compute the network.
+answer is explained if the law of these failures allows so many, and if the repeated inference is right. Every
+other wrong answer means that the parties do not compute the network.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 TOLERANCE = 0.02  # of the largest difference between two images' logits
-IMPLAUSIBLE = 1e-6  # chance under which the truncation law no longer explains the wrong answers
+IMPLAUSIBLE = 1e-6  # chance below which the truncation law no longer explains the wrong answers
 
 
 class WrongAnswer(AssertionError):  # noqa: N818 (what happened, as pytest prints it)
@@ -24,9 +24,9 @@ class WrongAnswer(AssertionError):  # noqa: N818 (what happened, as pytest print
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a network answers in float64: `logits` [N, ...]; `spread`: the largest difference of two images'.
+    """The float64 answer of a network: `logits` [N, ...], and the `spread` between two images' logits.
 
-    A private answer is right if its error is below 2 % of the spread.
+    The spread is the largest difference. A private answer is right if its error is below 2 % of it.
     """
 
     logits: Tensor
@@ -34,11 +34,11 @@ class Truth:
 
     @property
     def tolerance(self) -> float:
-        """The error at which an answer is wrong."""
+        """The error from which an answer is wrong."""
         return TOLERANCE * self.spread
 
     def first(self, count: int) -> Truth:
-        """Returns the truth about the first images, under the same spread."""
+        """Returns the truth about the first images, with the same spread."""
         return Truth(self.logits[:count], self.spread)
 
     def errors(self, logits: Tensor) -> Tensor:
@@ -46,16 +46,16 @@ class Truth:
         return (logits.double() - self.logits).abs().reshape(len(logits), -1).amax(1)
 
     def right(self, logits: Tensor) -> Tensor:
-        """Tells of each image whether its private logits are right: bool [N]; NaN is wrong."""
+        """Returns for each image whether its private logits are right: bool [N]; NaN is wrong."""
         return self.errors(logits) < self.tolerance
 
     def demand_explanation(self, wrong: int, answers: int, law: float, repeated: bool, what: str) -> None:
         """Raises WrongAnswer unless wrong truncations explain `wrong` of `answers`.
 
-        `law` is how many wrong ones are expected in all of them, 0 for an exact engine; `repeated` tells that
-        a repetition came out right; `what` is the noun of the message.
+        `law` is the number of wrong ones that is expected in all of them, 0 for an exact engine. `repeated`
+        is true if a repetition came out right. `what` is the noun of the message.
         """
-        chance = stats.poisson.sf(wrong - 1, law) if law else 0.0
+        chance = scipy.stats.poisson.sf(wrong - 1, law) if law else 0.0
         if not repeated or chance < IMPLAUSIBLE:
             raise WrongAnswer(
                 f"{wrong} of {answers} {what} are off by {self.tolerance:.3g} or more (2 % of the spread "

@@ -5,9 +5,9 @@
         parties.prepare(batch=1)
         logits = parties.infer(images)
 
-Each party is a process with one thread; helpers (a dealer, CrypTen's TTP) are processes too. The driver
-sends the weights to party 0 and the image to party 1, and holds both only to check the answer. What befalls
-the processes is the matter of `pibench.parties.group`.
+Each party is a process with one thread. Helpers (a dealer, CrypTen's TTP) are processes too. The driver sends
+the weights to party 0 and the image to party 1. It keeps both only to check the answer.
+`pibench.parties.group` handles the failure of a process.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from pibench.links import Link, LinkCheck, make_shaper, parse_link
 from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
-from pibench.program.lower import VALUE_LIMIT, Lowered, lower
+from pibench.program.guard import demand_precision, demand_truncations, widest
+from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one inference sends online.
+    """The online traffic of one inference.
 
-    `rounds` are collective calls with the opening; `bytes_sent` those of the party that sends most;
-    `by_party` the bytes that each party sends.
+    `rounds` counts collective calls, with the opening. `bytes_sent` are the bytes of the party that sends
+    most. `by_party` are the bytes that each party sends.
     """
 
     rounds: int
@@ -53,7 +54,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class SetUp:
-    """What loading a network costs: the slower party's seconds, rounds, and the bytes each party sends."""
+    """The cost of loading a network: the slower party's seconds, rounds, and the bytes each party sends."""
 
     seconds: float
     rounds: int
@@ -62,7 +63,11 @@ class SetUp:
 
 @dataclass(frozen=True)
 class Offline:
-    """What one offline phase makes: bytes of correlated randomness each party holds, bytes a dealer sends."""
+    """The result of one offline phase.
+
+    `correlated_bytes` is the correlated randomness that each party holds, in bytes. `dealt_bytes` are the
+    bytes that a dealer sends; None without a dealer.
+    """
 
     seconds: float
     correlated_bytes: tuple[int, ...]
@@ -72,12 +77,13 @@ class Offline:
 class Parties:
     """Persistent processes that run one network privately.
 
-    `count` parties, by default as few as the engine runs with; `engine` a key of `pibench.engines.ENGINES`;
-    `provider` the source of correlated randomness, one of the engine's; `timeout_s` bounds every command;
-    `link` what lies between any two of the processes (a key of `pibench.links.LINKS`, "200Mbit/40ms" or a
-    Link) and `shaper` how ("user-space" or "netem"). A link that is shaped is checked at the start:
-    `link_check`. With `remote` party 1 runs on another host and the link is what lies between
-    (docs/two_hosts.md). Not safe for use by several threads.
+    `count` is the number of parties; the default is the engine's smallest. `engine` is a key of
+    `pibench.engines.ENGINES`. `provider` is one of the engine's sources of correlated randomness. `timeout_s`
+    limits every command. `link` is the network between any two of the processes: a key of
+    `pibench.links.LINKS`, a text like "200Mbit/40ms", or a Link. `shaper` produces that link ("user-space" or
+    "netem"). A shaped link is checked at the start, and `link_check` holds the result. With `remote` party 1
+    runs on another host, and the link is the network between the hosts (docs/two_hosts.md). Only one thread
+    may use the object.
     """
 
     def __init__(
@@ -118,8 +124,9 @@ class Parties:
         self.link_check: LinkCheck | None = None
         self.group = Group(shaper_of_link, timeout_s)
         self._prepared: int | None = None
+        self._reach = 0.0  # the largest number of images that was judged
 
-    # Life.
+    # Opening and closing.
 
     def __enter__(self) -> Parties:
         if self.pids:
@@ -137,7 +144,7 @@ class Parties:
         return self
 
     def _told(self, rank: int, rendezvous: str, place: Place) -> Setting:
-        """What the process of a rank is told."""
+        """Returns the setting of the process with this rank."""
         return Setting(
             self.engine,
             "party" if rank < self.count else self.helpers[rank - self.count],
@@ -164,12 +171,12 @@ class Parties:
 
     @property
     def setting(self) -> tuple[str, int, str, Link]:
-        """What processes of this group are told: engine, number of parties, provider, link."""
+        """The setting of this group's processes: engine, number of parties, provider, link."""
         return self.engine, self.count, self.provider, self.link
 
     @property
     def shaper(self) -> str:
-        """What shapes the link: "none", "user-space", "netem" or, unshaped, "two-hosts"."""
+        """The shaper of the link: "none", "user-space", "netem", or "two-hosts" for an unshaped link."""
         return self.group.shaper.name
 
     @property
@@ -177,24 +184,26 @@ class Parties:
         """Process ids of the parties, then of the helpers; empty when the group is gone."""
         return self.group.pids
 
-    # What is run.
+    # Commands.
 
     def load(self, model: nn.Module, example: torch.Tensor) -> None:
         """Lowers `model` for inputs like `example` [N, ...] and shares its weights among the parties.
 
-        Raises ExportError before any process is bothered when the model cannot be run (see
-        `pibench.program.lower`). `set_up` then holds the cost, `lowered` the program and the plaintext logits
-        of the example.
+        `set_up` then holds the cost, and `lowered` the program and the plaintext logits of the example.
+        Raises ExportError when the model cannot be run (see `pibench.program.lower`) or when fixed point
+        spoils its answers (see `pibench.program.guard`); the processes then receive nothing. A smaller loss
+        is a PrecisionWarning.
         """
         lowered = lower(model, example)
-        lowered.demand(self._known.value_limits(lowered.program))
+        self._judge(lowered, widest(example))
         self._prepared = None
-        # As arrays: a pickled tensor passes through a second copy in the receiving party's memory.
+        # The weights travel as arrays: a pickled tensor needs a second copy in the receiving party's memory.
         weights = {name: weight.numpy() for name, weight in lowered.weights.items()}
         replies = self._call(
             "load", lambda rank: (lowered.program, weights if rank == 0 else None), helpers=True
         )
         self.lowered = lowered
+        self._reach = lowered.largest[lowered.program.input]
         self.set_up = SetUp(
             max(reply["seconds"] for reply in replies[: self.count]),
             max(reply["rounds"] for reply in replies[: self.count]),
@@ -202,7 +211,10 @@ class Parties:
         )
 
     def prepare(self, batch: int = 1) -> float:
-        """Runs the offline phase of one inference of `batch` images; returns the slower party's seconds."""
+        """Runs the offline phase of one inference of `batch` images; returns the slower party's seconds.
+
+        Raises RuntimeError without a loaded network, ValueError for a batch that is no positive whole number.
+        """
         self._loaded()
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"a batch is a whole number of at least one image, not {batch!r}")
@@ -221,10 +233,11 @@ class Parties:
     def infer(self, images: torch.Tensor) -> torch.Tensor:
         """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
 
-        `online_s` then holds the slower party's seconds, `sent` the traffic, `hops` its one-way trips in
-        sequence. Raises NotPrepared without a matching `prepare`, TypeError or ValueError for images of
-        another type or shape or beyond fixed point. Values inside the network were checked for the example
-        of `load` alone: images far larger than it may overflow unnoticed.
+        `online_s` then holds the slower party's seconds, `sent` the traffic, and `hops` its sequential
+        one-way trips. Raises NotPrepared without a matching `prepare`. Raises TypeError or ValueError for
+        images of another type or shape, or beyond fixed point. Images with larger numbers than all before are
+        judged as the example was, and refused if they do not pass. This evaluates the two widest ones three
+        times in plaintext; no clock includes it.
         """
         replies = self._online("infer", images)
         self.online_s = max(reply["seconds"] for reply in replies)
@@ -234,16 +247,20 @@ class Parties:
         return next(reply["logits"] for reply in replies if reply["logits"] is not None)
 
     def traffic(self, images: torch.Tensor) -> Traffic:
-        """Counts rounds and bytes of one inference of `images` (prepares it first; untimed)."""
+        """Counts rounds and bytes of one inference of `images`.
+
+        It prepares the inference first and is not timed.
+        """
         self._checked(images)
         self.prepare(len(images))
         self.infer(images)
         return self.sent
 
     def profile(self, images: torch.Tensor) -> list[StepCost]:
-        """Profiles one inference of `images` (prepares it first): the cost of each step, and of the opening.
+        """Profiles one inference of `images`: the cost of each step and of the opening.
 
-        Seconds are the slower party's, rounds and bytes those of the party that sends most.
+        The method prepares the inference first. Seconds are those of the slower party. Rounds and bytes are
+        those of the party that sends most.
         """
         self._checked(images)
         self.prepare(len(images))
@@ -260,7 +277,10 @@ class Parties:
         ]
 
     def idle(self) -> float:
-        """Runs an empty command, barrier and clock included; returns the driver's seconds (the floor)."""
+        """Runs an empty command with its barrier and clock.
+
+        Returns the driver's seconds, the floor of a time.
+        """
         started = time.perf_counter()
         self._call("idle", lambda _: ())
         return time.perf_counter() - started
@@ -268,7 +288,7 @@ class Parties:
     def check_link(self) -> LinkCheck:
         """Measures the link between parties 0 and 1; `link_check` keeps the last result.
 
-        Nothing is raised for a link that is not what was asked for: see its `ok` and `complaint`.
+        A link that differs from the one asked for raises nothing: see `ok` and `complaint` of the result.
         """
         replies = self._probe() if self.group.shaper.asked else self._probe_unknown()
         self.link_check = LinkCheck(
@@ -287,7 +307,7 @@ class Parties:
         return self._call("probe_link", lambda _: (host, port, bulk))
 
     def _probe_unknown(self) -> list[Any]:
-        """Probes with ever larger transfers, until one takes long against TCP's slow start."""
+        """Probes with larger and larger transfers, until one takes long compared with TCP's slow start."""
         bulk, most = BULK_BYTES
         while True:
             replies = self._probe(bulk)
@@ -306,7 +326,7 @@ class Parties:
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared = None
-        images = images.detach().to(torch.float32)  # in half precision CrypTen's scale overflows
+        images = images.detach().to(torch.float32)  # CrypTen's scale overflows in half precision
         return self._call(command, lambda rank: (images if rank == 1 else None, batch))
 
     def _loaded(self) -> Lowered:
@@ -324,15 +344,33 @@ class Parties:
                 f"the loaded network takes images of shape [N, {', '.join(map(str, shape))}], "
                 f"not {list(images.shape)}"
             )
-        if not images.isfinite().all() or images.abs().max() >= VALUE_LIMIT:
+        reach = images.abs().max().item()
+        if not reach < VALUE_LIMIT:
             raise ValueError("the images hold NaN, infinity or values beyond 2^30; repair or normalise them")
+        if reach > self._reach:
+            try:
+                wide = widest(images)
+                self._judge(self._loaded().on(wide), wide)
+            except ExportError as error:
+                raise ValueError(
+                    f"the images reach {reach:.3g}, where up to {self._reach:.3g} was checked: {error}"
+                ) from error
+            self._reach = reach
+
+    def _judge(self, lowered: Lowered, images: torch.Tensor) -> None:
+        """Raises ExportError unless this engine can hold a network's values on `images` and the answer."""
+        lowered.demand(self._known.value_limits(lowered.program))
+        if not self.exact_truncation:
+            demand_truncations(lowered)
+        if self._known.rehearse is not None:
+            demand_precision(lowered, images, self._known.rehearse)
 
     def _call(
         self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False
     ) -> list[Any]:
-        """Gives each party, and each helper if `helpers`, a command; returns the replies in rank order.
+        """Sends a command to each party, and to each helper if `helpers`; returns the replies in rank order.
 
-        A helper that obeys a protocol of its own is not asked: its reply is that it did nothing.
+        A helper with a protocol of its own receives no command; its reply says that it did nothing.
         """
         asked = [role not in self._known.serving for role in self.helpers] if helpers else []
         ranks = [*range(self.count), *(self.count + i for i, obeys in enumerate(asked) if obeys)]

@@ -1,7 +1,8 @@
-"""A group of processes: started together, asked together, ended together.
+"""A group of processes: they start together, receive commands together and end together.
 
-A process that fails, dies or hangs ends the whole group with PartyFailed, which names the likely first cause;
-no process outlives the driver. What the processes compute is not known here (`pibench.parties.driver`).
+A process that fails, dies or hangs ends the whole group with PartyFailed, which names the likely first cause.
+No process outlives the driver. This module does not know what the processes compute
+(`pibench.parties.driver`).
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class _Process:
 
 
 class Group:
-    """The processes of one group, by rank; `shaper` is what lies between them.
+    """The processes of one group, by rank; `shaper` produces the link between them.
 
-    `timeout_s` bounds every wait for a reply.
+    `timeout_s` limits every wait for a reply.
     """
 
     def __init__(self, shaper: Shaper, timeout_s: float) -> None:
@@ -59,7 +60,8 @@ class Group:
     def start(self, count: int, setting: Callable[[int, str, Place], Setting]) -> None:
         """Starts `count` processes and waits until each is ready.
 
-        `setting(rank, rendezvous, place)` is what a process is told. Whatever fails ends what was started.
+        `setting(rank, rendezvous, place)` returns the setting of a process. A failure ends every started
+        process.
         """
         if self._processes:
             raise RuntimeError("these parties are running already; open a new Parties")
@@ -90,7 +92,7 @@ class Group:
             self.shaper.attach(setting.rank, process.popen.pid)
             send(process.connection, setting)
         except BaseException:
-            self._processes.append(process)  # so that it is ended with the others
+            self._processes.append(process)  # so that `kill` ends it with the others
             raise
         return process
 
@@ -111,9 +113,10 @@ class Group:
             self._folder = None
 
     def ask(self, command: str, arguments: Mapping[int, tuple[Any, ...]]) -> list[Any]:
-        """Gives the processes of these ranks a command at once; returns their replies in the same order.
+        """Sends commands to the processes of these ranks at once; returns their replies in the same order.
 
-        Raises PartyFailed, and ends the group, when one does not come; NotPrepared when one refuses.
+        Raises PartyFailed and ends the group when a reply does not come. Raises NotPrepared when a process
+        refuses.
         """
         if not self._processes:
             raise PartyFailed("the parties are not running; open a new Parties")
@@ -126,14 +129,14 @@ class Group:
         try:
             replies = self._await(list(arguments), command)
         except BaseException:
-            self.kill()  # a command under way cannot be taken back
+            self.kill()  # a running command cannot be cancelled
             raise
         for thread in threads:
             thread.join()
         return replies
 
     def _await(self, ranks: Sequence[int], command: str) -> list[Any]:
-        """Waits for the replies of `ranks`; raises PartyFailed with the cause when one does not come."""
+        """Waits for the replies of `ranks`; raises PartyFailed with the cause when a reply does not come."""
         deadline = time.monotonic() + self.timeout_s
         pending = {self._processes[rank].connection: rank for rank in ranks}
         others = {p.connection: rank for rank, p in enumerate(self._processes) if rank not in ranks}
@@ -154,7 +157,7 @@ class Group:
                     kind, value = "failed", None
                 if kind == "failed":
                     failures.append((rank, value))
-                    # Peers fail in turn; what they say within a second helps to find the first cause.
+                    # Peers fail one after the other; reports within a second help to find the first cause.
                     deadline = min(deadline, time.monotonic() + 1.0)
                 elif kind == "not prepared":
                     refusals.append(value)
@@ -172,7 +175,7 @@ class Group:
         return [replies[rank] for rank in ranks]
 
     def _cause(self, failures: list[tuple[int, str | None]], command: str) -> str:
-        """Tells the likely first cause: a process that was killed, else the first that reported."""
+        """Returns the likely first cause: a process that was killed, or else the first one that reported."""
         killed = [rank for rank, trace in failures if trace is None]
         rank, trace = (killed[0], None) if killed else failures[0]
         process = self._processes[rank]
@@ -197,4 +200,4 @@ def _send(process: _Process, message: bytes) -> None:
     try:
         process.connection.send_bytes(message)
     except OSError:
-        return  # the process is gone, which the wait for its reply reports
+        return  # the process is gone; the wait for its reply reports that

@@ -1,7 +1,7 @@
 """Messages between the driver and a process that it started: pickled by value.
 
-A message never comes from another host: those travel by `pibench.hosts.stream`, which decodes plain values
-alone.
+A message never comes from another host. Messages of other hosts travel by `pibench.hosts.stream`, which
+decodes only plain values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def encode(message: Any) -> bytes:
-    """Pickles plainly, so that no tensor lives in memory shared with another process."""
+    """Pickles by value, so that no tensor lives in memory shared with another process."""
     return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
 
 

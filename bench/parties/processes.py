@@ -1,4 +1,4 @@
-"""Starts the process of a party or helper: for the driver, or on another host for `pibench.hosts.join`."""
+"""Starts the process of a party or helper, for the driver or on another host for `pibench.hosts.join`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-# One thread a party. glibc gives large blocks back to the system at every step unless told to keep them
-# (about 20 % of the time at batch 1).
+# One thread a party. glibc keeps large blocks instead of returning them to the system at every step
+# (saves about 20 % of the time at batch 1).
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -25,11 +25,11 @@ ENVIRONMENT = {
 def start_worker(
     log: Path, lifeline: int, interface: str, prefix: Sequence[str] = (), keep: Sequence[int] = ()
 ) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Starts `pibench.parties.worker`; gives the process and this end of its connection.
+    """Starts `pibench.parties.worker`; returns the process and this end of its connection.
 
-    It ends when the other end of the pipe `lifeline` closes, writes to `log`, lets gloo listen at `interface`
-    and inherits the descriptors `keep`. Call it from a thread that lives on: the kernel ends the process with
-    the thread that started it.
+    The process ends when the other end of the pipe `lifeline` closes. It writes to `log`, lets gloo listen at
+    `interface` and inherits the descriptors `keep`. The calling thread must stay alive: the kernel ends the
+    process with the thread that started it.
     """
     ours, theirs = socket.socketpair()
     with theirs, log.open("wb") as output:
@@ -48,6 +48,6 @@ def start_worker(
             stdout=output,
             stderr=output,
             env=os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": interface},
-            start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends the group
+            start_new_session=True,  # Ctrl-C reaches only the driver, which then ends the group
         )
     return popen, Connection(ours.detach())

@@ -1,8 +1,8 @@
 """The process of one party or helper: makes its node and obeys the driver.
 
-Started by `pibench.parties.driver` as `python -m pibench.parties.worker`, never by hand. It is told its
-setting first; from then on it answers each command with a reply. Parties talk to each other through their
-engine alone.
+`pibench.parties.driver` starts it as `python -m pibench.parties.worker`; users never do. The process first
+receives its setting and then answers each command with a reply. Parties talk to each other only through their
+engine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pibench.parties.messages import receive, send
 
 
 class Session:
-    """The commands a driver may give; each returns what the driver is told."""
+    """The commands that a driver may send; each one returns the reply for the driver."""
 
     def __init__(self, node: Node | Helper) -> None:
         self.node = node
@@ -43,7 +43,7 @@ class Session:
     def load(self, program: Any, weights: Any) -> dict[str, Any]:
         """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes.
 
-        Peak memory counts from here: what an earlier network held is given back first.
+        The memory of an earlier network is freed first. Peak memory counts from this point.
         """
         if isinstance(self.node, Helper):
             self.node.load(program)
@@ -60,7 +60,7 @@ class Session:
         return {"seconds": seconds, "rounds": meter.rounds - rounds, "bytes_sent": meter.bytes_sent - sent}
 
     def plan(self, batch: int) -> None:
-        """Does what is needed once for a batch size."""
+        """Does the work that a batch size needs once."""
         if isinstance(self.node, Node):
             self.node.plan(batch)
 
@@ -73,7 +73,10 @@ class Session:
         return {"seconds": time.perf_counter() - started, "bytes": held}
 
     def infer(self, images: torch.Tensor | None, batch: int) -> dict[str, Any]:
-        """Runs the online phase; returns its seconds, rounds, bytes, hops and the logits this party sees."""
+        """Runs the online phase.
+
+        Returns its seconds, rounds, bytes, hops, and the logits that this party sees.
+        """
         node = self.node
         node.start(batch)
         shared = node.share(images, batch)
@@ -91,29 +94,30 @@ class Session:
         }
 
     def profile(self, images: torch.Tensor | None, batch: int) -> list[Any]:
-        """Runs the online phase with a clock at each step."""
+        """Runs the online phase with a clock at each step; returns the cost of each step."""
         self.node.start(batch)
         shared = self.node.share(images, batch)
         self.node.barrier()
         return self.node.profile(shared)
 
     def idle(self) -> dict[str, Any]:
-        """Does nothing, measured like an inference."""
+        """Does nothing and measures it like an inference."""
         self.node.barrier()
         started = time.perf_counter()
         return {"seconds": time.perf_counter() - started}
 
     def listen(self) -> tuple[str, int] | None:
-        """At party 0, opens a port for `probe_link`; returns its address."""
+        """Opens a port for `probe_link` at party 0; returns its address, or None at the other parties."""
         if self.node.rank:
             return None
         self.listener = open_port(self.node.setting.host, self.node.setting.ports)
         return self.node.setting.host, self.listener.getsockname()[1]
 
     def probe_link(self, host: str, port: int, bulk: int | None = None) -> dict[str, float]:
-        """Measures the path between parties 0 (who listens) and 1; returns RTT, bandwidth, a round's seconds.
+        """Measures the path between party 0, which listens, and party 1.
 
-        Other parties take part in the rounds alone.
+        Returns RTT (s), bandwidth (bit/s), and the seconds and hops of a small round. The other parties take
+        part only in the rounds.
         """
         node, setting = self.node, self.node.setting
         measured: dict[str, float] = {}
@@ -148,7 +152,7 @@ class Session:
 
 
 def reset_peak_memory() -> None:
-    """Gives freed memory back to the system and starts the peak anew, where Linux and glibc let us."""
+    """Returns freed memory to the system and restarts the peak, where Linux and glibc allow it."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -164,6 +168,7 @@ def obey(connection: Connection, setting: Setting) -> None:
         descriptor = int(setting.rendezvous.removeprefix(INHERITED))
         setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
     node = ENGINES[setting.engine].make_node(setting)
+    gc.freeze()  # what is imported stays: no collection has to look through it again
     send(connection, ("ready", None))
     if isinstance(node, Helper) and node.serves:
         node.serve()
@@ -185,9 +190,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_driver(lifeline: int) -> None:
-    """Ends this process when the driver's end of a pipe closes, whatever this process is doing then.
+    """Ends this process when the driver's end of a pipe closes, even in the middle of its work.
 
-    On Linux the kernel kills it too, which reaches even a stopped process.
+    On Linux the kernel kills it too; this also ends a stopped process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -210,7 +215,7 @@ def main() -> None:
         except Exception:
             send(connection, ("failed", traceback.format_exc()))
         sys.stdout.flush()
-        os._exit(0)  # destructors of a broken process group may wait for ever
+        os._exit(0)  # destructors of a broken process group may wait forever
 
 
 if __name__ == "__main__":

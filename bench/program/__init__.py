@@ -1,1 +1,1 @@
-"""The program that parties run: `ir` says what it is, `lower` makes it from a torch network."""
+"""The program that parties run: `ir` defines it, `lower` makes it from a torch network."""

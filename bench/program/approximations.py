@@ -2,13 +2,14 @@
 
     f(x) = slope x + sum_k jumps_k ReLU(x - knots_k) + offset
 
-Each curve is the best found with ten knots: knots by Nelder and Mead, jumps by linear programming of the
-largest error, with the true asymptotes on both sides. Jumps are whole multiples of 2^-16, so that fixed
-point loses nothing of them and the asymptotes hold at any distance. Errors, over all real numbers:
+Each curve is the best one found with ten knots. Nelder and Mead's method chooses the knots. Linear
+programming chooses the jumps with the smallest largest error. The asymptotes on both sides are the true ones.
+Jumps are whole multiples of 2^-16. Fixed point therefore loses nothing, and the asymptotes hold at any
+distance. Errors, over all real numbers:
 
     sigmoid   0.0036     SiLU   0.0086     GELU   0.0050     tanh   0.0071
 
-Hard sigmoid is exact but for the rounding of 1/6. An element costs as many comparisons as there are knots.
+Hard sigmoid is exact except for the rounding of 1/6. An element costs one comparison for each knot.
 """
 
 from pibench.program.ir import PiecewiseLinear

@@ -1,9 +1,9 @@
 """Captures a torch network as a graph of ATen operators, by `torch.export`.
 
-`capture` copies the network, exports it for a batch of `BATCH` images and gives back the graph with all that
-the network stores. An operator that `pibench.program.lower` has no rule for is decomposed by torch. Shapes
-are constants in the graph, module paths stand in its metadata, and nothing is done in place. What cannot be
-captured is refused in one sentence, which names the line of the network's own code.
+`capture` copies the network and exports it for a batch of `BATCH` images. It returns the graph with all
+tensors that the network stores. torch decomposes the operators for which `pibench.program.lower` has no rule.
+Shapes are constants in the graph, module paths are in its metadata, and no operator works in place. A network
+that cannot be captured is refused in one sentence, which names the line of the network's own code.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ BATCH = 5
 
 
 class ExportError(ValueError):
-    """Says which node cannot be lowered, why, and what to do instead."""
+    """Raised when a node cannot be lowered; the text says which one, why, and what to do instead."""
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A captured network: its nodes in order, its stored tensors, its input with the name that the
-    network gives it, and the chosen output.
+    """A captured network: its nodes in order, its stored tensors, its input with its name, its chosen output.
 
-    `stored` maps a node to its tensor (float64 where it holds floating-point numbers) and `names` to the name
-    under which the network keeps it.
+    `stored` maps a node to its tensor (float64 if it holds floating-point numbers). `names` maps it to the
+    name under which the network keeps the tensor.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -64,9 +63,10 @@ def capture(
 ) -> Captured:
     """Exports `model` for inputs shaped like `example` [N, ...].
 
-    Operators that are not `known` are decomposed; so are those that `moves` tells may return their argument
-    itself, where something is done in place. `output` chooses one of several outputs, by its number or
-    its name. Raises ExportError for what cannot be exported. The model itself is never touched.
+    Operators that are not `known` are decomposed. With in-place operators in the network, those that `moves`
+    selects are decomposed too, because they may return their argument itself. `output` chooses one of several
+    outputs, by its number or its name. Raises ExportError for a network that cannot be exported. The model
+    itself is never changed.
     """
     copied = copied_for_export(model)
     first = example[:1].to(torch.float64, copy=True)
@@ -88,7 +88,7 @@ def capture(
 def copied_for_export(model: nn.Module) -> nn.Module:
     """Returns a copy of `model` in float64 and in eval mode, without wrappers around it or its weights."""
     model = _unwrapped(model)
-    # A weight that a hook computes is no leaf, and torch copies leaves only.
+    # A weight that a hook computes is not a leaf, and torch copies only leaves.
     memo = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -121,7 +121,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _bake_weights(module: nn.Module) -> None:
     """Replaces weights that a hook computes at each call by their present values.
 
-    Parametrized weights are left to the export: taking them out would change the class that copies share.
+    Parametrized weights are left to the export: removing them would change the class that copies share.
     """
     for hook in list(module._forward_pre_hooks.values()):
         name: Any = getattr(hook, "_tensor_name", getattr(hook, "name", None))
@@ -134,7 +134,7 @@ def _bake_weights(module: nn.Module) -> None:
 
 
 class _Stepwise(nn.Module):
-    """Runs a `torch.fx` graph node by node, so that what is exported of a node bears its name."""
+    """Runs a `torch.fx` graph node by node, so that every exported part of a node has its name."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
@@ -149,12 +149,12 @@ class _Stepwise(nn.Module):
 
 
 def is_inert_dropout(node: fx.Node) -> bool:
-    """Tells whether a node is a dropout that is switched off: it returns its argument itself."""
+    """Returns whether a node is a dropout that is switched off: it returns its argument itself."""
     return "dropout" in str(node.target) and False in (*node.args, *node.kwargs.values())
 
 
 def _erase_dropout(graph: fx.Graph) -> None:
-    """Takes out dropout that is switched off; torch would decompose it to a copy, which loses an alias."""
+    """Removes dropout that is switched off; torch would decompose it to a copy, which loses an alias."""
     for node in list(graph.nodes):
         if is_inert_dropout(node) and "native" not in str(node.target):
             node.replace_all_uses_with(node.args[0])
@@ -162,10 +162,10 @@ def _erase_dropout(graph: fx.Graph) -> None:
 
 
 def _write_out_of_place(graph: fx.Graph, moves: Callable[[Any], bool]) -> None:
-    """Writes `relu_(x)` as `relu(x)` where `x` is nothing but its argument.
+    """Writes `relu_(x)` as `relu(x)` where `x` is only an argument of this call.
 
-    Later uses of the changed tensor are uses of the result already, and `x` has no other name: it was
-    computed afresh and nothing else was made of it. What is left is for torch to decompose, which is slower.
+    Later uses of the changed tensor already use the result. `x` has no other name: it was just computed and
+    has no other use. torch decomposes all other in-place calls, which is slower.
     """
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -186,14 +186,14 @@ def _write_out_of_place(graph: fx.Graph, moves: Callable[[Any], bool]) -> None:
 
 
 def _is_plain(node: fx.Node, known: Callable[[Any], bool]) -> bool:
-    """Tells whether a node of an exported graph needs no decomposition: known, and nothing done in place."""
+    """Returns whether a node of an exported graph needs no decomposition: it is known and not in place."""
     return node.op != "call_function" or known(node.target)
 
 
 def _bound(
     exported: torch.export.ExportedProgram, input_name: str | None, output: int | str | None
 ) -> Captured:
-    """Ties the nodes of an exported graph to what they stand for."""
+    """Connects the nodes of an exported graph to the tensors that they stand for."""
     stored: dict[fx.Node, torch.Tensor] = {}
     names: dict[fx.Node, str] = {}
     inputs = []
@@ -244,7 +244,7 @@ def _chosen(exported: torch.export.ExportedProgram, output: int | str | None) ->
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Raises ExportError if Python's or numpy's global generator is drawn from: a draw would be frozen."""
+    """Raises ExportError if Python's or numpy's global generator is used: the export would freeze a draw."""
     before = random.getstate(), np.random.get_state()
     yield
     after = random.getstate(), np.random.get_state()
@@ -259,7 +259,7 @@ def _deterministic() -> Iterator[None]:
 
 @contextmanager
 def _described_failures() -> Iterator[None]:
-    """Turns whatever torch.export raises into one sentence; torch's own log of it is not shown."""
+    """Turns any error of torch.export into one sentence; torch's own log of it is not shown."""
     loud = logging.getLogger("torch")
     level = loud.level
     loud.setLevel(logging.CRITICAL)
@@ -276,7 +276,7 @@ def _described_failures() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    """Says at which line of the network's code the capture failed, why, and what to do."""
+    """Returns a sentence: the line of the network's code at which the capture failed, why, and what to do."""
     where = own_line(traceback.extract_tb(error.__traceback__))
     reason, kind = _first_line(error), type(error).__name__
     if ("missing" in reason and "argument" in reason) or "too many positional" in reason:
@@ -298,7 +298,7 @@ _FOREIGN = tuple(str(Path(root).resolve()) for root in (torch.__path__[0], Path(
 
 
 def own_line(frames: list[traceback.FrameSummary]) -> str:
-    """Returns the innermost line of a traceback that is neither torch's nor this package's, with its code."""
+    """Returns the innermost line of a traceback outside torch and this package, with its code."""
     own = [
         frame
         for frame in frames

@@ -1,8 +1,8 @@
 """The program that parties run: a flat list of steps, the same for every engine.
 
 `pibench.program.lower` lowers a torch network to a `Program`; an engine interprets it on shares. The program
-is public (architecture, shapes, positions of masks). Weights are not in it: they travel apart, to party 0
-alone, as a mapping from the names that the steps use. Numpy is all that this module needs.
+is public (architecture, shapes, positions of masks). Weights are not in it. They travel separately, to party
+0 alone, as a mapping from the names that the steps use. This module needs only numpy.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Relu:
 
 @dataclass(frozen=True)
 class AveragePool:
-    """Mean over windows of `kernel`, zero padding counted in."""
+    """Mean over windows of `kernel`; zero padding is counted."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -58,7 +58,7 @@ class AveragePool:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Maximum over windows of `kernel`; padding never wins."""
+    """Maximum over windows of `kernel`; padding is never the maximum."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -100,7 +100,7 @@ class PiecewiseLinear:
 
     @property
     def integer(self) -> bool:
-        """Whether all factors are whole numbers, so that no product needs a truncation."""
+        """True if all factors are whole numbers, so that no product needs a truncation."""
         return all(float(factor).is_integer() for factor in (self.slope, *self.jumps))
 
 
@@ -112,17 +112,17 @@ class Combine:
 
     @property
     def integer(self) -> bool:
-        """Whether all factors are whole numbers, so that no product needs a truncation."""
+        """True if all factors are whole numbers, so that no product needs a truncation."""
         return all(float(factor).is_integer() for factor in self.factors)
 
 
 @dataclass(frozen=True, eq=False)
 class Rearrange:
-    """Element i of the flattened result is element `index[i]` of the flattened image, or 0 where it is -1.
+    """Element i of the flattened result is element `index[i]` of the flattened image, or 0 for -1.
 
-    `shape` is the result's without the batch. `index` is an int64 array with one entry for each of its
-    elements, None for all elements in their order (a new shape alone). Reshaping, permuting, slicing,
-    padding, repeating and every mixture of these are one such step; on shares it is free.
+    `shape` is the result's, without the batch. `index` is an int64 array with one entry for each element of
+    the result. None means all elements in their order (only a new shape). Reshaping, permuting, slicing,
+    padding, repeating and every mixture of these are one such step. It is free on shares.
     """
 
     shape: tuple[int, ...]
@@ -145,18 +145,18 @@ class Weigh:
 
     @property
     def integer(self) -> bool:
-        """Whether all factors are whole numbers, so that no product needs a truncation."""
+        """True if all factors are whole numbers, so that no product needs a truncation."""
         return bool((self.factors == np.round(self.factors)).all())
 
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two inputs of one shape (which may be the same value twice)."""
+    """Sum of two inputs of one shape (both may be the same value)."""
 
 
 @dataclass(frozen=True)
 class Multiply:
-    """Product of two secret inputs, the smaller one broadcast to the shape of the larger."""
+    """Product of two secret inputs; the smaller one is broadcast to the shape of the larger."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ class Step:
 
     @property
     def input_size(self) -> int:
-        """|x|: elements of the first input for one image."""
+        """The elements |x| of the first input, for one image."""
         return prod(self.input_shapes[0])
 
     @property
@@ -272,7 +272,7 @@ class Program:
     output: str
 
     def last_uses(self) -> dict[str, str]:
-        """Maps each value to the step after which it is no longer needed (the output is in no entry)."""
+        """Maps each value to the step after which it is no longer needed; the output is never listed."""
         last: dict[str, Any] = {}
         for step in self.steps:
             for name in step.inputs:

@@ -1,11 +1,11 @@
 """Lowers a torch network to the program that parties run.
 
 `pibench.program.capture` exports the network as a graph of ATen operators. `lower` walks it with one small
-rule for each operator, which turns its node into operators of `pibench.program.ir`. What depends on stored
-tensors alone is computed on the way; what only moves elements is one `Rearrange`, whose index comes from
-running the operator itself on positions. The finished program is then run once on the example in float64,
-which finds NaN and values beyond fixed point, and sums the chance of a wrong local truncation, before any
-process is started.
+rule for each operator. A rule turns the node into operators of `pibench.program.ir`. A node that depends only
+on stored tensors is computed at once. An operator that only moves elements becomes one `Rearrange`. Its index
+comes from running the operator itself on positions. The finished program is then run once on the example in
+float64, before any process is started. This run finds NaN and values beyond fixed point, and it sums the
+chance of a wrong local truncation.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ aten = torch.ops.aten
 class Lowered:
     """A network ready for parties.
 
-    `program` is public; `weights` (float64) are party 0's; `logits` is the plaintext answer to the example
-    in float64; `largest` the largest absolute value under each name of the program; `truncation_failures`
-    the expected number of wrong local truncations in one inference of one image under a two-party engine
-    that truncates locally (facts: |v| / 2^32 for each product).
+    `program` is public. `weights` (float64) belong to party 0. `logits` is the plaintext answer to the
+    example in float64. `largest` is the largest absolute value under each name of the program.
+    `truncation_failures` is the expected number of wrong local truncations in one inference of one image,
+    under a two-party engine that truncates locally (facts: |v| / 2^32 for each product).
     """
 
     program: ir.Program
@@ -52,8 +52,16 @@ class Lowered:
     largest: dict[str, float]
     truncation_failures: float
 
+    def on(self, images: Tensor) -> Lowered:
+        """Returns the same network with the values that it takes on other images [N, ...].
+
+        Raises ExportError as `lower` does for values that are NaN, infinite or 2^30 or more.
+        """
+        labels = {step.name: f"the value of {step.name!r}" for step in self.program.steps}
+        return _valued(self.program, self.weights, images.detach().to("cpu", torch.float64), labels)
+
     def demand(self, limits: Mapping[str, float]) -> None:
-        """Raises ExportError if a value reaches its limit, by the names of the program."""
+        """Raises ExportError if a value reaches its limit; limits are by the names of the program."""
         for name, limit in limits.items():
             if self.largest.get(name, 0.0) >= limit:
                 raise ExportError(
@@ -66,9 +74,9 @@ class Lowered:
 def lower(model: nn.Module, example: Tensor, output: int | str | None = None) -> Lowered:
     """Lowers `model` for inputs shaped like `example` [N, ...].
 
-    `output` chooses one of several outputs, by its number or its name. Raises ExportError for what cannot be
-    captured, an operator without a lowering, a model that does not fit the example, NaN or infinite values,
-    and values of 2^30 or more.
+    `output` chooses one of several outputs, by its number or its name. Raises ExportError for a network that
+    cannot be captured, an operator without a lowering, a model that does not fit the example, NaN or infinite
+    values, and values of 2^30 or more.
     """
     if not isinstance(model, nn.Module) or not isinstance(example, Tensor):
         raise ExportError(
@@ -87,10 +95,10 @@ def lower(model: nn.Module, example: Tensor, output: int | str | None = None) ->
 
 @dataclass(frozen=True, eq=False)
 class _Value:
-    """What a node stands for: the elements of the value `key`, in the order of `index`.
+    """The value of a node: the elements of the value `key`, in the order of `index`.
 
     `shape` is the node's, with the batch of the capture. `index` [*shape] counts the elements of the whole
-    batch of `key`, with -1 for a zero; None stands for all of them in their order.
+    batch of `key`, with -1 for a zero. None means all of them in their order.
     """
 
     key: str
@@ -100,7 +108,7 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a step comes from: its name (one call of a module or function makes one name) and its label."""
+    """The origin of a step: its name (one call of a module or function has one name) and its label."""
 
     call: str
     base: str
@@ -122,7 +130,7 @@ def lowers(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 class _Walk:
-    """Walks a captured graph and notes the steps; `known` maps a node to a `_Value` or a stored tensor."""
+    """Walks a captured graph and collects the steps; `known` maps a node to a `_Value` or a stored tensor."""
 
     def __init__(self, captured: Captured) -> None:
         self.steps: dict[str, ir.Step] = {}
@@ -175,7 +183,7 @@ class _Walk:
             ) from error
 
     def _computed(self, node: fx.Node) -> Any:
-        """Computes what depends on stored tensors alone."""
+        """Computes a node that depends only on stored tensors."""
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._plain)
         if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
             kwargs["dtype"] = torch.float64
@@ -191,7 +199,7 @@ class _Walk:
             raise ValueError(f"{node.name} is no stored tensor")
         return value
 
-    # What rules ask.
+    # Questions of rules.
 
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Binds a call's arguments by the operator's schema; nodes of stored tensors become these."""
@@ -204,7 +212,7 @@ class _Walk:
         return bound
 
     def is_value(self, item: Any) -> bool:
-        """Tells whether an argument is a secret value of the network."""
+        """Returns whether an argument is a secret value of the network."""
         return isinstance(item, fx.Node) and isinstance(self.known[item], _Value)
 
     def constant(self, item: Any) -> Any:
@@ -217,19 +225,20 @@ class _Walk:
     # Values and steps.
 
     def shape_of(self, key: str) -> tuple[int, ...]:
-        """The shape of one image's value."""
+        """Returns the shape of one image's value."""
         return self.shapes[key]
 
     def index_of(self, value: _Value) -> Tensor:
-        """The positions of a value's elements in its source."""
+        """Returns the positions of a value's elements in its source."""
         if value.index is not None:
             return value.index
         return torch.arange(BATCH * prod(self.shapes[value.key])).view(value.shape)
 
     def key_of(self, node: fx.Node, shape: Sequence[int] | None = None) -> str:
-        """Returns the value of `node` as one of the program, in the shape of one image.
+        """Returns the name of `node`'s value in the program, in the shape of one image.
 
-        `shape` is another one of as many elements. Emits the Rearrange that this needs.
+        `shape` may be another shape with the same number of elements. The method emits the Rearrange that
+        this needs.
         """
         return self.key_of_value(node, self.known[node], shape)
 
@@ -255,7 +264,7 @@ class _Walk:
         return self.made[same]
 
     def per_image(self, node: fx.Node, value: _Value | None = None) -> tuple[int, ...]:
-        """The shape of one image's value; a batch that took in further dimensions gives them back."""
+        """Returns the shape of one image's value, also for a batch that was merged with other dimensions."""
         shape = value.shape if value is not None else tuple(node.meta["val"].shape)
         if not shape or shape[0] % BATCH:
             raise self.refuse(node, "moves the batch away; keep the batch as the first dimension")
@@ -271,24 +280,24 @@ class _Walk:
         return key
 
     def emit(self, node: fx.Node, op: ir.Operator, *inputs: str, shape: Sequence[int] | None = None) -> str:
-        """Appends a step whose value `node` is; `shape` is one image's where it differs from the node's."""
+        """Appends a step with the value of `node`; `shape` is one image's, if it differs from the node's."""
         key = self.step(node, op, inputs, self.per_image(node) if shape is None else shape)
         self.known[node] = _Value(key, tuple(node.meta["val"].shape))
         return key
 
     def emit_first(self, node: fx.Node, op: ir.Operator, source: str, shape: Sequence[int]) -> None:
-        """Appends a step whose value is the first (or only) result of `node`."""
+        """Appends a step with the first (or only) result of `node`."""
         key = self.step(node, op, [source], shape)
         value = node.meta["val"]
         first = value[0] if isinstance(value, tuple | list) else value
         self.known[node] = _Value(key, tuple(first.shape))
 
     def alias(self, node: fx.Node, source: fx.Node) -> None:
-        """Makes `node` stand for what `source` stands for."""
+        """Gives `node` the value of `source`."""
         self.known[node] = self.known[source]
 
     def keep(self, node: fx.Node, name: str, tensor: Tensor, source: Any = None) -> str:
-        """Keeps a stored tensor for party 0 under the network's name for it, or one made of the node's."""
+        """Keeps a stored tensor for party 0, under the network's name for it or one made from the node's."""
         key = self.names.get(source) if isinstance(source, fx.Node) else None
         key = key or f"{_origin(node).base}.{name}"
         number, wanted = 0, key
@@ -305,7 +314,10 @@ class _Walk:
         return key
 
     def foldable(self, source: fx.Node) -> ir.Step | None:
-        """Returns the step with stored weights that `source` alone uses and is, if there is one."""
+        """Returns the step with stored weights that computes `source`, if `source` has one user.
+
+        Else None.
+        """
         value = self.known[source]
         step = self.steps.get(value.key)
         if step is None or len(source.users) != 1 or value.index is not None:
@@ -315,7 +327,7 @@ class _Walk:
     # The finished program.
 
     def finish(self, example: Tensor) -> Lowered:
-        """Drops steps that nothing uses, names the others, and runs the program on the example."""
+        """Drops unused steps, names the others, and runs the program on the example."""
         used, kept = {self.output}, []
         for step in reversed(self.steps.values()):
             if step.name in used:
@@ -333,7 +345,7 @@ class _Walk:
         return _valued(program, weights, example, labels)
 
     def _renamed(self, steps: Sequence[ir.Step]) -> dict[str, str]:
-        """Names the last step of each call as the call, those before it by what they do."""
+        """Names the last step of each call after the call, and the earlier ones after their operation."""
         last = {self.origins[step.name].call: step.name for step in steps}
         taken: Counter[str] = Counter({self.input: 1})
         names = {self.input: self.input}
@@ -342,7 +354,7 @@ class _Walk:
             origin = self.origins[step.name]
             final = last[origin.call] == step.name
             bases[step.name] = origin.base if final else f"{origin.base}_{step.kind}"
-        for final in (True, False):  # a call's own name goes before that of a part of another
+        for final in (True, False):  # a call's own name has priority over the name of another's part
             for step in steps:
                 origin = self.origins[step.name]
                 if (last[origin.call] == step.name) is final:
@@ -367,7 +379,7 @@ _IGNORED = re.compile(r"aten\.(_assert|sym_|_local_scalar)|.*_guard|.*_operator_
 
 
 def _flattened(shape: tuple[int, ...], wanted: tuple[int, ...]) -> ir.Flatten | None:
-    """Returns the Flatten that turns `shape` into `wanted` (both without the batch), if one does."""
+    """Returns the Flatten that turns `shape` into `wanted` (both without the batch), if there is one."""
     for start in range(len(wanted)):
         end = start + len(shape) - len(wanted)
         if end > start and (*shape[:start], prod(shape[start : end + 1]), *shape[end + 1 :]) == wanted:
@@ -462,7 +474,7 @@ def _(op: ir.Mean, step: ir.Step, value: Tensor, weights: Mapping[str, Tensor]) 
 
 
 def _origin(node: fx.Node) -> _Origin:
-    """Says which call of a module of torch.nn, or of a function, a node belongs to."""
+    """Returns the call of a module of torch.nn, or of a function, to which a node belongs."""
     step = (node.meta.get("custom") or {}).get("step")
     call, function = node.meta.get("torch_fn") or (node.name, node.name)
     function = re.sub(r"_\d+$", "", function.rsplit(".", 1)[-1]).strip("_") or node.name
@@ -489,12 +501,12 @@ def _remedy(node: fx.Node) -> str:
 
 
 def _operator(node: fx.Node) -> OpOverload[..., Any]:
-    """Returns the ATen operator that a node calls; an exported graph calls nothing else with a schema."""
+    """Returns the ATen operator that a node calls; nothing else in an exported graph has a schema."""
     return cast(OpOverload[..., Any], node.target)
 
 
 def _operands(node: fx.Node) -> tuple[Any, ...]:
-    """Returns a node's arguments in order; the operator's schema, not torch.fx, says what each one is."""
+    """Returns a node's arguments in order, as the operator's schema (not torch.fx) describes them."""
     return node.args
 
 
@@ -531,13 +543,13 @@ def _move(walk: _Walk, node: fx.Node) -> None:
 
 
 def _holds_numbers(walk: _Walk, node: fx.Node) -> bool:
-    """Tells whether a move places stored numbers other than 0 among values."""
+    """Returns whether a move places stored numbers other than 0 among values."""
     stored = [walk.known[source] for source in node.all_input_nodes if not walk.is_value(source)]
     return any(isinstance(each, Tensor) and each.is_floating_point() and bool(each.any()) for each in stored)
 
 
 def _add_stored(walk: _Walk, node: fx.Node, values: _Value) -> None:
-    """Adds the stored numbers that a move places where its values have none."""
+    """Adds the stored numbers that a move places between its values."""
 
     def numbers(source: fx.Node) -> Any:
         known = walk.known[source]
@@ -550,14 +562,14 @@ def _add_stored(walk: _Walk, node: fx.Node, values: _Value) -> None:
 
 
 def _moves(target: Any) -> bool:
-    """Tells whether an operator only places elements, and so may return its argument itself."""
+    """Returns whether an operator only places elements, and so may return its argument itself."""
     return _RULES.get(target) in (_move, _same, _pad)
 
 
 def _run_on_positions(target: Any, args: Any, kwargs: Any) -> Any:
     try:
         return target(*args, **kwargs)
-    except RuntimeError:  # some operators know floating-point numbers only; float64 counts to 2^53
+    except RuntimeError:  # some operators take only floating-point numbers; float64 counts to 2^53
         args, kwargs = torch.utils._pytree.tree_map_only(Tensor, _as_float, (args, kwargs))
         return target(*args, **kwargs).long()
 
@@ -573,7 +585,7 @@ def _absent(walk: _Walk, node: fx.Node, stored: Tensor) -> Tensor:
 
 
 def _together(walk: _Walk, node: fx.Node, sources: list[fx.Node]) -> tuple[str, dict[fx.Node, Tensor]]:
-    """Returns one value that holds the elements of all `sources`, and the positions of each in it."""
+    """Returns one value with the elements of all `sources`, and the positions of each source in it."""
     values = [walk.known[source] for source in sources]
     keys = list(dict.fromkeys(value.key for value in values))
     indices = [walk.index_of(value) for value in values]
@@ -598,7 +610,7 @@ def _together(walk: _Walk, node: fx.Node, sources: list[fx.Node]) -> tuple[str, 
 
 
 def _flatten_at_once(walk: _Walk, node: fx.Node, sources: list[fx.Node]) -> None:
-    """Makes a plain flattening a step of its own where the network has it."""
+    """Makes a plain flattening a separate step at the place where the network has it."""
     value, shapes = walk.known[node], walk.shape_of(walk.known[node].key)
     source = walk.known[sources[0]]
     as_it_was = source.index is None and source.shape == (BATCH, *shapes) and value.shape[0] == BATCH
@@ -611,7 +623,7 @@ def _in_order(index: Tensor) -> bool:
 
 
 def _packet(*names: str) -> list[Any]:
-    """All overloads of the ATen operators of these names."""
+    """Returns all overloads of the ATen operators of these names."""
     return [
         getattr(getattr(aten, name), overload)
         for name in names
@@ -717,7 +729,7 @@ def _item(walk: _Walk, node: fx.Node) -> None:
 
 @lowers(*_packet("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like"))
 def _filled(walk: _Walk, node: fx.Node) -> None:
-    """A tensor of known numbers in the shape of a value."""
+    """Returns a tensor of known numbers in the shape of a value."""
     name = _operator(node)._schema.name
     fill = walk.arguments(node).get("fill_value", 1.0 if "ones" in name else 0.0)
     walk.known[node] = torch.full(tuple(node.meta["val"].shape), float(fill), dtype=torch.float64)
@@ -736,7 +748,7 @@ def _maps(walk: _Walk, node: fx.Node, source: fx.Node) -> tuple[str, tuple[int, 
 
 
 def _sizes(value: int | Sequence[int], rank: int, neutral: int) -> tuple[int, int]:
-    """Returns an option as a pair; a one-dimensional operator's has `neutral` for its one row."""
+    """Returns an option as a pair; for one-dimensional operators the first entry is `neutral`."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return (neutral, values[0]) if rank == 1 else _pair(values if len(values) > 1 else values[0])
 
@@ -848,7 +860,7 @@ def _out_of_scope(walk: _Walk, node: fx.Node) -> None:
 
 
 def _row(walk: _Walk, node: fx.Node, stored: Any) -> Tensor:
-    """Returns a stored tensor with as many dimensions as one image's value; refuses one entry an image."""
+    """Returns a stored tensor with the dimensions of one image's value; refuses one entry for each image."""
     rank = len(node.meta["val"].shape)
     tensor = stored if isinstance(stored, Tensor) else torch.tensor(float(stored), dtype=torch.float64)
     tensor = tensor.reshape((1,) * (rank - tensor.dim()) + tuple(tensor.shape)).double()
@@ -865,10 +877,10 @@ def _row(walk: _Walk, node: fx.Node, stored: Any) -> Tensor:
 def _scaled(
     walk: _Walk, node: fx.Node, source: fx.Node, scale: Any, shift: Any, names: tuple[Any, Any] = (None, None)
 ) -> None:
-    """Emits `x * scale + shift`, folded into the layer before it where that has no other use.
+    """Emits `x * scale + shift`, folded into the layer before it if that layer has no other use.
 
-    Either may be None. Elsewhere a scale of channels is a 1x1 depthwise convolution, any other an `Affine`;
-    a shift alone is free.
+    Either may be None. Without such a layer a scale of channels is a 1x1 depthwise convolution, and any other
+    scale is an `Affine`. A shift alone is free.
     """
     scale = None if scale is None else _row(walk, node, scale)
     shift = None if shift is None else _row(walk, node, shift)
@@ -915,14 +927,14 @@ def _scaled(
 
 
 def _trimmed(tensor: Tensor) -> Tensor:
-    """Drops leading dimensions of size 1, all but the last dimension."""
+    """Drops leading dimensions of size 1, except the last dimension."""
     while tensor.dim() > 1 and tensor.shape[0] == 1:
         tensor = tensor[0]
     return tensor.reshape(1) if tensor.dim() == 0 else tensor
 
 
 def _folded(walk: _Walk, node: fx.Node, source: fx.Node, scale: Tensor | None, shift: Tensor | None) -> bool:
-    """Folds a scale and shift into the layer whose only use this is; tells whether it could."""
+    """Folds a scale and shift into the layer with this only use; returns whether it could."""
     step = walk.foldable(source)
     if step is None:
         return False
@@ -958,7 +970,7 @@ def _folded(walk: _Walk, node: fx.Node, source: fx.Node, scale: Tensor | None, s
 
 
 def _refreshed(walk: _Walk, step: ir.Step, name: str, tensor: Tensor) -> str:
-    """Replaces a stored tensor that `step` alone uses; gives it another name where others use it too."""
+    """Replaces a stored tensor that only `step` uses; gives it a new name if other steps use it."""
     shared = any(
         name in ir.stored_of(other.operator) for other in walk.steps.values() if other.name != step.name
     )
@@ -1001,13 +1013,13 @@ def _batch_norm(walk: _Walk, node: fx.Node) -> None:
 
 
 def _scaled_known(walk: _Walk, node: fx.Node, source: fx.Node, scale: Tensor, shift: Tensor) -> None:
-    """Emits a scale and shift for an operator that may return several results, the value first."""
+    """Emits a scale and shift for an operator that may return several results, with the value first."""
     if isinstance(node.meta["val"], tuple | list):
         node.meta = node.meta | {"val": node.meta["val"][0]}
     _scaled(walk, node, source, scale, shift)
 
 
-# ReLU and what is made of ReLUs.
+# ReLU and activations made of ReLUs.
 
 
 _RELUS = {aten.relu.default, aten.relu_.default}
@@ -1030,7 +1042,7 @@ def _masked(walk: _Walk, node: fx.Node, source: fx.Node, mask: Tensor) -> None:
 
 
 def _rectified_source(walk: _Walk, rectified: Any, plain: Any) -> bool:
-    """Tells whether one argument is the ReLU of the other."""
+    """Returns whether one argument is the ReLU of the other."""
     if not (walk.is_value(rectified) and walk.is_value(plain)):
         return False
     if rectified.target not in _RELUS:
@@ -1135,7 +1147,7 @@ def _prelu(walk: _Walk, node: fx.Node) -> None:
 
 
 def _scaled_of(walk: _Walk, node: fx.Node, key: str, scale: Tensor) -> None:
-    """Emits the product of a value that is no node's with stored numbers."""
+    """Emits the product of stored numbers and a value that belongs to no node."""
     shape = walk.shape_of(key)
     if len(shape) == 3 and scale.numel() > 1:
         weight = scale.reshape(-1, 1, 1, 1)
@@ -1151,14 +1163,17 @@ def _scaled_of(walk: _Walk, node: fx.Node, key: str, scale: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The windows along one axis: the positions that each reads, -1 for padding, and by what it divides."""
+    """The windows along one axis: the positions that each one reads (-1 for padding), and its divisor."""
 
     positions: list[list[int]]
     counts: list[int]
 
 
 def _axis(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, padded: bool) -> _Axis:
-    """The windows of a pooling; `padded` counts padding in, up to the padded edge, as torch does."""
+    """Returns the windows of a pooling.
+
+    With `padded` they count padding up to the padded edge, as torch does.
+    """
     positions, counts = [], []
     for i in range(out):
         start = i * stride - padding
@@ -1170,14 +1185,14 @@ def _axis(size: int, out: int, kernel: int, stride: int, padding: int, dilation:
 
 
 def _adaptive_axis(size: int, out: int) -> _Axis:
-    """The windows of an adaptive pooling: floor(i S / s) up to ceil((i + 1) S / s)."""
+    """Returns the windows of an adaptive pooling: floor(i S / s) up to ceil((i + 1) S / s)."""
     spans = [range(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
     longest = max(map(len, spans))
     return _Axis([[*span] + [-1] * (longest - len(span)) for span in spans], list(map(len, spans)))
 
 
 def _windows(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis], repeat: bool) -> str:
-    """Emits the elements of all windows [C, h, w, k]; what a window lacks is 0, or `repeat`s its own."""
+    """Emits the elements of all windows [C, h, w, k]; a gap in a window is 0, or with `repeat` a copy."""
     channels, height, width = walk.shape_of(source)
     filled = []
     for axis in axes:
@@ -1196,7 +1211,7 @@ def _windows(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis],
 def _averaged(
     walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis], divisor: int | None
 ) -> None:
-    """Emits an average over windows that differ in what they divide by."""
+    """Emits an average over windows with different divisors."""
     windows = _windows(walk, node, source, axes, repeat=False)
     shape = walk.shape_of(windows)[:3]
     total = walk.step(node, ir.Sum((4,), False), [windows], shape)
@@ -1206,7 +1221,7 @@ def _averaged(
 
 
 def _largest(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis]) -> None:
-    """Emits a maximum over windows that differ in size."""
+    """Emits a maximum over windows of different sizes."""
     windows = _windows(walk, node, source, axes, repeat=True)
     channels, height, width, window = walk.shape_of(windows)
     rows = walk.step(
@@ -1216,7 +1231,7 @@ def _largest(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _Axis])
 
 
 def _outputs(node: fx.Node) -> tuple[int, int]:
-    """The height and width that a pooling gives; a signal has one row."""
+    """Returns the height and width of a pooling's output; a signal has one row."""
     value = node.meta["val"]
     shape = (value[0] if isinstance(value, tuple | list) else value).shape
     return (1, shape[-1]) if len(shape) == 3 else tuple(shape[-2:])
@@ -1275,7 +1290,7 @@ def _largest_first(walk: _Walk, node: fx.Node, source: str, axes: tuple[_Axis, _
 
 
 def _adaptive_axes(walk: _Walk, node: fx.Node, sizes: Sequence[int]) -> tuple[int, int] | tuple[_Axis, _Axis]:
-    """Returns the window of an adaptive pooling if all are of one size, else the windows of both axes."""
+    """Returns the window of an adaptive pooling if all have one size, else the windows of both axes."""
     out = _outputs(node)
     if all(size % wanted == 0 for size, wanted in zip(sizes, out, strict=True)):
         return sizes[0] // out[0], sizes[1] // out[1]

@@ -1,4 +1,4 @@
-"""A program in plaintext, in float64: what its steps mean, without shares and without rounding."""
+"""A program in plaintext, in float64: the meaning of its steps, without shares and without rounding."""
 
 from __future__ import annotations
 
@@ -22,12 +22,25 @@ def evaluate(
 ) -> Tensor:
     """Returns the output [N, ...] of `program` for `images` [N, *input_shape].
 
-    `after` sees the value of every step.
+    `after` receives the value of every step.
+    """
+    return walk(program, images, lambda step, *inputs: value_of(step.operator, weights, *inputs), after)
+
+
+def walk(
+    program: ir.Program,
+    images: Tensor,
+    apply: Callable[..., Tensor],
+    after: Callable[[ir.Step, Tensor], None] | None = None,
+) -> Tensor:
+    """Returns the output of a program whose steps are `apply(step, *inputs)`.
+
+    `after` receives every value.
     """
     values = {program.input: images}
     last = program.last_uses()
     for step in program.steps:
-        values[step.name] = value_of(step.operator, weights, *(values[name] for name in step.inputs))
+        values[step.name] = apply(step, *(values[name] for name in step.inputs))
         if after is not None:
             after(step, values[step.name])
         for name in {name for name in step.inputs if last.get(name) == step.name}:
@@ -148,12 +161,12 @@ def _(o: ir.Rearrange, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def rearranged(x: Tensor, operator: ir.Rearrange) -> Tensor:
-    """Returns [N, *operator.shape] of x [N, ...], a tensor of any kind of number."""
+    """Returns [N, *operator.shape] from x [N, ...], a tensor of any type of number."""
     flat = x.flatten(1)
     if operator.index is not None:
         index = torch.as_tensor(operator.index)
         if (index < 0).any():
-            flat = F.pad(flat, (0, 1))  # a zero at the end, which -1 is counted back from
+            flat = F.pad(flat, (0, 1))  # a zero at the end, to which -1 points
             index = index % flat.shape[1]
         flat = flat.index_select(1, index)
     return flat.reshape(len(x), *operator.shape)

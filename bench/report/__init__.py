@@ -1,11 +1,11 @@
 """Tables and pages from measured rows: bench.json -> CSV files, Markdown pages, the short table.
 
-Every second is the slower party's clock. A speed-up is the median over pairs of reference / case, the two
-rounds of a pair having run one after the other, so that a machine which drifts slows both alike. Intervals
-are percentile bootstrap intervals of the median, 95 %, from a fixed seed. What is missing stays empty.
+Every second is by the slower party's clock. A speed-up is the median over pairs of reference / case. The two
+rounds of a pair run one after the other, so a machine that drifts slows both alike. Intervals are percentile
+bootstrap intervals of the median, 95 %, from a fixed seed. A missing value stays empty.
 
-Measured, emulated and modelled seconds never share a column: times over a shaped link are `emulated_*`; what
-`pibench.links` predicts for it from loopback alone, and all that `pibench.costs.literature` says, is
+Measured, emulated and modelled seconds never share a column. Times over a shaped link are `emulated_*`.
+Predictions of `pibench.links` from loopback alone, and all values of `pibench.costs.literature`, are
 `modelled_*`.
 """
 
@@ -19,6 +19,8 @@ from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section, tabulate_models
 from pibench.report.pairs import tabulate_pairs
+from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
+from pibench.report.protocols_section import protocols_section
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.statistics import interval_of_median, speedup, spread
 from pibench.report.tables import CLOCKS, summarize, tabulate_layers
@@ -36,6 +38,7 @@ __all__ = [
     "links_section",
     "main",
     "models_section",
+    "protocols_section",
     "read_accuracy",
     "read_report",
     "read_sensitivity",
@@ -47,5 +50,7 @@ __all__ = [
     "tabulate_layers",
     "tabulate_models",
     "tabulate_pairs",
+    "tabulate_protocol_models",
+    "tabulate_protocols",
     "tabulate_tries",
 ]

@@ -1,8 +1,8 @@
 """The table of trained networks: results/accuracy.json -> accuracy.csv.
 
-An accuracy is a share of CIFAR-100's test images (0 to 1). It belongs to a width: the accuracy figures are of
-`pibench.store.settings.TRAINED_WIDTH`, the latency headline of `pibench.store.settings.WIDTH`, and no column
-holds both. Seeds are compared seed by seed, since the networks of one seed and plan share their baseline.
+An accuracy is a share of CIFAR-100's test images (0 to 1). It belongs to a width. The accuracy figures have
+`pibench.store.settings.TRAINED_WIDTH`, the latency headline has `pibench.store.settings.WIDTH`, and no column
+holds both. Seeds are compared one by one, because the networks of one seed and plan share their baseline.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Difference:
 
 
 def read_accuracy(path: Path) -> pd.DataFrame | None:
-    """Reads accuracy.json, a line a row; None without a file or without rows. Raises ResultsError."""
+    """Reads accuracy.json, one line a row; returns None without a file or rows. Raises ResultsError."""
     rows = read_rows(path)
     return pd.DataFrame(rows) if rows else None
 
 
 def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
-    """Makes one line a variant, width and seed; `private_ENGINE_*` are of the private inferences.
+    """Makes one line for each variant, width and seed; `private_ENGINE_*` are of the private inferences.
 
     `relus_by` is the phase that gave each layer its share of the ReLUs: SENet's "sensitivity", SNL's "lasso".
     """
@@ -85,7 +85,7 @@ def _part(row: pd.Series, name: str) -> dict[str, Any]:
 
 
 def _relus_by(row: pd.Series) -> str:
-    """Returns which phase of a row gave each layer its share of the ReLUs; "" if none did."""
+    """Returns the phase of a row that gave each layer its share of the ReLUs; "" if none did."""
     phases = _part(row, "phases")
     if f"{row['variant']}-lasso" in phases:
         return "lasso"
@@ -101,7 +101,7 @@ def _accuracy_place(line: pd.Series) -> tuple:
 def compared_rows(
     table: pd.DataFrame, width: int, variant: str, other: str, by: Sequence[str] = ("seed",)
 ) -> pd.DataFrame:
-    """Puts the rows of `variant` at a width beside those of `other` (`*_other`) that are equal in `by`."""
+    """Joins the rows of `variant` at a width with those of `other` (`*_other`) that are equal in `by`."""
     at_width = table[table["width"] == width]
     own, others = (at_width[at_width["variant"] == name] for name in (variant, other))
     return own.merge(others, on=list(by), suffixes=("", "_other"))
@@ -110,7 +110,7 @@ def compared_rows(
 def difference(
     table: pd.DataFrame, width: int, variant: str, other: str, by: Sequence[str] = ("seed",)
 ) -> Difference:
-    """Returns how much more accurate `variant` is than `other`, over the rows at this width equal in `by`."""
+    """Returns by how much `variant` is more accurate than `other`, over rows at this width equal in `by`."""
     rows = compared_rows(table, width, variant, other, by)
     found = (rows["accuracy_test"] - rows["accuracy_test_other"]).dropna()
     return Difference(found.mean(), found.min(), found.max(), len(found))

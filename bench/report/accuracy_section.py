@@ -32,10 +32,10 @@ def accuracy_section(
     tries: pd.DataFrame,
     rows: Iterable[Row],
 ) -> str:
-    """Says what each variant gets right, what joint reduction loses and gains beside SENet, and full width.
+    """Writes the accuracy of each variant, the loss and gain of joint reduction beside SENet, and full width.
 
-    `table`, `pairs`, `equal_latency` and `tries` are what `tabulate_accuracy`, `tabulate_pairs`,
-    `tabulate_equal_latency` and `tabulate_tries` return.
+    `table`, `pairs`, `equal_latency` and `tries` are the results of `tabulate_accuracy`, `tabulate_pairs`,
+    `tabulate_equal_latency` and `tabulate_tries`.
     """
     measured = latency_rows(rows)
     narrow = table[table["width"] == TRAINED_WIDTH]

@@ -1,4 +1,4 @@
-"""How numbers, times, ratios and tables are written in the README."""
+"""Writes numbers, times, ratios and tables for the README."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNTRAINED = "not trained yet"
 
 
 def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
-    """Writes `value / scale` to so many significant digits, without exponent; a dash when it is missing."""
+    """Writes `value / scale` with significant digits, without exponent; a missing value is a dash."""
     if pd.isna(value):
         return "–"
     value = float(value) / scale
@@ -28,17 +28,17 @@ def format_rounded(value: Any) -> str:
 
 
 def format_count(value: Any) -> str:
-    """Writes a whole number with separators; a dash when it is missing."""
+    """Writes a whole number with separators; a missing value is a dash."""
     return "–" if pd.isna(value) else f"{int(value):,}"
 
 
 def format_percent(fraction: float) -> str:
-    """Writes a fraction in percent with its sign; a dash when it is missing."""
+    """Writes a fraction in percent with its sign; a missing value is a dash."""
     return "–" if pd.isna(fraction) else f"{100 * fraction:+.1f} %"
 
 
 def format_ratio(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """Writes a factor with its interval, if it has one; a dash when it is missing."""
+    """Writes a factor with its interval, if it has one; a missing value is a dash."""
     if pd.isna(value):
         return "–"
     interval = "" if pd.isna(low) else f" [{format_number(low)}, {format_number(high)}]"
@@ -46,12 +46,12 @@ def format_ratio(value: float, low: float = math.nan, high: float = math.nan) ->
 
 
 def format_interval(low: float, high: float) -> str:
-    """Writes the ends of an interval; a dash when it is missing."""
+    """Writes the ends of an interval; a missing value is a dash."""
     return "–" if pd.isna(low) else f"{format_number(low)} to {format_number(high)}"
 
 
 def format_range(values: pd.Series, scale: float) -> str:
-    """Writes the span of values in units of `scale`; one number where it does not show."""
+    """Writes the span of values in units of `scale`; one number if both ends look the same."""
     if values.isna().all():
         return "–"
     ends = [format_number(end, scale) for end in (values.min(), values.max())]
@@ -65,23 +65,23 @@ def format_seconds(case: pd.Series, clock: str, prefix: str = "") -> str:
 
 
 def format_repetitions(case: pd.Series) -> str:
-    """Writes how many repetitions succeeded, and of how many if not of all."""
+    """Writes the number of successful repetitions, and of all if some failed."""
     attempted, succeeded = case["repetitions_attempted"], case["repetitions_succeeded"]
     return str(succeeded) if attempted == succeeded else f"{succeeded} of {attempted}"
 
 
 def is_true(value: Any) -> bool:
-    """Returns whether a flag is there and set."""
+    """Returns whether a flag is present and set."""
     return not pd.isna(value) and bool(value)
 
 
 def join_cells(cases: Sequence[pd.Series | None], text: Any) -> str:
-    """Writes what `text` says of each case, side by side; a dash where there is no case."""
+    """Joins the `text` of each case, side by side; a missing case is a dash."""
     return " / ".join("–" if case is None else text(case) for case in cases)
 
 
 def conditions_line(values: dict[str, Any], what: str = "") -> str:
-    """Writes the width, batch, link and number of parties of a table, in bold, above it."""
+    """Writes the width, batch, link and number of parties in bold, for the line above a table."""
     words = [what] if what else []
     words += [f"width {values['width']}", f"batch {values['batch']}"]
     words += [values["link"]] if "link" in values else []
@@ -90,7 +90,7 @@ def conditions_line(values: dict[str, Any], what: str = "") -> str:
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
-    """Writes a table in Markdown, text to the left and figures to the right."""
+    """Writes a table in Markdown, with text to the left and figures to the right."""
     head = [str(name).rstrip() for name in frame.columns]
     rule = [":--", *["--:"] * (len(head) - 1)]
     lines = [head, rule, *frame.astype(str).values.tolist()]
@@ -98,16 +98,16 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def format_accuracy(value: float) -> str:
-    """Writes a share in percent with two digits behind the point; a dash when it is missing."""
+    """Writes a share in percent with two decimals; a missing value is a dash."""
     return "–" if pd.isna(value) else f"{100 * value:.2f}"
 
 
 def format_points(value: float) -> str:
-    """Writes a difference of shares in points, signed; a dash when it is missing."""
+    """Writes a difference of shares in points, signed; a missing value is a dash."""
     return "–" if pd.isna(value) else f"{100 * value:+.2f}"
 
 
 def format_over_seeds(text: str, values: pd.Series, form: Callable[[float], str]) -> str:
-    """Puts the lowest and highest of several seeds behind their mean."""
+    """Writes the lowest and highest of several seeds after their mean."""
     several = values.dropna()
     return text if len(several) < 2 else f"{text} [{form(several.min())}, {form(several.max())}]"

@@ -1,4 +1,4 @@
-"""Every table that follows from a folder of results."""
+"""All tables that follow from a folder of results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.models import tabulate_models
 from pibench.report.pairs import tabulate_pairs
+from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
-from pibench.store.results import ResultsError, Row, Store
+from pibench.store.results import ResultsError, Row, Store, one_machine
 
 ONE_NETWORK = ["variant", "width", "seed"]
 ONE_TRY = [*ONE_NETWORK, "changes", "beside"]
@@ -23,9 +24,13 @@ ONE_LAYER = ["width", "seed", "position"]
 
 @dataclass(frozen=True)
 class Report:
-    """Measured rows, the folder `source` that they come from, and the tables that follow."""
+    """Measured rows, their folder `source`, and the tables that follow.
+
+    `others` names the machines whose other rows are in the folder; it is None if there are none.
+    """
 
     source: Path
+    others: str | None
     rows: list[Row]
     summary: pd.DataFrame
     layers: pd.DataFrame
@@ -36,25 +41,28 @@ class Report:
     equal_latency: pd.DataFrame
     tries: pd.DataFrame
     sensitivity: pd.DataFrame
+    protocols: pd.DataFrame
+    protocol_models: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
-        """The text of each table's file, by the name of the file."""
+        """Returns the text of each table's file, by the name of the file."""
         return {f"{name}.csv": csv_text(getattr(self, name)) for name in TABLES}
 
 
-TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "rows"))
+TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "others", "rows"))
 
 
-def read_report(results: Path, reference: Path | None = None) -> Report:
-    """Makes every table from the folder `results`, and from `reference` where it has nothing; writes nothing.
+def read_report(results: Path, reference: Path | None = None, machine: str | None = None) -> Report:
+    """Makes all tables from the folder `results`, and from `reference` if it has nothing; writes nothing.
 
-    Measured rows are those of one folder: `reference` gives them only when `results` has none, since seconds
-    of two machines share no table. Trained networks are those of both folders, since an accuracy does not
-    depend on the machine; a row in `results` takes the place of the reference's row of the same network.
+    Measured rows come from one folder. `reference` gives them only if `results` has none, because seconds of
+    two machines share no table. If a folder has rows of several machines, those of `machine` are taken
+    (`pibench.store.results.one_machine`). Trained networks come from both folders, because an accuracy does
+    not depend on the machine. A row in `results` replaces the reference's row of the same network.
     """
     folders = [results] if reference is None else [results, reference]
     for source in folders:
-        rows = Store(source / "bench.json").rows()
+        rows, others = one_machine(Store(source / "bench.json").rows(), machine)
         if rows:
             break
     else:
@@ -63,27 +71,32 @@ def read_report(results: Path, reference: Path | None = None) -> Report:
     accuracy = tabulate_accuracy(trained)
     tries = [tabulate_tries(folder / "tries.json", accuracy) for folder in folders]
     sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
+    summary, layers = summarize(rows, trained), tabulate_layers(rows)
+    protocols = tabulate_protocols(summary, layers)
     return Report(
         source,
+        others,
         rows,
-        summarize(rows, trained),
-        tabulate_layers(rows),
+        summary,
+        layers,
         **tabulate_models(rows),
         accuracy=accuracy,
         pairs=tabulate_pairs(accuracy, rows),
         equal_latency=tabulate_equal_latency(accuracy, rows),
         tries=_joined(tries, ONE_TRY),
         sensitivity=_joined(sensitivity, ONE_LAYER),
+        protocols=protocols,
+        protocol_models=tabulate_protocol_models(rows, protocols),
     )
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A table as the text of its file."""
+    """Returns a table as the text of its file."""
     return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
 def _joined(frames: list[pd.DataFrame | None], key: list[str]) -> pd.DataFrame | None:
-    """One table: the lines of the first, then those of the others whose `key` no earlier table has."""
+    """Returns one table: the lines of the first, then those of the others whose `key` is new."""
     there = [frame for frame in frames if frame is not None and not frame.empty]
     if len(there) < 2:
         return next(iter(there), frames[0])

@@ -1,4 +1,4 @@
-"""Tables and pages from a run of one's own, or from the reference when there is none: `make report`."""
+"""Tables and pages from a user's own run, or from the reference if there is none: `make report`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of bench.json")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="where pages look for figures")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where pages look for explanations")
+    parser.add_argument("--machine", help="of several whose rows are merged: a part of its name")
     parser.add_argument("--quiet", action="store_true", help="write the files and print no table")
     parser.add_argument(
         "--html",
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results, reference = options.results, options.results / REFERENCE
     try:
-        report = read_report(results, reference)
+        report = read_report(results, reference, options.machine)
         made = {results / name: text for name, text in report.csvs().items()}
         made |= make_pages(report, results / "report", results, options.plots, options.docs)
         said = "" if options.quiet else conclusion(report.rows, reference)
@@ -60,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     why = "" if report.source == results else " (the reference: there is no run of your own yet)"
     written = f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}"
     print("\n".join([written, *shown]))
+    if report.others:
+        print(report.others)
     return 0
 
 
 def conclusion(rows: Sequence[Row], reference: Path) -> str:
-    """The short table of measured rows and how they compare with those in the folder `reference`.
+    """Returns the short table of measured rows and their comparison with the folder `reference`.
 
     Raises ResultsError when the reference cannot be read.
     """
@@ -78,12 +81,12 @@ def conclusion(rows: Sequence[Row], reference: Path) -> str:
 
 
 def find_stale(made: Mapping[Path, str]) -> list[Path]:
-    """The paths whose files are not there or do not hold the text that was made for them."""
+    """Returns the paths whose files are missing or do not hold the new text."""
     return [path for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()]
 
 
 def write_stale(made: Mapping[Path, str]) -> list[Path]:
-    """Writes the files that are stale and returns their paths."""
+    """Writes the stale files and returns their paths."""
     stale = find_stale(made)
     for path in stale:
         replace_file(path, made[path].encode())

@@ -1,4 +1,4 @@
-"""What a run says in short: a table for each engine, and how the run compares with the reference."""
+"""The short result of a run: a table for each engine, and a comparison with the reference."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pibench.report.cells import format_count, format_number, format_ratio, is_true
+from pibench.store.engines import clocks_of, steady_traffic, trust_of
 
 GROUP = ["engine", "timing", "width", "batch", "link", "parties"]
-HEAD = ("", "ReLUs, K", "MACs, M", "rounds", "MB sent", "offline, s", "online, s", "speed-up, online")
+HEAD = ("", "ReLUs, K", "MACs, M", "rounds", "MB sent")
 COUNTS = {
     "relus": "ReLUs",
     "comparisons": "comparisons",
@@ -23,19 +24,22 @@ COUNTS = {
     "offline_correlated_bytes": "bytes of correlated randomness",
 }
 """What is deterministic: columns of `summarize` and what they are called."""
+VARYING = ("rounds", "hops", "bytes_sent", "setup_bytes_sent")  # of an engine whose traffic is not steady
 MOST = 5  # cases that are named; of more the number is given
 
 
 def short_tables(summary: pd.DataFrame) -> str:
-    """One table for each engine and setting: counts, seconds and speed-ups of each variant.
+    """Returns one table for each engine and setting: counts, seconds and speed-ups of each variant.
 
-    Only the headline's cases are shown when there are any. `summary` is what `summarize` returns.
+    Only the cases of the headline and of other protocols are shown if there are any. `summary` is the result
+    of `summarize`.
     """
     if summary.empty:
         return "No case has been measured."
-    headline = summary[summary["role"] == "headline"]
+    headline = summary[summary["role"].isin(["headline", "protocol"])]
     shown = summary if headline.empty else headline
-    parts = [_table(group) for _, group in shown.groupby(GROUP, sort=False)]
+    beside = any(len(clocks_of(engine)) == 1 for engine in shown["engine"])
+    parts = [_table(group, beside) for _, group in shown.groupby(GROUP, sort=False)]
     parts += [
         f"{case['engine']} over {case['reference_case'].partition('/')[0]}, {case['variant']}, online: "
         f"{_speedup(case)}"
@@ -53,19 +57,26 @@ def short_tables(summary: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def _table(group: pd.DataFrame) -> str:
-    """The cases of one engine and setting, one line a variant, under a line that names the setting."""
+def _table(group: pd.DataFrame, beside: bool) -> str:
+    """Returns the cases of one engine and setting, one line a variant, under lines that name the setting.
+
+    With `beside` it shows an engine with one clock too, whose seconds compare with both phases together.
+    """
     first = group.iloc[0]
     prefix = "" if first["timing"] == "measured" else f"{first['timing']}_"
-    baseline = group.loc[group["variant"] == "baseline", f"{prefix}online_median_s"]
+    clocks = clocks_of(first["engine"])
+    judged = clocks[-1]
+    if beside and len(clocks) > 1:
+        clocks = (*clocks, "total")
+    baseline = group.loc[group["variant"] == "baseline", f"{prefix}{judged}_median_s"]
     lines = []
     for _, case in group.iterrows():
-        seconds = [_seconds(case, f"{prefix}{clock}") for clock in ("offline", "online")]
-        faster = _speedup(case)
+        seconds = [_seconds(case, f"{prefix}{clock}") for clock in clocks]
+        faster = _speedup(case, judged)
         if case["variant"] == "baseline":
             faster = "1"
         elif faster == "–" and len(baseline):  # over a link each case runs alone
-            faster = format_ratio(baseline.iloc[0] / case[f"{prefix}online_median_s"])
+            faster = format_ratio(baseline.iloc[0] / case[f"{prefix}{judged}_median_s"])
         lines.append(
             (
                 case["variant"],
@@ -82,7 +93,11 @@ def _table(group: pd.DataFrame) -> str:
         f"{', emulated' if prefix else ''}, {first['parties']} parties, "
         f"{_repetitions(group['repetitions_succeeded'])}"
     )
-    return f"{title}\n{_aligned([HEAD, *lines])}"
+    if len(clocks_of(first["engine"])) == 1:
+        title += f"\n{trust_of(first['engine'])}"
+    names = [clock.replace("_", " ") for clock in clocks]
+    head = (*HEAD, *(f"{name}, s" for name in names), f"speed-up, {judged.replace('_', ' ')}")
+    return f"{title}\n{_aligned([head, *lines])}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -108,15 +123,15 @@ def _seconds(case: pd.Series, clock: str) -> str:
     return ("~" if is_true(case[f"{clock}_noisy"]) else "") + format_number(case[f"{clock}_median_s"])
 
 
-def _speedup(case: pd.Series) -> str:
-    names = ("online_speedup", "online_speedup_low", "online_speedup_high")
+def _speedup(case: pd.Series, clock: str = "online") -> str:
+    names = (f"{clock}_speedup", f"{clock}_speedup_low", f"{clock}_speedup_high")
     return format_ratio(*(case.get(name, math.nan) for name in names))
 
 
 def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
-    """How a run compares with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
+    """Compares a run with the reference: counts exactly, speed-ups by intervals, seconds by ratios.
 
-    Both are what `summarize` returns; cases are matched by name.
+    Both come from `summarize`; cases are matched by name.
     """
     columns = list(own.columns)
     both = own.merge(reference.reindex(columns=columns), on="case", suffixes=("", "_reference"))
@@ -133,10 +148,13 @@ def compare(own: pd.DataFrame, reference: pd.DataFrame) -> str:
 
 
 def _compare_counts(both: pd.DataFrame) -> list[str]:
-    """Which counts differ; they are deterministic, so none should."""
+    """Lists the counts that differ; counts are deterministic, so none should."""
     found = []
     for _, case in both.iterrows():
+        fixed = steady_traffic(case["engine"])
         for column, name in COUNTS.items():
+            if not fixed and column in VARYING:
+                continue
             here, there = case[column], case[f"{column}_reference"]
             if pd.isna(here) != pd.isna(there) or (not pd.isna(here) and here != there):
                 found.append(f"{case['case']}: {name} {format_count(here)}, not {format_count(there)}")
@@ -146,18 +164,19 @@ def _compare_counts(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_speedups(both: pd.DataFrame) -> list[str]:
-    """In how many cases the interval of the speed-up meets the reference's, and the others."""
+    """Counts the cases whose speed-up interval meets the reference's, and lists the others."""
     judged, apart = 0, []
     for _, case in both.iterrows():
-        value, there = case["online_speedup"], case["online_speedup_low_reference"]
+        clock = clocks_of(case["engine"])[-1]
+        value, there = case[f"{clock}_speedup"], case[f"{clock}_speedup_low_reference"]
         if pd.isna(value) or pd.isna(there) or case["reference_case"] != case["reference_case_reference"]:
             continue
         judged += 1
-        low, high = case["online_speedup_low"], case["online_speedup_high"]
+        low, high = case[f"{clock}_speedup_low"], case[f"{clock}_speedup_high"]
         low, high = (value, value) if pd.isna(low) else (low, high)
-        if high < there or low > case["online_speedup_high_reference"]:
-            known = [case[f"online_speedup{end}_reference"] for end in ("", "_low", "_high")]
-            apart.append(f"{case['case']}: {_speedup(case)}, not {format_ratio(*known)}")
+        if high < there or low > case[f"{clock}_speedup_high_reference"]:
+            known = [case[f"{clock}_speedup{end}_reference"] for end in ("", "_low", "_high")]
+            apart.append(f"{case['case']}: {_speedup(case, clock)}, not {format_ratio(*known)}")
     if not judged:
         return []
     return [
@@ -167,17 +186,18 @@ def _compare_speedups(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_seconds(both: pd.DataFrame) -> list[str]:
-    """How the machine's speed compares: the baseline's online seconds here and there, by engine."""
+    """Compares the machine's speed: the baseline's seconds here and there, by engine."""
     usual = both[(both["variant"] == "baseline") & (both["batch"] == 1) & (both["timing"] == "measured")]
-    return [
-        f"- {case['engine']} baseline online: {format_number(case['online_median_s'])} s, "
-        f"reference {format_number(case['online_median_s_reference'])} s"
-        for _, case in usual.iterrows()
-    ]
+    lines = []
+    for _, case in usual.iterrows():
+        clock = clocks_of(case["engine"])[-1]
+        here, there = (format_number(case[f"{clock}_median_s{end}"]) for end in ("", "_reference"))
+        lines.append(f"- {case['engine']} baseline {clock.replace('_', ' ')}: {here} s, reference {there} s")
+    return lines
 
 
 def _compare_machines(both: pd.DataFrame) -> list[str]:
-    """What differs in machine and versions; seconds of two machines do not compare, counts do."""
+    """Lists differences of machine and versions; seconds of two machines do not compare, counts do."""
     names = ["cpu", "cores", "system", "python"]
     names += [name for name in both if name.startswith("version_") and not name.endswith("_reference")]
     differing = []
@@ -196,6 +216,6 @@ def _values(both: pd.DataFrame, column: str) -> str:
 
 
 def _named(found: Sequence[str]) -> list[str]:
-    """The first few complaints, one line each, and the number of the others."""
+    """Returns the first few complaints, one line each, and the number of the others."""
     more = [f"  and {len(found) - MOST} more"] if len(found) > MOST else []
     return [f"  {text}" for text in found[:MOST]] + more

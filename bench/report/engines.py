@@ -18,7 +18,7 @@ from pibench.store.settings import ENGINES
 
 
 def engines_section(summary: pd.DataFrame) -> str:
-    """Compares the two engines that every run measures, on the baseline, with the gain of the second."""
+    """Compares the two engines of every run, on the baseline, with the gain of the second."""
     absent = "The two engines have not been measured side by side yet: run `make bench`."
     if summary.empty:
         return absent
@@ -99,7 +99,7 @@ def _compare(
 
 
 def by_engine(cases: pd.DataFrame) -> pd.DataFrame:
-    """Returns the cases by engine; ResultsError when two of one engine claim one place."""
+    """Returns the cases by engine; raises ResultsError when two of one engine have one place."""
     twice = cases[cases["engine"].duplicated(keep=False)]
     if not twice.empty:
         raise ResultsError(

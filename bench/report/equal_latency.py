@@ -1,6 +1,6 @@
-"""What joint reduction is worth at equal measured latency: of the networks that are no slower, the best.
+"""The worth of joint reduction at equal measured latency: the best of the networks that are no slower.
 
-Budgets divided by 1.73 ask what joint reduction loses beside SENet; this asks what it gains when both may
+Budgets divided by 1.73 show the loss of joint reduction beside SENet. This table shows its gain when both may
 take the same time. Only networks that were trained and timed with their own weights are compared.
 """
 
@@ -33,13 +33,13 @@ EQUAL_LATENCY = (
 
 
 def tabulate_equal_latency(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
-    """Makes a line a SENet variant, width and engine: the most accurate joint network that is no slower.
+    """Makes one line for each SENet variant, width and engine, with the best joint network that is no slower.
 
-    The most accurate is so on the held-out images, since no choice uses the test set. No slower is a network
-    whose `online_ratio`, SENet's online seconds over joint's, has an interval that begins at 1 or above.
-    Networks of another plan than SENet's are left out. Where there is none, `joint` is empty. `table` is what
-    `tabulate_accuracy` returns, `accuracy_difference` is joint - SENet on the test set, over the seeds that
-    both have by one plan.
+    The best one is the most accurate on the held-out images, because no choice uses the test set. A network
+    is no slower if the interval of its `online_ratio` (SENet's online seconds over joint's) begins at 1 or
+    above. Networks of another plan than SENet's are left out. `joint` is empty if there is none. `table` is
+    the result of `tabulate_accuracy`. `accuracy_difference` is joint - SENet on the test set, over the seeds
+    that both have by one plan.
     """
     measured = {key: row for key, row in latency_rows(rows).items() if row["weights"] == "trained"}
     engines = shown_engines(key[2] for key in measured)

@@ -1,4 +1,4 @@
-"""What the README says of the reference: six variants side by side, and the findings with their numbers."""
+"""The README's text on the reference: six variants side by side, and the findings with their numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTING = {"width": WIDTH, "batch": 1, "parties": 2}
 
 
 def short_headline(report: Report) -> str:
-    """Six variants on both engines, with their accuracy at the same width, and where they were measured."""
+    """Returns six variants on both engines, with their accuracy at the same width, and their provenance."""
     lines, used = [], []
     known = report.accuracy[report.accuracy["width"] == WIDTH].groupby("variant")["accuracy_test"].mean()
     both = " / ".join(ENGINES)
@@ -59,9 +59,9 @@ def short_headline(report: Report) -> str:
 
 
 def findings(report: Report) -> str:
-    """Four findings in plain words, every number of them computed from the rows.
+    """Returns four findings in plain words; every number in them is computed from the rows.
 
-    Raises ResultsError when a case that a finding rests on has not been measured.
+    Raises ResultsError when a case that a finding needs has not been measured.
     """
     senet, joint = EQUAL
     baseline = [_case(report, "baseline", engine) for engine in ENGINES]
@@ -108,7 +108,7 @@ def findings(report: Report) -> str:
 
 
 def _case(report: Report, variant: str, engine: str, link: str = "loopback") -> pd.Series:
-    """The line of the summary of a case at full width, of one image between two parties."""
+    """Returns the summary's line of a case at full width, for one image between two parties."""
     wanted = SETTING | {"variant": variant, "engine": engine, "link": link}
     found = report.summary
     for name, value in wanted.items():
@@ -123,7 +123,7 @@ def _case(report: Report, variant: str, engine: str, link: str = "loopback") -> 
 
 
 def _pair(report: Report, pair: tuple[str, str], width: int) -> pd.Series:
-    """The line of the pairs' table; ResultsError unless both networks are trained at this width."""
+    """Returns the line of the pairs' table; raises ResultsError unless both are trained at this width."""
     pairs = report.pairs
     found = pairs[(pairs["senet"] == pair[0]) & (pairs["joint"] == pair[1]) & (pairs["width"] == width)]
     if found.empty or pd.isna(found["accuracy_difference"].iloc[0]):
@@ -140,7 +140,7 @@ def _ratio(pair: pd.Series, engine: str) -> str:
 
 
 def _over_wan(report: Report, variant: str, engine: str) -> str:
-    """The speed-up over the emulated WAN: the quotient of medians."""
+    """Returns the speed-up over the emulated WAN: the quotient of medians."""
     seconds = [
         _case(report, name, engine, "wan")["emulated_online_median_s"] for name in ("baseline", variant)
     ]

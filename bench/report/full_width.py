@@ -1,4 +1,4 @@
-"""The variants at full width, beside what the methods' authors published at about as many ReLUs."""
+"""The variants at full width, beside the authors' published values at about the same number of ReLUs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pibench.report.variants import plans_text, relus_by_text
 from pibench.store.settings import WIDTH
 
 COMMAND = f'make train TRAIN="--width {WIDTH}"'
-NEAR = 0.1  # relative distance in ReLUs up to which a published value stands beside ours
+NEAR = 0.1  # largest relative distance in ReLUs of a published value beside ours
 
 
 def full_width(table: pd.DataFrame, measured: dict) -> str:
-    """Shows the variants at full width beside what was published, folded away, and how to train them."""
+    """Shows the variants at full width beside published values, folded away, and how to train them."""
     wide = table[table["width"] == WIDTH]
     names, lines = catalogue.variant_names(), []
     for name in names:
@@ -56,7 +56,7 @@ def full_width(table: pd.DataFrame, measured: dict) -> str:
 
 
 def published_near(variant: str, relus: float) -> PublishedAccuracy | None:
-    """Returns what the method of a variant published at the nearest number of ReLUs, None if none is near."""
+    """Returns the method's published value at the nearest number of ReLUs, or None if none is near."""
     family = catalogue.family_name(variant)
     known = [each for each in PUBLISHED if each.family == family and abs(each.relus - relus) <= NEAR * relus]
     return min(known, key=lambda each: abs(each.relus - relus), default=None)

@@ -46,13 +46,13 @@ def headline_section(rows: Sequence[Row], summary: pd.DataFrame) -> str:
     )
     spreads = markdown_table(_spread_table(headline))
     parts.append(f"<details><summary>Spread of the repetitions</summary>\n\n{spreads}\n\n</details>")
-    parts.append(conventions_list(rows))
+    parts.append(conventions_list([row for row in rows if row["role"] != "protocol"]))
     parts += provenance_lines(headline)
     return "\n\n".join(part for part in parts if part)
 
 
 def _variants_table(group: pd.DataFrame) -> pd.DataFrame:
-    """Makes one line a variant: counts, then every engine's figures side by side."""
+    """Makes one line for each variant: counts, then the figures of all engines side by side."""
     engines = sorted(group["engine"].unique(), key=engine_place)
     both = " / ".join(engines)
     lines = []

@@ -1,14 +1,14 @@
-"""How much less joint reduction needs than SENet for the same accuracy, and from which accuracy on.
+"""The saving of joint reduction against SENet at the same accuracy, and the accuracy from which it saves.
 
-Each method's networks of one width and plan are points (cost, accuracy) by falling ReLUs. A monotone curve is
-put through them: isotonic regression of the accuracy on log(ReLUs), linear between the points. A cost
-(ReLUs, MACs, online seconds) at an accuracy is read off the curve, in log(cost) between the two points beside
-it. `*_ratio` is SENet's cost over joint's: above 1 joint needs less.
+Each method's networks of one width and plan are points (cost, accuracy) by falling ReLUs. A monotone curve
+goes through them: isotonic regression of the accuracy on log(ReLUs), linear between the points. A cost
+(ReLUs, MACs, online seconds) at an accuracy is read off the curve, in log(cost) between the two nearest
+points. `*_ratio` is SENet's cost over joint's: above 1 joint needs less.
 
-The interval (95 %) is of `DRAWS` curves whose points are drawn anew from a normal distribution with the
-standard error of each accuracy: the binomial one of the test images, and between seeds the pooled standard
-deviation of the variants of this width that have several. Seconds are taken as they are. An accuracy that a
-curve does not reach in every draw has no ratio.
+The interval (95 %) comes from `DRAWS` curves. Their points are drawn from a normal distribution with the
+standard error of each accuracy. This error is the binomial one of the test images and, between seeds, the
+pooled standard deviation of the variants of this width with several seeds. Seconds have no error here. An
+accuracy that a curve does not reach in every draw has no ratio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import isotonic_regression
+import scipy
 
 DRAWS = 2000
 STEP = 0.01
@@ -37,7 +37,7 @@ class Curve:
 
 
 def seed_deviation(table: pd.DataFrame) -> float:
-    """Returns the pooled standard deviation of `accuracy_test` between seeds; 0 where none has several."""
+    """Returns the pooled standard deviation of `accuracy_test` between seeds; 0 without several seeds."""
     groups = [group.dropna() for _, group in table.groupby(["variant", "plan"])["accuracy_test"]]
     several = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in several)
@@ -60,11 +60,12 @@ def curve(table: pd.DataFrame, names: Sequence[str], costs: Sequence[str], image
 
 
 def cost_at(relus: np.ndarray, accuracy: np.ndarray, cost: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Reads a cost at each accuracy of `levels` off the monotone curve; NaN outside of it.
+    """Reads a cost at each accuracy of `levels` from the monotone curve; NaN outside of it.
 
-    `relus`, `accuracy`, `cost` [points] by rising ReLUs. Where the curve is flat the smaller cost counts.
+    `relus`, `accuracy` and `cost` [points] are by rising ReLUs. Where the curve is flat the smaller cost
+    counts.
     """
-    fitted = isotonic_regression(accuracy).x
+    fitted = scipy.optimize.isotonic_regression(accuracy).x
     place = np.full(len(levels), np.nan)
     inside = (levels >= fitted[0]) & (levels <= fitted[-1])
     # The first place that reaches the level: np.interp needs rising values, a flat part has several places.
@@ -82,7 +83,7 @@ def cost_at(relus: np.ndarray, accuracy: np.ndarray, cost: np.ndarray, levels: n
 
 
 def iso_accuracy(senet: Curve, joint: Curve, levels: Iterable[float], draws: int = DRAWS) -> pd.DataFrame:
-    """Returns one line an accuracy level that both curves reach: `COST_ratio`, `_low` and `_high` a cost."""
+    """Returns one line for each accuracy that both curves reach: `COST_ratio`, `_low` and `_high` by cost."""
     wanted = np.asarray(list(levels), dtype=float)
     generator = np.random.default_rng(0)
     found: dict[str, list[np.ndarray]] = {name: [] for name in senet.costs}

@@ -1,4 +1,4 @@
-"""What the arithmetic model of a link says of a row."""
+"""The arithmetic model of a link, applied to a row."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from pibench.store.results import Row
 
 
 def model_link(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """Says what the arithmetic model makes of a row, from its loopback partner or on loopback from itself."""
+    """Returns the model's values for a row, from its loopback partner, or on loopback from itself.
+
+    A row of one clock has no online phase, so it has no model.
+    """
     emulated = row["timing"] == "emulated"
     loopback = _loopback_partner(row, rows) if emulated else row
     error = whole = math.nan
     if loopback is None or row["traffic"]["hops"] is None or row["traffic"]["bytes_sent"] is None:
         found = None
     elif emulated:
-        found, error = predict_row(loopback, row) if row["times"]["online_s"] else (None, math.nan)
+        found, error = predict_row(loopback, row) if row["times"].get("online_s") else (None, math.nan)
         whole = math.nan if found is None else found.online_s
     else:
         found = _split(row)
@@ -37,11 +40,11 @@ def model_link(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
 def _calibrated(row: Row) -> bool:
     check = row["link_check"] or {}
     known = all(check.get(name) is not None for name in ("hop_overhead_s", "measured_bandwidth_bits_s"))
-    return known and bool(row["times"]["online_s"])
+    return known and bool(row["times"].get("online_s"))
 
 
 def _split(row: Row) -> Any:
-    """Returns the model's parts of a loopback row's own median; None without what they need."""
+    """Returns the model's parts of a loopback row's own median, or None if values are missing."""
     if row["link"] != "loopback" or not _calibrated(row):
         return None
     check = row["link_check"]
@@ -58,7 +61,7 @@ def _loopback_partner(row: Row, rows: Sequence[Row]) -> Row | None:
     """
     own = row["reference"] or {}
     if (own.get("link_check") or {}).get("shaper") == "none":
-        seconds = [value for value in own["online_s"] if value is not None]
+        seconds = [value for value in own.get("online_s", []) if value is not None]
         found = {"case": own["case"], "link_check": own["link_check"], "times": {"online_s": seconds}}
         if _calibrated(found):
             return found

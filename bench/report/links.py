@@ -27,7 +27,7 @@ MOST = 5  # variants that a table shows at once, of more those that every run me
 
 
 def links_section(summary: pd.DataFrame) -> str:
-    """Shows the same cases on loopback and over shaped links, what the model predicts, and speed-ups."""
+    """Shows the same cases on loopback and over shaped links, the model's prediction, and speed-ups."""
     absent = "No case has been measured over a shaped link yet: run `make bench`."
     if summary.empty:
         return absent
@@ -62,7 +62,7 @@ def links_section(summary: pd.DataFrame) -> str:
 
 
 def _links_table(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
-    """Makes one line an engine and variant: loopback measured, each link emulated, modelled, and error."""
+    """Makes one line for each engine and variant: loopback measured, each link emulated, modelled, error."""
     lines = []
     for engine, variant in _engines_and_variants(emulated):
         measured = _cell_of(loopback, engine, variant)
@@ -88,7 +88,7 @@ def _links_table(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame
 
 
 def _links_speedups(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFrame:
-    """Makes one line a variant: the speed-up over the engine's own baseline on every link."""
+    """Makes one line for each variant: the speed-up over the engine's own baseline on every link."""
     links = _link_names(emulated)
     engines = sorted(emulated["engine"].unique(), key=engine_place)
 
@@ -115,7 +115,7 @@ def _gain(value: float, variant: str) -> str:
 
 
 def _model_verdict(emulated: pd.DataFrame) -> str:
-    """Says the model's largest error against the goal, and names the cases without a prediction."""
+    """Writes the model's largest error against the goal, and names the cases without a prediction."""
     predicted = emulated.dropna(subset=["model_error"])
     lost = emulated[emulated["model_error"].isna()]
     text = "The model predicts none of these: their cases on loopback are missing."
@@ -138,7 +138,7 @@ def _model_verdict(emulated: pd.DataFrame) -> str:
 
 
 def _links_described(emulated: pd.DataFrame) -> list[str]:
-    """Says what each link was asked to be, what it was, and who shaped it; then the flagged cases."""
+    """Writes the request for each link, its measured values and its shaper, then the flagged cases."""
     texts = []
     for link in _link_names(emulated):
         cases = emulated[emulated["link"] == link]
@@ -160,7 +160,7 @@ def _links_described(emulated: pd.DataFrame) -> list[str]:
 
 
 def _loopback_of(emulated: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """Returns the loopback cases that the model started from, else those of the same engine and variant."""
+    """Returns the loopback cases from which the model started, else those of the same engine and variant."""
     same = ["variant", "width", "engine", "batch", "parties"]
     measured = summary[(summary["timing"] == "measured") & (summary["link"] == "loopback")]
     regular = measured[measured["role"] != "extra"]

@@ -1,4 +1,4 @@
-"""What the measured rows say of a variant: its counts, and its online seconds beside another's."""
+"""The measured values of a variant: its counts, and its online seconds beside another's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def latency_rows(rows: Iterable[Row]) -> dict[tuple[str, int, str], Row]:
     found: dict[tuple[str, int, str], Row] = {}
     for row in sorted(rows, key=place_of):
         usual = row["batch"] == 1 and row["parties"] == 2 and row["link"] == "loopback"
-        if usual and row["timing"] == "measured" and row["times"]["online_s"]:
+        if usual and row["timing"] == "measured" and row["times"].get("online_s"):
             found.setdefault((row["variant"], row["width"], row["engine"]), row)
     return found
 
@@ -26,10 +26,10 @@ def latency_rows(rows: Iterable[Row]) -> dict[tuple[str, int, str], Row]:
 def counts_of(
     variant: str, width: int, table: pd.DataFrame, rows: dict[tuple[str, int, str], Row]
 ) -> dict[str, float]:
-    """Returns ReLUs and MACs of a variant, by its training or a measured row; NaN where neither is there.
+    """Returns ReLUs and MACs of a variant, from its training or a measured row; NaN without either.
 
-    ReLUs are proportional to the width, so that another width's are scaled where this one's are not known,
-    and without any the name's fraction of the baseline's is taken.
+    ReLUs are proportional to the width. If they are unknown at this width, those of another width are scaled.
+    Without any row the fraction in the name is applied to the baseline's ReLUs.
     """
     counts = {
         each: row["cost"] for (name, each, _), row in rows.items() if name == variant and row["cost"]["relus"]

@@ -1,4 +1,4 @@
-"""What the literature's cost models say of the measured networks."""
+"""The literature's cost models, applied to the measured networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
     if modelled.empty:
         columns = ["label", "model", "channel", "network", "width"]
         return {name: pd.DataFrame(columns=columns) for name in ("modelled", "break_even")}
-    # A network without a ReLU or a convolution to spare has no price of either.
+    # A network without a spare ReLU or convolution has no price for either.
     priced = [each for each in networks if each.relus and any(math.prod(x.kernel) > 1 for x in each.linear)]
     priced = [each for each in priced if len(each.linear) > 1]
     frames = [break_even_rows(priced, phase=phase) for phase in PHASES]
@@ -50,7 +50,7 @@ def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
 
 
 def models_section(modelled: pd.DataFrame, break_even: pd.DataFrame) -> str:
-    """Says what the literature's models make of some variants, and how many ReLUs one layer is worth."""
+    """Writes the cost of some variants by the literature's models, and the ReLUs that one layer is worth."""
     absent = "No row holds a network that the literature's models could price yet: run `make bench`."
     names = shown_variants()
     shown = modelled[modelled["network"].isin(names)] if not modelled.empty else modelled
@@ -63,7 +63,7 @@ def models_section(modelled: pd.DataFrame, break_even: pd.DataFrame) -> str:
         worth = of_baseline.set_index(["model", "channel", "phase"])["relus_per_layer"].to_dict()
     lines = []
     for model, of_model in shown.groupby("model", sort=False):
-        # A column of a table knows no link: it says the same on all.
+        # A published column does not depend on the link: it is the same on all.
         linkless = of_model["modelled_rounds"].isna().all()
         for channel in SHOWN_CHANNELS[:1] if linkless else SHOWN_CHANNELS:
             group = of_model[of_model["channel"] == channel].set_index("network")
@@ -104,7 +104,7 @@ def models_section(modelled: pd.DataFrame, break_even: pd.DataFrame) -> str:
 
 
 def _labelled(frame: pd.DataFrame, width: int) -> pd.DataFrame:
-    """Puts the label first, then model, channel, network and width, then what the channel is."""
+    """Puts the label first, then model, channel, network and width, then the channel's values."""
     channel = {
         f"channel_{name}": [getattr(CHANNELS[each], name) for each in frame.get("channel", ())]
         for name in ("rtt_s", "up_bit_per_s", "down_bit_per_s")

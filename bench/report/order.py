@@ -10,7 +10,7 @@ from pibench.store.schema import ROLES
 
 
 def place_of(row: Any) -> tuple:
-    """Returns a row's place in reports: headline first, then by engine, family and falling ReLUs kept."""
+    """Returns a row's place in reports: headline first, then by engine, family and falling kept ReLUs."""
     return (
         ROLES.index(row["role"]),
         -row["width"],
@@ -25,7 +25,7 @@ def place_of(row: Any) -> tuple:
 
 
 def variant_place(variant: str) -> tuple:
-    """Returns the place of a variant: by family, then by falling ReLUs kept; unknown families come last.
+    """Returns the place of a variant: by family, then by falling kept ReLUs; unknown families come last.
 
     A name without a fraction keeps all ReLUs of its structure.
     """

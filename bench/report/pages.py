@@ -13,11 +13,12 @@ from pibench.report.engines import engines_section
 from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section
+from pibench.report.protocols_section import protocols_section
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its title, what it shows in a few sentences, its tables, and captions of its figures by name.
+    """A page: its title, a short introduction, its tables, and captions of its figures by name.
 
     Tables and introductions name files from the top of the project: `plots/NAME.svg`, `docs/NAME.md`.
     """
@@ -74,6 +75,14 @@ PAGES = {
             "link_model_error": "Error of the arithmetic model of a link",
         },
     ),
+    "protocols": Page(
+        "The same networks under other protocols",
+        "CrypTen (`stock`) and `lean` trust a dealer. SecretFlow SPU brings protocols without one (Cheetah) "
+        "and with three parties (ABY3); here each runs the same networks, in the same harness, with the "
+        "answer checked. What the engines are: [docs/engines.md](docs/engines.md).",
+        lambda report: protocols_section(report.protocols, report.protocol_models, report.summary),
+        {},
+    ),
     "models": Page(
         "What other protocols would cost",
         "The latency columns of most papers come from cost models. These are the models of the literature, "
@@ -89,10 +98,10 @@ PAGES = {
 
 
 def make_pages(report: Report, folder: Path, results: Path, plots: Path, docs: Path) -> dict[Path, str]:
-    """The text of each page of `report`, by its path in `folder`.
+    """Returns the text of each page of `report`, by its path in `folder`.
 
-    Links lead from there to the figures in `plots` and the pages in `docs`; tables are said to lie in
-    `results`.
+    Links lead from there to the figures in `plots` and the pages in `docs`. `results` is the named folder of
+    the tables.
     """
     made = {}
     for name, page in PAGES.items():

@@ -1,4 +1,4 @@
-"""SENet and joint reduction side by side: what merging layers costs and gains beside masks alone."""
+"""SENet and joint reduction side by side: the cost and gain of merging layers in addition to masks."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ MARGIN = 0.01  # of accuracy: how far joint may be below SENet to count as equal
 
 
 def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
-    """Makes one line a pair of SENet and joint variants and width, all of it at that width.
+    """Makes one line for each pair of SENet and joint variants and each width, all of it at that width.
 
-    `accuracy_difference` is joint - SENet, over the seeds that both have by one plan, and `epochs_*` are of
-    those; `relus_ratio`, `macs_ratio` and `ENGINE_online_ratio` are SENet / joint, so that above 1 joint has,
-    or needs, less.
+    `accuracy_difference` is joint - SENet, over the seeds that both have by one plan; `epochs_*` are of
+    those. `relus_ratio`, `macs_ratio` and `ENGINE_online_ratio` are SENet / joint: above 1 joint has, or
+    needs, less.
     """
     rows = latency_rows(rows)
     engines = shown_engines(key[2] for key in rows)
@@ -78,13 +78,13 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def judged_widths(pairs: pd.DataFrame) -> list[int]:
-    """Returns the width of the accuracy figures, and the full one where a pair of it is trained."""
+    """Returns the width of the accuracy figures, and the full one if a pair of it is trained."""
     full = pairs.loc[pairs["width"] == FULL_WIDTH, "accuracy_difference"].notna().any()
     return [TRAINED_WIDTH, *([FULL_WIDTH] if full else [])]
 
 
 def pairs_verdict(pairs: pd.DataFrame, width: int) -> str:
-    """Says for each pair whether joint is within a point of SENet, or above it."""
+    """Writes for each pair whether joint is within a point of SENet, or above it."""
     within, beyond, absent = [], [], []
     for pair in PAIRS:
         line = _of_pair(pairs, pair, width)
@@ -121,7 +121,7 @@ def pairs_verdict(pairs: pd.DataFrame, width: int) -> str:
 
 
 def merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
-    """Says what shallow blocks cost that keep all other ReLUs; "" where that is not trained."""
+    """Writes the cost of shallow blocks that keep all other ReLUs; "" if that is not trained."""
     lost = difference(table, width, UNMASKED, "baseline")
     if not lost.seeds:
         return ""
@@ -164,7 +164,7 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs_caption(pairs: pd.DataFrame) -> str:
-    """Says what the columns of the pairs' table are, and what joint reduction's authors claim."""
+    """Writes the meaning of the columns of the pairs' table, and the claim of joint reduction's authors."""
     text = (
         "Each joint variant has a budget 1.73 times smaller than its SENet partner, in the last line the "
         "same. Ratios are SENet / joint. *Faster online*: measured on loopback at batch 1, each against the "

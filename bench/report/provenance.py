@@ -1,4 +1,4 @@
-"""Where, with what and from which commit cases were measured, and what their notes warn of."""
+"""The origin of the cases: machine, versions and commit, and the warnings of their notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pibench.store.results import Row
 
 
 def provenance_lines(cases: pd.DataFrame, verb: str = "Measured") -> list[str]:
-    """Says where the cases were measured, and what a reader must know before comparing them."""
+    """Writes the provenance of the cases, and the warnings that a reader needs before comparing them."""
     machines = _counted(cases.apply(_machine, axis=1))
     versions = _counted(cases.apply(_versions, axis=1))
     commits = _counted(cases.apply(_commit, axis=1))
@@ -57,7 +57,7 @@ def provenance_lines(cases: pd.DataFrame, verb: str = "Measured") -> list[str]:
 
 
 def conventions_list(rows: Sequence[Row]) -> str:
-    """Says what each count and clock means, by the rows' own words, one line each."""
+    """Writes the meaning of each count and clock, in the rows' own words, one line each."""
     texts: dict[str, list[str]] = {}
     for row in rows:
         for name, text in row["conventions"].items():

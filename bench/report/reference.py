@@ -1,7 +1,7 @@
-"""Renews what is committed from a run of one's own: `make reference`.
+"""Renews the committed results from a user's own run: `make reference`.
 
-The run's rows take the places of the reference's rows of the same cases, networks, tries and operators; the
-other rows of the reference stay. Tables, pages in docs/results/ and the README's sections follow from them.
+The run's rows replace the reference's rows of the same cases, networks, tries and operators. The other rows
+of the reference stay. Tables, pages in docs/results/ and the README's sections follow from them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SECTIONS = {"headline": short_headline, "findings": findings}
 
 @dataclass(frozen=True)
 class Project:
-    """The folder of a checkout, and what is committed in it."""
+    """The folder of a checkout, and its committed results."""
 
     top: Path
 
     @property
     def results(self) -> Path:
-        """The folder of one's own run."""
+        """The folder of the user's own run."""
         return self.top / "results"
 
     @property
@@ -56,7 +56,7 @@ class Project:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Takes over the run's rows and writes what follows, or with --check says what is stale."""
+    """Takes the run's rows and writes all that follows; with --check lists the stale files."""
     parser = argparse.ArgumentParser(
         prog="python -m pibench.report.reference", description=__doc__.splitlines()[0]
     )
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_reference(project: Project) -> dict[Path, str]:
-    """The text of every committed file that follows from the reference's rows, by its path."""
+    """Returns the text of every committed file that follows from the reference's rows, by its path."""
     report = read_report(project.reference)
     made = {project.reference / name: text for name, text in report.csvs().items()}
     docs = project.top / "docs"
@@ -94,7 +94,10 @@ def make_reference(project: Project) -> dict[Path, str]:
 
 
 def renew_readme(path: Path, report: Report) -> str:
-    """The README at `path` with its sections made anew; ResultsError when it cannot be read or marked."""
+    """Returns the README at `path` with new sections.
+
+    Raises ResultsError when it is unreadable or unmarked.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -118,9 +121,9 @@ def replace_section(text: str, section: str, content: str) -> str:
 
 
 def take_over(project: Project) -> list[str]:
-    """Puts the run's rows, training logs and weights into the reference; says in lines what it took.
+    """Puts the run's rows, training logs and weights into the reference; returns lines that list them.
 
-    Everything is read before anything is written, so that a file that cannot be read changes nothing.
+    Everything is read before anything is written, so that an unreadable file changes nothing.
     """
     own, reference = project.results, project.reference
     measured = read_rows(own / "bench.json")
@@ -137,10 +140,8 @@ def take_over(project: Project) -> list[str]:
         _read_json(project.weights / "manifest.json") or {},
     )
     said = []
-    store = Store(reference / "bench.json")
-    for row in measured:
-        store.add(row)
     if measured:
+        Store(reference / "bench.json").renew(measured)
         said.append(f"{len(measured)} cases of {own / 'bench.json'}")
     for path, (fresh, old) in trained.items():
         if fresh:
@@ -164,7 +165,7 @@ def take_over(project: Project) -> list[str]:
 
 
 def _merged(old: Sequence[dict], fresh: Sequence[dict], key: Any) -> list[dict]:
-    """The old rows with the fresh ones in the places of those of the same key, new ones behind."""
+    """Returns the old rows, replaced by the fresh ones with the same key; new ones come last."""
     rows = {key(row): row for row in old}
     return list((rows | {key(row): row for row in fresh}).values())
 
@@ -174,14 +175,14 @@ def _operator(row: Mapping[str, Any]) -> tuple:
 
 
 def _place(row: Mapping[str, Any]) -> tuple:
-    """The place of a trained network's row in its file: by width, then as in the catalogue, then by seed."""
+    """Returns the place of a trained network's row in its file: by width, catalogue, then seed."""
     names = variant_names()
     place = names.index(row["variant"]) if row["variant"] in names else len(names)
     return row["width"], place, *trained_rows.row_key(row)[2:]
 
 
 def _read_json(path: Path) -> Any:
-    """What a file holds, None when there is none; ResultsError when it is no JSON."""
+    """Reads a JSON file; returns None if there is none. Raises ResultsError when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

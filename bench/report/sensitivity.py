@@ -1,4 +1,4 @@
-"""How sensitive each ReLU layer is, measured and published: results/training/*/sensitivity.json."""
+"""The sensitivity of each ReLU layer, measured and published: results/training/*/sensitivity.json."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _RUN = re.compile(r"w(?P<width>\d+)-s(?P<seed>\d+)-(?P<plan>[a-z]+)")
 
 
 def read_sensitivity(folder: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Makes a line a run and ReLU layer of FOLDER/RUN/sensitivity.json, beside SENet's published value.
+    """Makes one line for each run and ReLU layer of FOLDER/RUN/sensitivity.json, beside SENet's value.
 
-    There is one run a width and seed: that of the plan by which its rows of `accuracy`, from
-    `tabulate_accuracy`, got their ReLUs, the first by name where none has any.
+    There is one run for each width and seed. It has the plan by which its rows of `accuracy` (from
+    `tabulate_accuracy`) got their ReLUs, or is the first by name if no row has any.
     """
     by_sensitivity = accuracy[accuracy["relus_by"] == "sensitivity"]
     plans = {(row["width"], row["seed"]): row["plan"] for _, row in by_sensitivity.iterrows()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+import scipy
 
 NOISY = 0.10  # of the median: an IQR above it marks the case
 CONFIDENCE = 0.95
@@ -18,7 +18,7 @@ def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
     """Returns the median's percentile bootstrap interval (95 %, seeded); NaN below `FEWEST` values."""
     if len(values) < FEWEST:
         return math.nan, math.nan
-    found = bootstrap(
+    found = scipy.stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.median,
         confidence_level=CONFIDENCE,
@@ -40,7 +40,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -> dict[str, float]:
-    """Returns the median of reference / value over the pairs in which both are there, with its interval."""
+    """Returns the median of reference / value over complete pairs, with its interval."""
     ratios = [a / b for a, b in zip(reference, values, strict=True) if a is not None and b]
     low, high = interval_of_median(ratios)
     median = float(np.median(ratios)) if ratios else math.nan
@@ -48,16 +48,16 @@ def speedup(reference: Sequence[float | None], values: Sequence[float | None]) -
 
 
 def quotient_of_medians(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """Returns median(above) / median(below) and its bootstrap interval, each side drawn by itself.
+    """Returns median(above) / median(below) and its bootstrap interval, each side drawn separately.
 
-    The interval is NaN when one of them has fewer than `FEWEST` values, all is when one of them has none.
+    The interval is NaN if one of them has fewer than `FEWEST` values. All is NaN if one of them has none.
     """
     if not len(above) or not len(below):
         return math.nan, math.nan, math.nan
     value = float(np.median(above) / np.median(below))
     if min(len(above), len(below)) < FEWEST:
         return value, math.nan, math.nan
-    found = bootstrap(
+    found = scipy.stats.bootstrap(
         (np.asarray(above, dtype=float), np.asarray(below, dtype=float)),
         lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
         confidence_level=CONFIDENCE,

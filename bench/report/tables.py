@@ -1,4 +1,4 @@
-"""The tables of measured rows: one line a case, one line a layer."""
+"""The tables of measured rows: one line for each case, one line for each layer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
     Times of a row whose `timing` is "emulated" stand in columns of their own, `emulated_online_median_s` and
     so on. Beside them is what the arithmetic model makes of the same case on loopback, `loopback_case`:
     `modelled_online_s`, its parts, and `model_error` = modelled / emulated - 1. A loopback line has the parts
-    alone: the model's split of its measured median.
+    alone: the model's split of its measured median. A row of one clock has its times in columns
+    `all_phases_median_s` and so on, and no value in those of the phases.
     """
     rows = list(rows)
     frame = _frame([_summarize_row(row) | model_link(row, rows) for row in rows])
@@ -53,7 +54,7 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
 
 
 def tabulate_layers(rows: Iterable[Row]) -> pd.DataFrame:
-    """Makes one line a layer of a case, in the order of execution, with its class: linear, relu or other."""
+    """Makes one line for each layer of a case, in running order, with its class: linear, relu or other."""
     lines = []
     for row in sorted(rows, key=place_of):
         setting = {name: row[name] for name in SETTING}
@@ -97,16 +98,19 @@ def _summarize_row(row: Row) -> dict[str, Any]:
         "offline_correlated_bytes": _largest(offline["correlated_bytes_by_party"]),
         "offline_dealt_bytes": offline["dealt_bytes"],
     }
-    for clock in CLOCKS:
-        found = spread(row["times"][f"{clock}_s"])
+    one_clock = ("all_phases",) if "all_phases_s" in row["times"] else ()
+    clocks = (*CLOCKS, *one_clock)
+    for clock in clocks:
+        found = spread(row["times"].get(f"{clock}_s", []))
         line |= {f"{prefix}{clock}_{name}": value for name, value in found.items()}
-    for clock in ("online", "total"):
+    for clock in ("online", "total", *one_clock):
         median = line[f"{prefix}{clock}_median_s"]
         line[f"{prefix}{clock}_images_per_s"] = row["batch"] / median if median else math.nan
     reference = row["reference"]
     line["reference_case"] = reference["case"] if reference else None
-    for clock in CLOCKS:
-        found = speedup(reference[f"{clock}_s"], row["times"][f"{clock}_s"]) if reference else speedup([], [])
+    for clock in clocks:
+        pairs = [part.get(f"{clock}_s", []) for part in (reference or {}, row["times"])]
+        found = speedup(*pairs) if reference else speedup([], [])
         line |= {f"{prefix}{clock}_{name}": value for name, value in found.items()}
     line |= {
         "peak_memory_bytes": _largest(row["peak_memory_bytes_by_party"]),
@@ -120,6 +124,7 @@ def _summarize_row(row: Row) -> dict[str, Any]:
         "repetitions_attempted": row["rounds"]["attempted"],
         "repetitions_succeeded": row["rounds"]["succeeded"],
     }
+    line |= {f"option_{name}": value for name, value in row.get("options", {}).items()}
     line |= _summarize_check(row["link_check"])
     machine = row["machine"]
     line |= {
@@ -146,7 +151,7 @@ def _summarize_check(check: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """Makes a table in which whole numbers and flags stay what they are beside missing values."""
+    """Makes a table in which whole numbers and flags keep their type beside missing values."""
     frame = pd.DataFrame(lines)
     for name in frame.columns:
         kinds = {type(line[name]) for line in lines if name in line and not pd.isna(line[name])}

@@ -1,4 +1,4 @@
-"""What changes of a plan gave, on the held-out images: results/tries.json -> tries.csv and its details."""
+"""The effects of changed plans, on the held-out images: results/tries.json -> tries.csv and its details."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TRY = ("variant", "width", "seed", "changes", "beside", "epochs", "accuracy_held
 
 
 def tabulate_tries(path: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Says what each change of a plan did: a line a try of tries.json and change that it can be compared by.
+    """Makes one line for each try of tries.json and each change by which it can be compared.
 
-    `difference` is its held-out accuracy less that of the same without `changes`: another try, or a row of
-    `tabulate_accuracy`, that has everything in `beside`. A try of several changes has a line for each of them
-    without which it was tried too; where there is none, all its changes of phases stand against its plan
-    unchanged. Another plan, scale or precision alone stands against the row. NaN where there is nothing to
-    compare with.
+    `difference` is its held-out accuracy minus that of the same training without `changes`: another try, or a
+    row of `tabulate_accuracy`, that is equal in `beside`. A try of several changes has one line for each
+    change without which it was tried too. If there is none, all its changes of phases are compared with its
+    unchanged plan. Another plan, scale or precision alone is compared with the row. NaN means that there is
+    nothing to compare with.
     """
     key, columns = ["variant", "width", "seed"], ["epochs", "accuracy_heldout"]
     tries = [
@@ -64,12 +64,12 @@ def _values(row: Mapping[str, Any] | pd.Series, names: Iterable[str]) -> tuple:
 
 
 def _of_phases(changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns the changes that are not of the plan as a whole."""
+    """Returns the changes that do not concern the plan as a whole."""
     return {name: value for name, value in changes.items() if name not in SETTINGS}
 
 
 def _changes(changes: dict[str, Any]) -> str:
-    """Returns changes of a plan as the command line has them, first those of the plan as a whole."""
+    """Returns changes of a plan as on the command line, first those of the plan as a whole."""
     ranked = sorted(changes.items(), key=lambda change: (change[0] not in SETTINGS, change[0]))
     return " ".join(
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in ranked
@@ -77,7 +77,7 @@ def _changes(changes: dict[str, Any]) -> str:
 
 
 def tries_details(tries: pd.DataFrame, width: int) -> list[str]:
-    """Shows what changes of the plan gave; nothing if nothing was tried at this width."""
+    """Shows the effects of changed plans; empty if nothing was tried at this width."""
     tries = tries[tries["width"] == width]
     if tries.empty:
         return []

@@ -1,4 +1,4 @@
-"""The table of every variant at the width of the accuracy figures, and what a reader must know of it."""
+"""The table of every variant at the width of the accuracy figures, and its caption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEST_IMAGES = 10_000
 
 
 def variants_table(narrow: pd.DataFrame, measured: dict) -> pd.DataFrame:
-    """Makes one line a variant of the catalogue or the table; columns that no row fills are left out."""
+    """Makes one line for each variant of the catalogue or the table; empty columns are left out."""
     known = catalogue.variant_names()
     names = [*known, *(name for name in narrow["variant"].unique() if name not in known)]
     fixed = narrow["accuracy_fixed_point"].notna().any()
@@ -59,7 +59,7 @@ def variants_table(narrow: pd.DataFrame, measured: dict) -> pd.DataFrame:
 
 
 def variants_caption(narrow: pd.DataFrame) -> list[str]:
-    """Says what the columns are, and by which plans, with which seeds and on what was trained."""
+    """Writes the meaning of the columns, and the plans, seeds and data of the training."""
     if narrow.empty:
         return [f"No network of width {TRAINED_WIDTH} has been trained yet: run `make data train`."]
     typical = narrow["accuracy_test"].mean()
@@ -89,7 +89,7 @@ def variants_caption(narrow: pd.DataFrame) -> list[str]:
 
 
 def plans_text(narrow: pd.DataFrame) -> str:
-    """Names the plan of most rows, then those of other rows with these rows; "unknown" if none has one."""
+    """Names the plan of most rows, then the other plans with their rows; "unknown" if no row has one."""
     named = "; ".join(
         (f"{', '.join(f'`{name}`' for name in names)} by " if index else "") + f"`{plan}` in {precision}"
         for index, (plan, precision, names) in enumerate(plans_of(narrow.to_dict("records")))
@@ -114,13 +114,13 @@ def _first(values: pd.Series) -> float:
 
 
 def _judging(table: pd.DataFrame) -> list[str]:
-    """Returns the engines that the table has columns for."""
+    """Returns the engines for which the table has columns."""
     private = [name for name in table if name.startswith("private_") and name.endswith("_agreement")]
     return [name.removeprefix("private_").removesuffix("_agreement") for name in private]
 
 
 def _agreement(found: pd.DataFrame, engine: str) -> str:
-    """Says on how many of their images real parties and the plaintext network name the same class."""
+    """Writes on how many of their images real parties and the plaintext network agree on the class."""
     known = found.dropna(subset=[f"private_{engine}_agreement"])
     if known.empty:
         return "–"

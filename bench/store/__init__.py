@@ -1,1 +1,1 @@
-"""Rows of measurements on disk, and where they come from."""
+"""Rows of measurements on disk, and their provenance."""

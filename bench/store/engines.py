@@ -33,6 +33,24 @@ def engine_place(engine: str) -> tuple[int, str]:
     return known.index(engine) if engine in known else len(known), engine
 
 
+def clocks_of(engine: str) -> tuple[str, ...]:
+    """Returns the clocks of an engine: the phases of one that is not known."""
+    found = ENGINES.get(engine)
+    return ("offline", "online") if found is None else found.clocks
+
+
+def trust_of(engine: str) -> str:
+    """Returns whom the parties of an engine must trust, in one line; nothing for one that is not known."""
+    found = ENGINES.get(engine)
+    return "" if found is None else found.trust
+
+
+def steady_traffic(engine: str) -> bool:
+    """Tells whether two inferences of one network always send the same."""
+    found = ENGINES.get(engine)
+    return found is None or found.steady_traffic
+
+
 def shown_engines(found: Iterable[str] = ()) -> list[str]:
     """Returns the engines that a table has columns for: what every run measures, and those that are found."""
     return sorted({*settings.ENGINES, *found}, key=engine_place)

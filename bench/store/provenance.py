@@ -1,4 +1,4 @@
-"""Where and with what a row was measured."""
+"""The place and the tools of a measurement: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -28,10 +28,27 @@ CONVENTIONS = {
     "answer": "largest logit error against the float64 network; tolerance 2 % of the largest difference "
     "between two images' logits",
 }
+"""What the words of a row mean whose engine has an offline and an online phase."""
+ONE_CLOCK = {
+    "rounds": "messages that a party sends in one inference, with the opening of the logits",
+    "bytes_sent": "payload bytes a party sends in one inference",
+    "all_phases_s": "shared image to opened logits, all that the protocol does for one inference, by the "
+    "slower party's clock",
+    "setup": "compiling a network, sharing its weights and what the protocol does once",
+}
+"""What is said otherwise in a row whose engine does everything in the inference."""
+
+
+def conventions(clocks: tuple[str, ...]) -> dict[str, str]:
+    """Returns what the words of a row mean whose engine has these clocks."""
+    if clocks != ("all_phases",):
+        return CONVENTIONS
+    phases = ("offline_s", "online_s", "total_s")
+    return {name: text for name, text in CONVENTIONS.items() if name not in phases} | ONE_CLOCK
 
 
 def machine() -> dict[str, Any]:
-    """Describes the machine; a fact that cannot be had is None."""
+    """Describes the machine; an unknown fact is None."""
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -46,9 +63,10 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of the packages that a measurement rests on."""
-    names = ("pibench", "torch", "crypten", "numba", "numpy", "cryptography")
-    return {name: _version(name) for name in names}
+    """Returns the versions of the packages that a measurement depends on."""
+    names = ("pibench", "torch", "crypten", "numba", "numpy", "cryptography", "spu")
+    found = {name: _version(name) for name in names}
+    return {name: version for name, version in found.items() if version or name != "spu"}
 
 
 def commit() -> tuple[str | None, bool | None]:

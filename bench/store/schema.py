@@ -12,17 +12,21 @@ from typing_extensions import TypedDict
 
 from pibench.models.rows import check, checked
 
-Role = Literal["headline", "link", "batch", "sweep", "extra"]
+Role = Literal["headline", "link", "batch", "sweep", "extra", "protocol"]
+"""Protocol: a row of one clock, which stands in no table of online seconds."""
 Timing = Literal["measured", "emulated"]
 """Emulated: real parties, whose bytes a shaper delays."""
 ROLES: tuple[str, ...] = get_args(Role)
-Clock = Literal["offline_s", "online_s", "total_s"]
-CLOCKS: tuple[Clock, ...] = get_args(Clock)
+Clock = Literal["offline_s", "online_s", "total_s", "all_phases_s"]
+CLOCKS: tuple[Clock, ...] = ("offline_s", "online_s", "total_s")
+"""What a row has whose engine has an offline phase."""
+ONE_CLOCK: tuple[Clock, ...] = ("all_phases_s",)
+"""What a row has whose engine does everything in the inference."""
 
 
 @checked
 class LinkCheckRow(TypedDict):
-    """What `pibench.links.LinkCheck.as_dict()` gives of the parties that were measured."""
+    """The result of `pibench.links.LinkCheck.as_dict()` for the measured parties."""
 
     shaper: str
     asked_rtt_s: float
@@ -52,7 +56,7 @@ class LinearRow(TypedDict):
 
 @checked
 class NetworkRow(TypedDict):
-    """What `pibench.costs.literature.Network.as_dict()` gives."""
+    """The result of `pibench.costs.literature.Network.as_dict()`."""
 
     name: str
     relus: int
@@ -101,12 +105,21 @@ class Offline(TypedDict):
 
 
 @checked
-class Times(TypedDict):
-    """Seconds of each round that succeeded, by the slower party's clock."""
+class RoundTraffic(TypedDict):
+    """The traffic of one round, where rounds differ in it."""
+
+    rounds: int
+    bytes_sent_by_party: list[int]
+
+
+@checked
+class Times(TypedDict, total=False):
+    """Seconds of each round that succeeded, by the slower party's clock: `CLOCKS`, or `ONE_CLOCK` alone."""
 
     offline_s: list[float]
     online_s: list[float]
     total_s: list[float]
+    all_phases_s: list[float]
 
 
 @checked
@@ -165,13 +178,15 @@ class Machine(TypedDict):
 class Reference(TypedDict):
     """The case measured in turn with a row's own: its rounds stand at the places of those they pair with.
 
-    None stands where a partner is lost. Rows of older runs have no `link_check` here.
+    It has the row's own clocks. None stands where a partner is lost. Rows of older runs have no `link_check`
+    here.
     """
 
     case: str
-    offline_s: list[float | None]
-    online_s: list[float | None]
-    total_s: list[float | None]
+    offline_s: NotRequired[list[float | None]]
+    online_s: NotRequired[list[float | None]]
+    total_s: NotRequired[list[float | None]]
+    all_phases_s: NotRequired[list[float | None]]
     link_check: NotRequired[LinkCheckRow | None]
 
 
@@ -180,7 +195,12 @@ class Row(TypedDict):
     """A case that was measured.
 
     `link_check` is None where no check was made, `network` for a network that the literature's models do not
-    price, `reference` for a case that was measured alone.
+    price, `reference` for a case that was measured alone. `trust` names whom the parties must trust.
+    `options` tells how the engine computes: fraction bits, and the choices that its protocol offers.
+    `traffic_of_rounds` stands beside the times of an engine whose traffic varies; `traffic` is then that of
+    the repetition with the median of the bytes. `digest` stands for all that determines the row
+    (`pibench.measure.digest`); rows of two hosts have none. `host` names the computer. Rows of older runs
+    lack these five.
     """
 
     case: str
@@ -215,6 +235,21 @@ class Row(TypedDict):
     run: str
     started: str
     reference: Reference | None
+    trust: NotRequired[str]
+    options: NotRequired[dict[str, str | int | bool]]
+    traffic_of_rounds: NotRequired[list[RoundTraffic]]
+    digest: NotRequired[str]
+    host: NotRequired[str]
+
+
+def clocks_of(row: Row) -> tuple[Clock, ...]:
+    """Returns the names of a row's clocks in `times`."""
+    return ONE_CLOCK if ONE_CLOCK[0] in row["times"] else CLOCKS
+
+
+def whole_clock(row: Row) -> Clock:
+    """Returns the clock of a whole repetition: `all_phases_s`, or `total_s` beside the phases."""
+    return clocks_of(row)[-1]
 
 
 def validate(row: object) -> None:
@@ -226,14 +261,24 @@ def _agrees(row: Row) -> Row:
     """Raises ValueError unless the parts of a row agree with each other."""
     name = f"the row {row['case']!r}"
     _check_link(row, name)
-    times, reference = row["times"], row["reference"]
-    for clock in CLOCKS:
+    times, reference, clocks = row["times"], row["reference"], clocks_of(row)
+    for part, found in (("times", times), ("reference", reference)):
+        if found is not None and (
+            wrong := {*clocks} ^ {clock for clock in get_args(Clock) if clock in found}
+        ):
+            raise ValueError(
+                f"In {name} `{part}` has not the clocks of one engine ({', '.join(sorted(wrong))}): keep "
+                f"{', '.join(CLOCKS)}, or {ONE_CLOCK[0]} alone."
+            )
+    for clock in clocks:
         if len(times[clock]) != row["rounds"]["succeeded"]:
             raise ValueError(
                 f"In {name} `times.{clock}` has {len(times[clock])} rounds, "
                 f"`rounds.succeeded` {row['rounds']['succeeded']}: keep one time a successful round."
             )
-    for clock in CLOCKS:
+    if len(row.get("traffic_of_rounds", times[clocks[-1]])) != row["rounds"]["succeeded"]:
+        raise ValueError(f"In {name} `traffic_of_rounds` has not one traffic a successful round.")
+    for clock in clocks:
         if reference is not None and len(reference[clock]) != len(times[clock]):
             raise ValueError(
                 f"In {name} `reference.{clock}` does not pair with `times.{clock}` "

@@ -1,4 +1,4 @@
-"""What every run measures and is judged by, as far as reports and figures need it."""
+"""The cases of every run and its goals, for reports and figures."""
 
 WIDTH = 64
 """Channels of the first stage in the latency headline: the networks' full width."""

@@ -1,1 +1,1 @@
-"""Moves on a torch.fx graph, the algebra of kernels, and activations that stay one node of it."""
+"""Moves on a torch.fx graph, the algebra of kernels, and activations that stay one node of a graph."""

@@ -1,4 +1,4 @@
-"""Conv2d and Linear from a kernel and back: the common ground of the transforms that rewrite them."""
+"""Makes Conv2d and Linear from a kernel, and reads them back, for the transforms that rewrite them."""
 
 from collections.abc import Callable, Collection, Iterator
 
@@ -19,8 +19,7 @@ def convolution(
 ) -> nn.Conv2d:
     """Returns the Conv2d with this kernel [O, C / groups, H, W] and bias [O]; draws no random number."""
     out_channels, in_channels, height, width = kernel.shape
-    conv = nn.utils.skip_init(
-        nn.Conv2d,
+    conv = nn.Conv2d(
         in_channels * groups,
         out_channels,
         (height, width),
@@ -29,8 +28,7 @@ def convolution(
         dilation=dilation,
         groups=groups,
         bias=bias is not None,
-        device=kernel.device,
-        dtype=kernel.dtype,
+        device="meta",  # `nn.utils.skip_init` would import sympy
     )
     conv.weight = nn.Parameter(kernel.detach().clone())
     if bias is not None:
@@ -40,23 +38,21 @@ def convolution(
 
 def linear(matrix: Tensor, bias: Tensor) -> nn.Linear:
     """Returns the Linear with this matrix [O, C] and bias [O]; draws no random number."""
-    layer = nn.utils.skip_init(
-        nn.Linear, matrix.shape[1], len(matrix), device=matrix.device, dtype=matrix.dtype
-    )
+    layer = nn.Linear(matrix.shape[1], len(matrix), device="meta")
     layer.weight = nn.Parameter(matrix.detach().clone())
     layer.bias = nn.Parameter(bias.detach().clone())
     return layer
 
 
 def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """Returns the bias [O], zeros when the layer has none."""
+    """Returns the bias [O], or zeros if the layer has none."""
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def padding_of(conv: nn.Conv2d) -> Pair:
-    """Returns the zeros added at each side (height, width), also of padding="same" and "valid".
+    """Returns the zeros added at each side (height, width), also for padding="same" and "valid".
 
-    Raises ValueError where the two sides of an axis differ ("same" with an even kernel).
+    Raises ValueError if the two sides of an axis differ ("same" with an even kernel).
     """
     if conv.padding == "valid":
         return (0, 0)
@@ -69,7 +65,7 @@ def padding_of(conv: nn.Conv2d) -> Pair:
 
 
 def padding_obstacle(conv: nn.Conv2d) -> str | None:
-    """Says why the padding of `conv` is not the same number of zeros at both sides, None when it is."""
+    """Returns why the padding of `conv` is not the same number of zeros at both sides, or None if it is."""
     if conv.padding_mode != "zeros":
         return f"its padding mode is {conv.padding_mode!r}, not zeros"
     try:
@@ -86,11 +82,11 @@ def followers(
     obstacle: Callable[[nn.Conv2d, nn.Conv2d], str | None],
     last_first: bool = False,
 ) -> Iterator[fx.Node]:
-    """Yields the convolutions whose input is a convolution that nothing else depends on.
+    """Yields each convolution whose input is a convolution without other users.
 
-    `obstacle(first, second)` may say why a pair is left alone. `names` gives the module names of the second
-    ones: ValueError, "cannot `action` ...", with the reason where one cannot be had; None gives all that can.
-    The graph may be changed from one to the next.
+    `obstacle(first, second)` may return why a pair is left alone. `names` lists the module names of the
+    second convolutions. If one of them is not possible, ValueError "cannot `action` ..." gives the reason.
+    None yields all that are possible. The caller may change the graph between two results.
     """
     missing = set(names or ())
     nodes = list(graph.graph.nodes)

@@ -2,16 +2,17 @@
 
     F.relu(y, inplace=True),   y.relu_(),   y += z      (and nn.ReLU(inplace=True))
 
-change y itself: every later use of y, and of another name for it, sees the new value. As v = relu(y),
-v = y + z they leave y alone, and those later uses become uses of v. Only then may a graph be read by who uses
-what, as all transforms do: a statement `self.relu(y)` has no users and would be dropped as dead.
+These change y itself: every later use of y, under any name, sees the new value. In the form v = relu(y), v =
+y + z they leave y alone, and the later uses of y become uses of v. Only then do the users of a node tell
+everything, as all transforms assume. A statement `self.relu(y)` would have no users and would be dropped as
+dead.
 
-Values are followed through the graph by the memory that they may lie in. Identity and dropout that is off
-return their input itself. Known layers and arithmetic return new memory. All else (flatten, view, slices,
-dropout while training, what is not known) may return new memory or its input's: where such a value is used
-after the change, what it shows depends on how the memory lies, so the network is refused.
+The rewriting follows the memory in which each value may lie. Identity and dropout that is off return their
+input itself. Known layers and arithmetic return new memory. All other operators (flatten, view, slices,
+dropout while training, unknown ones) may return new memory or the memory of an input. If such a value is used
+after the change, its content depends on the memory layout. The network is then refused.
 
-Exact for values of one type: y += z keeps the type of y where y + z takes the wider one.
+Exact for values of one type: y += z keeps the type of y, but y + z takes the wider one.
 """
 
 import inspect
@@ -63,10 +64,10 @@ _NUMBER_ATTRIBUTES = {"shape", "ndim"}
 
 @dataclass(frozen=True)
 class _Value:
-    """What is known of a node's value.
+    """The knowledge about a node's value.
 
-    `memory` are the origins of the memory that it may lie in: nodes, or names of stored tensors; none for
-    numbers. Values of one `identity` are one tensor.
+    `memory` holds the origins of the memory in which it may lie: nodes, or names of stored tensors; it is
+    empty for numbers. Values of one `identity` are one tensor.
     """
 
     memory: frozenset[fx.Node | str]
@@ -74,7 +75,7 @@ class _Value:
 
 
 def out_of_place(target: Any) -> Any:
-    """Returns the out-of-place form of an in-place function or method, None if `target` is none known."""
+    """Returns the out-of-place form of a known in-place function or method, or None for other targets."""
     if isinstance(target, str):
         return target[:-1] if _known_in_place(target) else None
     if target in ASSIGNMENTS:
@@ -84,10 +85,10 @@ def out_of_place(target: Any) -> Any:
 
 
 def rewrite_inplace(graph: fx.GraphModule) -> None:
-    """Makes all operators of `graph`, which is changed, out of place.
+    """Makes all operators of `graph` out of place; changes the graph itself.
 
-    Raises ValueError for an operator with no known out-of-place form, and where it is unclear what a later
-    use sees.
+    Raises ValueError for an operator without a known out-of-place form, and where the value of a later use is
+    unclear.
     """
     changing = {name for name, module in graph.named_modules() if getattr(module, "inplace", None) is True}
     for name in changing:
@@ -103,7 +104,7 @@ def rewrite_inplace(graph: fx.GraphModule) -> None:
 
 
 def _rewritten(node: fx.Node, changing: set[str]) -> Any:
-    """Makes `node` out of place and returns the argument that it changed, None if it changes none."""
+    """Makes `node` out of place; returns the argument that it changed, or None if it changes nothing."""
     if node.op == "call_module":
         return node.args[0] if node.target in changing else None
     if node.op not in ("call_function", "call_method"):
@@ -129,7 +130,7 @@ def _rewritten(node: fx.Node, changing: set[str]) -> Any:
 
 
 def _redirect(node: fx.Node, changed: fx.Node, values: dict[fx.Node, _Value]) -> None:
-    """Makes the later uses of `changed`, by whichever name, uses of `node`."""
+    """Turns the later uses of `changed`, under any name, into uses of `node`."""
     memory, identity = values[changed].memory, values[changed].identity
     for origin in memory:
         if isinstance(origin, str):
@@ -150,7 +151,7 @@ def _redirect(node: fx.Node, changed: fx.Node, values: dict[fx.Node, _Value]) ->
 
 
 def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, _Value]) -> _Value:
-    """Returns what is known of the value of `node`, an operator that changes nothing."""
+    """Returns the knowledge about the value of `node`, an operator that changes nothing."""
     inputs = [values[argument] for argument in node.all_input_nodes]
     new = _Value(frozenset({node}), node)
     if node.op == "get_attr":
@@ -186,7 +187,7 @@ def _name(target: Any) -> str:
 
 
 def _named_in_place(name: str) -> bool:
-    """Returns whether a name is an in-place one by the convention of torch (and_, or_ are `operator`'s)."""
+    """Returns whether a name is an in-place one by torch's convention (and_, or_ belong to `operator`)."""
     return name in _METHODS or (name.endswith("_") and not name.endswith("__") and name not in _NEW)
 
 
@@ -195,7 +196,7 @@ def _known_in_place(name: str) -> bool:
 
 
 def _parameters(function: Any) -> list[str]:
-    """Returns the names of a function's parameters in order, none for methods and builtin functions."""
+    """Returns the names of a function's parameters in order; empty for methods and builtin functions."""
     try:
         return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):
@@ -203,6 +204,6 @@ def _parameters(function: Any) -> list[str]:
 
 
 def _argument(node: fx.Node, name: str, default: Any) -> Any:
-    """Returns an argument of a call of a function that has a signature."""
+    """Returns an argument in a call of a function that has a signature."""
     known = dict(zip(_parameters(node.target), node.args, strict=False)) | dict(node.kwargs)
     return known.get(name, default)

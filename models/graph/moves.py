@@ -1,4 +1,4 @@
-"""A handful of moves on a torch.fx graph, shared by all transforms."""
+"""Basic moves on a torch.fx graph, shared by all transforms."""
 
 import copy
 import inspect
@@ -18,7 +18,7 @@ _ADDITIONS = {operator.add, torch.add, "add"}
 
 
 class _Proxy(fx.Proxy):
-    """A value under tracing that records `y += z` as such; torch's own takes it for y = y + z."""
+    """A value under tracing that records `y += z` as an assignment; torch's own proxy records y = y + z."""
 
 
 def _recorded(function: Callable) -> Callable:
@@ -43,11 +43,12 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Returns the graph of a deep copy of `model`, which itself is never touched.
+    """Returns the graph of a deep copy of `model`; the model itself is never changed.
 
     Modules of torch.nn and `MaskedReLU` become single nodes with positional arguments. A GraphModule is
     copied. No operator of the graph works in place (see `pibench.models.graph.inplace`). Raises ValueError
-    for modules with forward hooks, and for what cannot be written without changing values in place.
+    for modules with forward hooks, for a forward that draws random numbers, and for networks that cannot be
+    written without in-place changes.
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -57,7 +58,13 @@ def trace(model: nn.Module) -> fx.GraphModule:
             )
     copied = copy.deepcopy(model)
     if not isinstance(copied, fx.GraphModule):
+        before = torch.get_rng_state()
         copied = fx.GraphModule(copied, _Tracer().trace(copied), type(model).__name__)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise ValueError(
+                f"cannot trace: the forward of {type(model).__name__} draws random numbers, which a graph "
+                "would freeze to one draw; draw only if self.training"
+            )
     for node in copied.graph.nodes:
         if node.op == "call_module" and node.kwargs:
             forward = inspect.signature(copied.get_submodule(node.target).forward)
@@ -71,7 +78,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 def module_of(
     graph: fx.GraphModule, node: object, kind: type | tuple[type, ...] = nn.Module
 ) -> nn.Module | None:
-    """Returns the module that `node` calls if it is a `kind`, else None (also for what is no node)."""
+    """Returns the module that `node` calls if it is a `kind`, else None (also if `node` is not a node)."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     module = graph.get_submodule(node.target)
@@ -95,7 +102,7 @@ def relu_nodes(graph: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Returns the two values whose sum `node` is, None if it is no plain sum of two values."""
+    """Returns the two values whose sum is `node`, or None if it is not a plain sum of two values."""
     if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
         return None
     named = dict(node.kwargs)
@@ -108,7 +115,7 @@ def addends(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def sole_user(node: fx.Node) -> fx.Node | None:
-    """Returns the one node that uses `node`, None if there are none or several."""
+    """Returns the only node that uses `node`, or None if there are none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
@@ -118,7 +125,7 @@ def source(node: fx.Node) -> fx.Node:
 
 
 def sharing(graph: fx.GraphModule, node: fx.Node) -> str | None:
-    """Says what else than one user depends on the module that `node` calls, None if nothing does."""
+    """Returns why more than one user depends on the module that `node` calls, or None."""
     if sole_user(node) is None:
         return f"{node} has other users"
     if len(callers(graph, node.target)) > 1:
@@ -135,7 +142,7 @@ def replace_module(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> N
 
 
 def fresh_name(graph: fx.GraphModule, name: str) -> str:
-    """Returns `name`, or the first of `name_1`, `name_2` ... that no submodule bears."""
+    """Returns `name`, or the first of `name_1`, `name_2` ... that is free."""
     taken = {known for known, _ in graph.named_modules()}
     number, candidate = 0, name
     while candidate in taken:
@@ -147,7 +154,10 @@ def fresh_name(graph: fx.GraphModule, name: str) -> str:
 def insert_module(
     graph: fx.GraphModule, name: str, module: nn.Module, after: fx.Node, before: fx.Node
 ) -> fx.Node:
-    """Returns a new node before `before` that calls `module`, added as `name`, on the value of `after`."""
+    """Inserts a new node before `before` that calls `module` on the value of `after`; returns the node.
+
+    The module is added as `name`, or as a free name like it.
+    """
     name = fresh_name(graph, name)
     module.train(graph.training)
     graph.add_submodule(name, module)
@@ -156,7 +166,7 @@ def insert_module(
 
 
 def bypass(node: fx.Node) -> None:
-    """Hands the users of `node` its first argument and erases it."""
+    """Gives the users of `node` its first argument and erases the node."""
     node.replace_all_uses_with(source(node))
     node.graph.erase_node(node)
 

@@ -1,4 +1,4 @@
-"""ReLU that is evaluated only where a public mask is set."""
+"""A ReLU that is evaluated only where a public mask is set."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class MaskedReLU(nn.Module):
-    """Applies ReLU where a public mask is set and leaves the other positions as they are.
+    """Applies ReLU where a public mask is set and leaves the other positions unchanged.
 
         y = m ReLU(x) + (1 - m) x,   m in {0, 1}
 
-    `mask` is boolean: one entry per position with the shape of one image's activation ([C, H, W], or [F]
-    after a linear layer), or one per channel ([C] or [C, 1, 1], broadcast over the pixels on use). It is a
-    buffer, so it is saved with the weights. The mask is public: a position that is not kept costs no
-    comparison under MPC. Source: SENet (arXiv 2301.09254), SNL (ICML 2022).
+    `mask` is boolean. It has one entry for each position, in the shape of one image's activation ([C, H, W],
+    or [F] after a linear layer). Or it has one entry for each channel ([C] or [C, 1, 1], broadcast over the
+    pixels on use). It is a buffer, so it is saved with the weights. The mask is public: a position that is
+    not kept costs no comparison under MPC. Source: SENet (arXiv 2301.09254), SNL (ICML 2022).
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -27,11 +27,11 @@ class MaskedReLU(nn.Module):
 
     @property
     def per_channel(self) -> bool:
-        """Whether the mask has one entry per channel, the same for all pixels."""
+        """True if the mask has one entry for each channel, the same for all pixels."""
         return self.mask.dim() == 1 or self.mask.shape[1:] == (1, 1)
 
     def expanded(self, shape: Sequence[int]) -> Tensor:
-        """Returns the mask in the shape of one image's activation; ValueError if it does not fit."""
+        """Returns the mask in the shape of one image's activation; raises ValueError if it does not fit."""
         shape = torch.Size(shape)
         if self.mask.shape == shape:
             return self.mask
@@ -43,11 +43,11 @@ class MaskedReLU(nn.Module):
         )
 
     def kept_positions(self, shape: Sequence[int]) -> Tensor:
-        """Returns the sorted int64 positions, in the flattened activation of `shape`, that are compared."""
+        """Returns the sorted int64 positions that are compared, in the flattened activation of `shape`."""
         return self.expanded(shape).flatten().nonzero().flatten()
 
     def kept(self, shape: Sequence[int]) -> int:
-        """Returns how many positions of an activation of `shape` (no batch) are compared."""
+        """Returns the number of positions of an activation of `shape` (no batch) that are compared."""
         return int(self.expanded(shape).count_nonzero())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""baseline: the original network, nothing removed. It is where every reduction starts, and its teacher."""
+"""baseline: the original network. Every reduction starts from it and has it as teacher."""
 
 from __future__ import annotations
 

@@ -30,11 +30,11 @@ FAMILIES = (
 
 
 def culled(layout: Layout) -> list[str]:
-    """Returns the ReLU layers that go: all but the one outside the branch of each block in the latter half.
+    """Returns the ReLU layers to remove: all but the one outside the branch of each block in the latter half.
 
-    On ResNet-18 these are stages 3 and 4, which keep each block's second ReLU: 49,152 ReLUs at width 64 as in
-    the paper's row of 49.2 K, in 4 layers instead of 17. Elsewhere the rule is ours. Raises ValueError for a
-    network without residual blocks.
+    On ResNet-18 the latter half is stages 3 and 4. They keep each block's second ReLU: 49,152 ReLUs at width
+    64 as in the paper's row of 49.2 K, in 4 layers instead of 17. For other networks the rule is ours. Raises
+    ValueError for a network without residual blocks.
     """
     if not layout.blocks:
         raise ValueError("the network has no residual blocks, by whose ReLUs layers are culled")
@@ -48,7 +48,7 @@ def structure(layout: Layout) -> tuple[Step, ...]:
 
 
 def trained(variant: Variant, plan: Plan) -> Phase:
-    """Cuts the layers from the baseline, which is then tuned."""
+    """Cuts the layers from the baseline and tunes the network."""
 
     def network(run: Run, start: Trained) -> nn.Module:
         from pibench.models.training.relus import cut_relus

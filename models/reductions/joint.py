@@ -1,4 +1,4 @@
-"""joint: the least sensitive blocks become one convolution each; of the other ReLUs a budget is kept."""
+"""joint: the least sensitive blocks become one convolution each; a budget of the other ReLUs is kept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def structure(layout: Layout, count: int) -> tuple[Step, ...]:
 
 
 def gated(variant: Variant, plan: Plan, count: int) -> Phase:
-    """Learns the shallow structure by gates that fall, all its ReLUs kept; shared by all budgets of it."""
+    """Learns the shallow structure by falling gates, with all its ReLUs; all its budgets share this phase."""
 
     def task(run: Run, start: Trained) -> Task:
         import copy
@@ -83,7 +83,7 @@ def gated(variant: Variant, plan: Plan, count: int) -> Phase:
 
 
 def trained(variant: Variant, plan: Plan, count: int) -> Phase:
-    """Learns the shallow structure, then SENet's masks on what is left, if there is a budget."""
+    """Learns the shallow structure, then SENet's masks on the rest, if there is a budget."""
     start = gated(variant, plan, count)
     return start if variant.fraction is None else senet.masked(variant, plan, start)
 

@@ -33,7 +33,7 @@ COUNT = 5
 
 
 def blocks(layout: Layout) -> list[Block]:
-    """Returns the blocks that are merged: the `COUNT` ones with the least sensitive mid ReLU."""
+    """Returns the merged blocks: the `COUNT` ones with the least sensitive mid ReLU."""
     names = least_sensitive_blocks(COUNT, layout)
     return [block for block in layout.blocks if block.name in names]
 
@@ -44,11 +44,11 @@ def structure(layout: Layout) -> tuple[Step, ...]:
 
 
 def hoist_in_training(model: nn.Module, merged: list[Block]) -> None:
-    """Moves the padding of each block's second convolution to its first, in place, BatchNorm between them.
+    """Moves the padding of each block's second convolution to its first, in place, past the BatchNorm.
 
-    What is trained is then what merging computes, borders included: conv1 pads by p1 + s1 p2, conv2 by
-    nothing (the same formula as in `pibench.models.transforms.hoist_padding`, which finds nothing left to
-    do).
+    The trained network then computes the same as the merged one, borders included: conv1 pads by p1 + s1 p2,
+    conv2 by nothing. The formula is that of `pibench.models.transforms.hoist_padding`, which finds nothing
+    left to do.
     """
     for block in merged:
         conv1: Any = model.get_submodule(block.conv1)

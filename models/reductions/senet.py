@@ -1,4 +1,4 @@
-"""SENet: ReLUs are removed position by position; a layer keeps the more, the more sensitive it is."""
+"""SENet: ReLUs are removed position by position; a more sensitive layer keeps more."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAMILIES = (
 )
 SCHEDULES: Schedules = {
     "sensitivity": {
-        "quick": None,  # the published one is taken
+        "quick": None,  # None takes the published one
         "standard": SparseSchedule(6, 0.4),
         "long": SparseSchedule(10, 0.4),
     },
@@ -50,7 +50,7 @@ RANKED = (3, 5)
 
 
 def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> dict[str, Any]:
-    """Draws random masks whose sizes are SENet's allocation of the budget by the published sensitivity."""
+    """Draws random masks; their sizes are SENet's allocation of the budget by the published sensitivity."""
     from pibench.models.masks import random_masks
 
     return random_masks(shapes, allocate_layers(shapes, published_sensitivity(layout), budget), seed)
@@ -65,7 +65,7 @@ def measured(layout: Layout, proxy: Mapping[str, Any]) -> dict[str, float]:
 
 
 def sensitivity(plan: Plan) -> Phase:
-    """Trains the sparse proxy; notes the sensitivity beside the logs, and the blocks that rank lowest."""
+    """Trains the sparse proxy; writes the sensitivity and the lowest-ranked blocks beside the logs."""
 
     def task(run: Run) -> Task:
         from pibench.models.training.tasks.sparse_proxy import SparseProxy
@@ -87,9 +87,9 @@ def sensitivity(plan: Plan) -> Phase:
 
 
 def next_larger(variant: Variant) -> Variant | None:
-    """Returns the variant of the same family with the fewest ReLUs that are about twice as many or more.
+    """Returns the smallest variant of the same family with at least about twice the ReLUs.
 
-    None if there is none. About: 1.9 times, for budgets are rounded.
+    Returns None if there is none. "About" means 1.9 times, because budgets are rounded.
     """
     from pibench.models.catalogue import variants
 
@@ -100,9 +100,9 @@ def next_larger(variant: Variant) -> Variant | None:
 
 
 def masked(variant: Variant, plan: Plan, start: Phase) -> Phase:
-    """Chooses masks on the network of `start`, whose structure is the variant's, and tunes it.
+    """Chooses masks on the network of `start`, which has the variant's structure, and tunes it.
 
-    The teacher is the baseline. Where budgets descend, a larger variant takes the place of `start`.
+    The teacher is the baseline. Where budgets descend, a larger variant replaces `start`.
     """
     schedule = plan["masks"]
     larger = next_larger(variant) if schedule.descending else None

@@ -38,7 +38,10 @@ SCHEDULES: Schedules = {
 
 
 def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> dict[str, Any]:
-    """Draws one random mask over the entire network: the even distribution is ours, SNL learns another."""
+    """Draws one random mask over the entire network.
+
+    The even distribution is ours, SNL learns another one.
+    """
     from pibench.models.masks import random_network_masks
 
     return random_network_masks(shapes, budget, seed)
@@ -61,7 +64,7 @@ def selection(variant: Variant, plan: Plan) -> Phase:
 
 
 def trained(variant: Variant, plan: Plan) -> Phase:
-    """Keeps the largest slopes of the entire network as ReLUs, and tunes what the lasso leaves."""
+    """Keeps the largest slopes of the entire network as ReLUs, and tunes the network after the lasso."""
 
     def network(run: Run, teacher: Trained, selected: Trained) -> nn.Module:
         import copy

@@ -1,1 +1,1 @@
-"""Training: what is learnt (recipes), from which losses, on which images, in a loop that can be resumed."""
+"""Training: recipes, losses, images, and a loop that can be resumed."""

@@ -1,4 +1,4 @@
-"""`python -m pibench.models.training`: trains every variant that is not finished, from where it stopped."""
+"""`python -m pibench.models.training`: trains every unfinished variant, from where it stopped."""
 
 import argparse
 import json

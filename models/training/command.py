@@ -1,4 +1,4 @@
-"""Training rows: every variant that is asked for and not finished, from where it stopped."""
+"""Training rows: trains every requested variant that is not finished, from where it stopped."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ from pibench.models.weights import read_manifest
 
 @dataclass(frozen=True)
 class Folders:
-    """Where images are read, and where rows, checkpoints and weights are written."""
+    """The folders of the images, rows, checkpoints and weights."""
 
     data: Path = Path("data")
     results: Path = Path("results")
@@ -44,12 +44,12 @@ class Folders:
 
 @dataclass(frozen=True)
 class Options:
-    """How rows are trained.
+    """The options for training rows.
 
-    `plan` None is each row's own, `USUAL`'s for a try. `changes` of the plan, as `Plan.changed` takes them,
-    make a try, which is judged by held-out images alone and goes to tries.json; `tried` makes one without.
-    `device` is "auto" (a CUDA device if there is one) or a device of torch's. `recorded` says whether a CUDA
-    device replays recorded steps.
+    `plan` None means each row's own plan, or the plan of `USUAL` for a try. `changes` of the plan (see
+    `Plan.changed`) make a try. A try is judged only by held-out images and goes to tries.json; `tried` makes
+    one without changes. `device` is "auto" (a CUDA device if there is one) or a device name of torch.
+    `recorded` chooses whether a CUDA device replays recorded steps.
     """
 
     network: str = "resnet18"
@@ -66,11 +66,11 @@ class Options:
 
     @property
     def is_try(self) -> bool:
-        """Whether what is trained is a try."""
+        """True if the training is a try."""
         return self.tried or bool(self.changes)
 
     def plan_of(self, row: str) -> str:
-        """Returns the name of the plan that a row is trained with."""
+        """Returns the name of the plan for a row."""
         return self.plan or (USUAL["plan"] if self.is_try else variant(row).plan)
 
     def schedules(self, plan: str) -> Plan:
@@ -78,21 +78,21 @@ class Options:
         return plan_named(plan).scaled(self.epochs_scale).changed(self.changes)
 
     def facts(self, plan: str) -> dict[str, Any]:
-        """Returns what a row says of its training."""
+        """Returns the facts that a row states about its training."""
         return {"plan": plan, "epochs_scale": self.epochs_scale, "precision": self.precision}
 
     def changes_of(self, row: str, plan: str) -> dict[str, Any]:
-        """Returns in what a try differs from a row's usual training, nothing for what is no try."""
+        """Returns how a try differs from a row's usual training; empty if it is not a try."""
         return unusual(self.facts(plan), variant(row).plan) | dict(self.changes) if self.is_try else {}
 
     @property
     def accuracy(self) -> Path:
-        """The file of the rows: another network than ResNet-18 has one of its own."""
+        """The file of the rows; each network other than ResNet-18 has its own file."""
         name = "tries" if self.is_try else "accuracy"
         return self.folders.results / f"{name}{'' if self.network == 'resnet18' else f'-{self.network}'}.json"
 
     def run_name(self, plan: str) -> str:
-        """Names the folders of a run of a plan that is not changed."""
+        """Returns the folder name for a run of an unchanged plan."""
         name = "" if self.network == "resnet18" else f"{self.network}-"
         name += f"w{self.width}-s{self.seed}-{plan}"
         name += "" if self.epochs_scale == 1 else f"-x{self.epochs_scale:g}"
@@ -100,21 +100,21 @@ class Options:
 
 
 def usable_device(name: str) -> torch.device:
-    """Returns a device of torch; TrainingError for one that cannot be used."""
+    """Returns a device of torch; raises TrainingError for one that cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # where steps are recorded
+            torch.cuda.set_device(device)  # steps are recorded on this device
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 
 def remaining(run: Run, rows: Iterable[str]) -> str:
-    """Says how many epochs the rows still need, and for how long at the mean pace so far."""
+    """Returns a text: how many epochs the rows still need, and the time at the mean pace so far."""
     waiting = {phase.name: phase for row in rows for phase in phases(run.phase(row))}
     histories = [run.history(phase) for phase in waiting.values()]
     done = [epoch["wall_s"] for history in histories for epoch in history]
@@ -126,7 +126,10 @@ def remaining(run: Run, rows: Iterable[str]) -> str:
 
 
 def _same_training(name: str, row: Row, plan: Plan, options: Options) -> bool:
-    """Returns whether a row went through the phases that `plan` has for it, under whatever plan's name."""
+    """Returns whether a row went through the phases that `plan` has for it.
+
+    The plan's name does not matter.
+    """
     try:
         of_row = plan_named(row["plan"]).scaled(row["epochs_scale"]).changed(options.changes)
         trained, precision = row["phases"], row["precision"]
@@ -138,7 +141,7 @@ def _same_training(name: str, row: Row, plan: Plan, options: Options) -> bool:
 
 
 def finished(rows: Iterable[str], options: Options) -> list[str]:
-    """Returns the rows that are trained, by the phases and the precision that `options` ask for."""
+    """Returns the rows that are trained, judged by the phases and the precision of `options`."""
     found, result = read_rows(options.accuracy), []
     manifest = read_manifest(options.folders.weights)
     published = is_published(options.width, options.seed, options.is_try)
@@ -157,15 +160,15 @@ Data = tuple[Images, tuple[Tensor, Tensor] | None]
 
 
 def train(rows: Iterable[str], options: Options, stream: TextIO | None = None) -> list[Row]:
-    """Trains the rows that are not finished, writes each when it is, and returns those that it trained.
+    """Trains the rows that are not finished, writes each one at its end, and returns the trained ones.
 
-    What happens is told on `stream`, stderr by default. The rows of the usual plan come first: others take
+    Progress goes to `stream`, by default stderr. The rows of the usual plan come first, because others use
     their phases. Raises TrainingError, ResultsError, DataError, WeightsError or ValueError, each with one
     sentence.
     """
     rows, output = [row for row in catalogue.variant_names() if row in set(rows)], stream or sys.stderr
-    torch.backends.cudnn.deterministic = True  # a resumed run must end like an uninterrupted one
-    torch.backends.cudnn.allow_tf32 = False  # what is reported as float32 is float32
+    torch.backends.cudnn.deterministic = True  # resumed and uninterrupted runs must agree
+    torch.backends.cudnn.allow_tf32 = False  # results called float32 must be float32
     device = usable_device(options.device)
     by_plan: dict[str, list[str]] = {}
     for row in rows:
@@ -174,7 +177,7 @@ def train(rows: Iterable[str], options: Options, stream: TextIO | None = None) -
             raise TrainingError(f"no try: nothing differs from what {row} is trained with (--set, --plan)")
         known = replace(variant(row), network=options.network)
         last_phase(known, options.schedules(plan))
-        _ = known.steps  # refuses a network that it cannot be made of before anything is trained
+        _ = known.steps  # refuses an unsuitable network before anything is trained
         by_plan.setdefault(plan, []).append(row)
     done = finished(rows, options)
     for row in done:

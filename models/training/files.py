@@ -1,11 +1,9 @@
-"""Files that appear complete or not at all, and the checkpoints from which training goes on."""
+"""Files that appear complete or not at all, and the checkpoints from which training continues."""
 
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pibench.models import files
 from pibench.models.files import replace_file
 
 
 class TrainingError(RuntimeError):
-    """Raised when training cannot go on: a loss that is no number, a full disk, another run's checkpoint."""
+    """Raised when training cannot go on: a loss that is not a number, a full disk, a foreign checkpoint."""
 
 
 _DAMAGED = (RuntimeError, KeyError, ValueError, EOFError, TypeError, pickle.UnpicklingError)
@@ -37,13 +36,16 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder unless it is there; TrainingError when it cannot be made."""
+    """Makes a folder if it is missing; raises TrainingError when it cannot be made."""
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` at once by `content`; TrainingError, the former file intact, when it cannot."""
+    """Replaces `path` by `content` in one step.
+
+    Raises TrainingError when it cannot; the old file is then intact.
+    """
     try:
         replace_file(path, content)
     except OSError as error:
@@ -54,7 +56,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces `path` by one line of JSON per row."""
+    """Replaces `path` by one line of JSON for each row."""
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
@@ -69,34 +71,28 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a short digest of names and shapes: equal for networks whose states are exchangeable."""
+    """Returns a short digest of names and shapes; it is equal for networks with exchangeable states."""
     text = json.dumps([[name, list(tensor.shape)] for name, tensor in sorted(tensors.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Keeps other processes out while `path` is locked: a file made for it, or a folder.
+    """Keeps other processes out while `path` is locked: a file made for it, or `.lock` in a folder.
 
-    Calls `waiting` once if another process has it, then waits. The lock goes with the process, however it
-    ends. Raises TrainingError when the file cannot be made.
+    Calls `waiting` once if another process has the lock, then waits. The lock ends with the process, in every
+    case. Raises TrainingError when the file cannot be made.
     """
     make_folder(path.parent)
-    with _writing(path):
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    file = path / ".lock" if path.is_dir() else path
+    with _writing(file):
+        file.touch()
+    with files.locked(file, waiting):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_history(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the epochs of a checkpoint whose identity has everything `wanted`; none of any other file."""
+    """Returns the epochs of a checkpoint whose identity contains `wanted`; empty for any other file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         identity = json.loads(state["identity"])
@@ -107,26 +103,29 @@ def read_history(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint of one phase: `path`, and the `identity` of what it belongs to (JSON values)."""
+    """The checkpoint of one phase: its `path`, and the `identity` of its training (JSON values)."""
 
     path: Path
     identity: Mapping[str, Any]
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replaces the checkpoint at once."""
+        """Replaces the checkpoint in one step."""
         buffer = io.BytesIO()
         torch.save({"identity": json.dumps(self.identity, sort_keys=True), **state}, buffer)
         write_bytes(self.path, buffer.getvalue())
 
     def same(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
-        """Returns the checkpoint, None if there is none or it is another training's."""
+        """Returns the checkpoint, or None if there is none or it belongs to another training."""
         try:
             return self.load(device)
         except TrainingError:
             return None
 
     def load(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
-        """Returns the checkpoint, None if there is none; TrainingError if it is another's or damaged."""
+        """Returns the checkpoint, or None if there is none.
+
+        Raises TrainingError if it belongs to another training or is damaged.
+        """
         if not self.path.exists():
             return None
         try:

@@ -1,9 +1,9 @@
 """The gradients of one step: computed anew each time, or replayed from a graph recorded on a CUDA device.
 
-At width 16 a step is near a thousand short kernels, and a GPU waits for Python to launch them. A CUDA graph
-records the launches of one step, loss and backward pass, and replays them at once. What a recorded step
-depends on has to stand in tensors that keep their place: weights, masks, images. For what does not, such as
-the weights of a loss, a task names its `constants`, and a step is recorded again when they change.
+At width 16 a step has about a thousand short kernels, and a GPU waits for Python to launch them. A CUDA graph
+records the launches of one step, loss and backward pass, and replays them at once. A recorded step may depend
+only on tensors that keep their place: weights, masks, images. A task lists all other dependences, such as the
+weights of a loss, as its `constants`. A step is recorded again when they change.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -18,17 +18,20 @@ WARM_UP = 3
 
 
 class Differentiable(Protocol):
-    """What gradients need of a task."""
+    """The part of a task that computes gradients."""
 
     def constants(self) -> Hashable | None:
-        """Returns what the loss depends on besides tensors, None while that changes from step to step."""
+        """Returns the values, besides tensors, on which the loss depends.
+
+        None if they change at every step.
+        """
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of a batch x [N, C, H, W]."""
 
 
 class Gradients:
-    """Puts the gradients of a batch's loss into the parameters; calling it returns the loss, a scalar."""
+    """Writes the gradients of a batch's loss into the parameters; calling it returns the loss, a scalar."""
 
     def __init__(
         self,
@@ -54,9 +57,9 @@ class Gradients:
 
 
 class RecordedGradients(Gradients):
-    """Records a step once the task's constants have held for `WARM_UP` steps, then replays it.
+    """Records a step after the task's constants have stayed equal for `WARM_UP` steps, then replays it.
 
-    The loss that is returned is overwritten by the next step.
+    The next step overwrites the returned loss.
     """
 
     graph: torch.cuda.CUDAGraph | None = None
@@ -82,7 +85,7 @@ class RecordedGradients(Gradients):
         return self.recorded
 
     def _aside(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Takes a step on a stream of its own, as the recording will."""
+        """Takes a step on a separate stream, as the recording will."""
         self.stream = self.stream or torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -91,7 +94,7 @@ class RecordedGradients(Gradients):
         return loss
 
     def _record(self, x: Tensor, labels: Tensor) -> None:
-        self._forget()  # what is recorded writes the gradients instead of adding to them
+        self._forget()  # the recorded step then writes the gradients instead of adding to them
         self.x, self.labels = x.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,7 +1,7 @@
 """The images in memory: decoded once, split once, augmented on tensors.
 
-Of the training images a stratified part is held out; it alone chooses (schedules, blocks, which recipe is
-best). The test set is not here: only the final report reads it.
+A stratified part of the training images is held out. Only this part makes choices (schedules, blocks, the
+best recipe). The test set is not here: only the final report reads it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ PAD = 4
 
 
 def stratified(labels: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Returns where the held-out images are, bool [N]: the same number of every class, `count` in all.
+    """Returns the places of the held-out images, bool [N]: the same number of every class, `count` in all.
 
-    What does not divide among the classes goes to the first of them. Drawn from a seeded generator.
+    The remainder of the division goes to the first classes. The images are drawn from a seeded generator.
     """
     generator = torch.Generator().manual_seed(seed)
     classes = labels.unique().tolist()
@@ -40,7 +40,8 @@ def stratified(labels: Tensor, count: int, seed: int = 0) -> Tensor:
 def crop_and_flip(padded: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
     """Returns the images `index` [B] of `padded` uint8 [N, H + 8, W + 8, 3], randomly shifted and mirrored.
 
-    -> uint8 [B, H, W, 3]. The shift is uniform in -4 ... 4 on both axes; half of the images are mirrored.
+    The result is uint8 [B, H, W, 3]. The shift is uniform in -4 ... 4 on both axes. Half of the images are
+    mirrored.
     """
     count, device = len(index), padded.device
     height, width = padded.shape[1] - 2 * PAD, padded.shape[2] - 2 * PAD
@@ -70,7 +71,7 @@ class Images:
     def split(
         cls, images: Tensor, labels: Tensor, heldout: int, classes: int, device: str | torch.device = "cpu"
     ) -> "Images":
-        """Holds `heldout` of the images uint8 [N, 3, H, W] out and pads the others."""
+        """Holds out `heldout` of the images uint8 [N, 3, H, W] and pads the others."""
         out = stratified(labels, heldout)
         padded = F.pad(images[~out], (PAD,) * 4).permute(0, 2, 3, 1).contiguous()
         return cls(
@@ -89,7 +90,10 @@ class Images:
         heldout: int = 5000,
         checksums: Mapping[str, str] | None = MD5,
     ) -> "Images":
-        """Reads the training images of CIFAR-100 at `root`; DataError when they are missing or damaged."""
+        """Reads the training images of CIFAR-100 at `root`.
+
+        Raises DataError when they are missing or damaged.
+        """
         images, labels = load_cifar100(root, "train", checksums)
         return cls.split(images, labels, heldout, 100, device)
 
@@ -99,14 +103,14 @@ class Images:
         return self.heldout.shape[2]
 
     def steps(self, batch: int) -> int:
-        """Returns the number of batches of an epoch; what does not fill the last one is left out."""
+        """Returns the number of full batches of an epoch; the remaining images are left out."""
         return max(1, len(self.labels) // batch)
 
     def epoch(self, batch: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the batches of an epoch, normalised and augmented: float32 [B, 3, H, W], labels [B].
 
-        All is drawn from one generator that is seeded by `seed` and the number of the epoch, so an epoch can
-        be repeated without those before it.
+        One generator makes all random choices. It is seeded by `seed` and the number of the epoch, so an
+        epoch can be repeated without the earlier ones.
         """
         generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
         order = torch.randperm(len(self.labels), generator=generator)
@@ -124,19 +128,22 @@ class Images:
 
 @cache
 def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation on a device, brought there once."""
+    """Returns mean and deviation on a device; they are copied there once."""
     return torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
 
 
 def standardised(images: Tensor) -> Tensor:
-    """Maps uint8 [N, H, W, 3] to what `data.normalised` gives: float32 [N, 3, H, W], channels_last."""
+    """Maps uint8 [N, H, W, 3] to the values of `data.normalised`: float32 [N, 3, H, W], channels_last."""
     mean, std = _scale(images.device)
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> float:
-    """Returns the fraction of images uint8 [N, 3, H, W] that the model, put in eval mode, gets right."""
+    """Returns the fraction of images uint8 [N, 3, H, W] that the model classifies correctly.
+
+    The function puts the model in eval mode.
+    """
     training = model.training
     model.eval()
     right = 0

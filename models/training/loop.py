@@ -1,8 +1,8 @@
 """One phase of training: epochs of SGD on a task, resumable after a kill at any point.
 
-A checkpoint is written at the end of every epoch, and everything that an epoch draws comes from a generator
-seeded by the run's seed and the epoch's number, so a killed epoch is simply done again: the result is the
-same bit for bit (on one kind of machine, with as many threads).
+A checkpoint is written at the end of every epoch. All random choices of an epoch come from a generator seeded
+by the run's seed and the epoch's number. A killed epoch is simply repeated, and the result is the same bit
+for bit (on one kind of machine, with the same number of threads).
 """
 
 import sys
@@ -32,7 +32,10 @@ from pibench.models.training.schedules import Schedule
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what a task is trained; `recorded` says whether a CUDA device replays recorded steps."""
+    """The images and the device of a training.
+
+    `recorded` chooses whether a CUDA device replays recorded steps.
+    """
 
     images: Images
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -47,39 +50,39 @@ class Setting:
             yield
 
     def gradients(self, task: "Task", optimizers: list[torch.optim.Optimizer]) -> Gradients:
-        """Returns what computes a task's gradients on the device."""
+        """Returns the object that computes a task's gradients on the device."""
         kind = RecordedGradients if self.recorded and self.device.type == "cuda" else Gradients
         return kind(task, optimizers, self.autocast)
 
 
 class Task(Differentiable, Protocol):
-    """What is trained: a network, its loss, and what happens between the steps.
+    """A network in training, its loss, and its actions between the steps.
 
-    All state that is not the model's stands in `extra`, tensors by name, which is saved with it.
+    All state outside the model is in `extra`, tensors by name, which is saved with it.
     """
 
     model: nn.Module
     extra: dict[str, Tensor]
 
     def start(self, setting: Setting) -> None:
-        """Prepares a phase that begins; not called when it goes on from a checkpoint."""
+        """Prepares a new phase; not called when the phase continues from a checkpoint."""
 
     def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
         """Returns the optimizers; the rate of the first follows the schedule."""
 
     def before_step(self, done: float) -> None:
-        """Sets what depends on the fraction of all steps that is behind; keeps nothing."""
+        """Sets the values that depend on `done`, the finished fraction of all steps; keeps no state."""
 
     def after_step(self, done: float) -> None:
-        """Acts on the weights after a step."""
+        """Changes the weights after a step."""
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
-        """Acts between two epochs, before the evaluation; returns what is to be logged."""
+        """Acts between two epochs, before the evaluation; returns entries for the log."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished phase leaves beside the model: the digest of its state, its epochs and seconds."""
+    """The result of a finished phase besides the model: the digest of its state, its epochs and seconds."""
 
     name: str
     digest: str
@@ -88,12 +91,12 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all epochs, evaluation included."""
+        """The seconds of all epochs, including evaluation."""
         return sum(row["wall_s"] for row in self.history)
 
 
 class Progress:
-    """One line that says where a phase is and how long it will take; one line an epoch in a file."""
+    """Prints one line with the state of a phase and the time left; in a file, one line for each epoch."""
 
     def __init__(self, name: str, epochs: int, steps: int, stream: TextIO | None = None) -> None:
         self.name, self.epochs, self.steps = name, epochs, steps
@@ -104,7 +107,7 @@ class Progress:
         self.shown = 0.0
 
     def step(self, epoch: int, step: int, loss: Callable[[], float]) -> None:
-        """Notes that `step` steps of epoch `epoch` are done; `loss` reads the last one's when it is shown."""
+        """Notes that `step` steps of epoch `epoch` are done; calls `loss` only when it prints the line."""
         now, done = time.monotonic(), epoch * self.steps + step
         if self.began is None:
             self.began, self.first = now, done
@@ -117,7 +120,7 @@ class Progress:
         self.stream.flush()
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Says how an epoch went."""
+        """Prints the result of an epoch."""
         done = row["epoch"] * self.steps
         text = (
             f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  "
@@ -134,7 +137,7 @@ class Progress:
 
 
 def phase_identity(name: str, schedule: Schedule, setting: Setting) -> dict[str, Any]:
-    """Returns what of a checkpoint's identity is known before the phase that it starts from is there."""
+    """Returns the part of a checkpoint's identity that is known before the earlier phase exists."""
     return {
         "phase": name,
         "schedule": asdict(schedule),
@@ -157,11 +160,11 @@ def train(
 ) -> Outcome:
     """Trains a task to its last epoch, from its checkpoint in `folder` if there is one; returns its outcome.
 
-    Every epoch is a line of `log` (JSON lines). `after` is the digest of what the phase starts from. Raises
-    TrainingError when the loss is no number, a file cannot be written, or the checkpoint belongs to another
-    architecture, schedule, seed, precision or start. A process that finds another one training the same
-    phase waits for its end and takes the result. The same phase finished in one of the folders `shared` is
-    taken from there.
+    Every epoch is a line of `log` (JSON lines). `after` is the digest of the state from which the phase
+    starts. A process that finds another one training the same phase waits for its end and takes the result.
+    If the same phase is finished in one of the folders `shared`, it is taken from there. Raises TrainingError
+    when the loss is not a number, a file cannot be written, or the checkpoint belongs to another
+    architecture, schedule, seed, precision or start.
     """
     model = task.model.to(setting.device, memory_format=torch.channels_last)
     task.extra = {key: value.to(setting.device) for key, value in task.extra.items()}
@@ -184,12 +187,12 @@ def train(
                     lambda: print(f"{name}: another training is at it: waiting for its end", file=output),
                 )
             )
-            state = checkpoints.load(setting.device)  # what the other has left
+            state = checkpoints.load(setting.device)  # the result of the other process
         return _train(task, schedule, setting, checkpoints, log, state, stream)
 
 
 def _finished(state: dict[str, Any] | None, schedule: Schedule) -> dict[str, Any] | None:
-    """Returns the state of a phase that is at its end, None of any other."""
+    """Returns the state of a finished phase, or None for any other state."""
     return state if state is not None and len(state["history"]) == schedule.epochs else None
 
 
@@ -202,7 +205,7 @@ def _train(
     state: dict[str, Any] | None,
     stream: TextIO | None,
 ) -> Outcome:
-    """Trains a phase from `state` on, from its start if there is none."""
+    """Trains a phase from `state`, or from its start if there is none."""
     name, model = checkpoints.path.stem, task.model
     steps = setting.images.steps(schedule.batch)
     history: list[dict[str, Any]] = []
@@ -243,9 +246,9 @@ def _kept(epoch: int) -> str:
 
 
 class Losses:
-    """The losses of an epoch's steps, left on the device: a GPU would wait for every number that is read.
+    """The losses of an epoch's steps, kept on the device: a GPU would wait for every number that is read.
 
-    `read` looks for a loss that is no number, on a CPU at every step, elsewhere at every 50th.
+    `read` looks for a loss that is not a number: on a CPU at every step, elsewhere at every 50th.
     """
 
     def __init__(self, steps: int, device: torch.device) -> None:
@@ -254,12 +257,15 @@ class Losses:
         self.steps = self.seen = 0
 
     def add(self, loss: Tensor) -> None:
-        """Notes the loss of the next step."""
+        """Stores the loss of the next step."""
         self.values[self.steps] = loss
         self.steps += 1
 
     def read(self) -> tuple[int, float] | None:
-        """Returns the first step, from 1, whose loss is no number, and that loss; None if all are numbers."""
+        """Returns the first step (from 1) whose loss is not a number, and that loss.
+
+        None if all are numbers.
+        """
         if self.steps % self.every and self.steps < len(self.values):
             return None
         for step, value in enumerate(self.values[self.seen : self.steps].tolist(), start=self.seen + 1):
@@ -273,7 +279,7 @@ class Losses:
         return float(self.values[self.steps - 1])
 
     def mean(self) -> float:
-        """Returns the mean over the epoch."""
+        """Returns the mean loss of the epoch."""
         return float(self.values.mean())
 
 

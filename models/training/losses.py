@@ -12,15 +12,15 @@ TEMPERATURE = 4.0
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Returns the mean over the batch of -sum_c q_c log p_c, p = softmax(logits [N, C]).
 
-    q_c is 1 - s + s / C for the label's class and s / C for the others, s the smoothing.
+    q_c is 1 - s + s / C for the label's class and s / C for the others, where s is the smoothing.
     """
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Returns T^2 KL(softmax(teacher / T) || softmax(logits / T)) of logits [N, C], the mean over the batch.
+    """Returns T^2 KL(softmax(teacher / T) || softmax(logits / T)) for logits [N, C], averaged over the batch.
 
-    The factor T^2 keeps the gradient's size when T changes (Hinton et al., arXiv 1503.02531).
+    The factor T^2 keeps the size of the gradient when T changes (Hinton et al., arXiv 1503.02531).
     """
     student = F.log_softmax(logits.float() / temperature, dim=1)
     target = F.log_softmax(teacher.float() / temperature, dim=1)
@@ -28,9 +28,9 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = TEMPERATU
 
 
 def attention(activation: Tensor) -> Tensor:
-    """Maps f [N, C, H, W] to A / ||A||_2 [N, H W], A being the channel mean of f^2.
+    """Maps f [N, C, H, W] to A / ||A||_2 [N, H W], where A is the channel mean of f^2.
 
-    The mean is taken by a 1x1 convolution: in bfloat16 a reduction over the channels of channels_last memory,
+    A 1x1 convolution computes the mean. In bfloat16 a reduction over the channels of channels_last memory,
     with its gradient, takes three times as long.
     """
     channels = activation.shape[1]
@@ -41,8 +41,8 @@ def attention(activation: Tensor) -> Tensor:
 def pram(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
     """Returns SENet's PRAM: the sum over stage outputs of the mean squared difference of their attention.
 
-    Both hold each stage's output, [N, C, H, W]; the mean is over images and positions. Source: arXiv
-    2301.09254 (its weight there is 1000).
+    Both arguments hold each stage's output, [N, C, H, W]. The mean is over images and positions. Source:
+    arXiv 2301.09254 (its weight there is 1000).
     """
     return sum(
         F.mse_loss(attention(student), attention(teacher))

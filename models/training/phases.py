@@ -1,4 +1,4 @@
-"""Phases: what a variant goes through, declared once; what is run and what is planned are read from it."""
+"""Phases: the training of a variant, declared once; the run and the plan both read this declaration."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of training, and the phases `after` which it comes: those that it starts or learns from.
+    """One phase of training; the phases `after` come before it, because it starts or learns from them.
 
-    `task` makes what is trained from the run and the results of `after`, in their order. `settle` returns the
-    network that others go on with when the task is done (by default the task's own). `chosen` returns the
-    transforms that made its structure, where training has chosen them; without it they are the variant's own.
-    Phases of one name are one phase: it is trained once.
+    `task` makes the task from the run and the results of `after`, in their order. `settle` returns the
+    network for later phases when the task is done (by default the task's own). `chosen` returns the
+    transforms that made its structure, if training has chosen them. Without it they are the variant's own.
+    Phases with the same name are one phase, which is trained once.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Phase:
 
 
 def phases(last: Phase) -> Iterator[Phase]:
-    """Yields the phases that lead to `last` in the order in which they are trained, `last` at the end."""
+    """Yields the phases that lead to `last` in the order of training, `last` at the end."""
     seen: set[str] = set()
 
     def walk(phase: Phase) -> Iterator[Phase]:
@@ -49,19 +49,19 @@ def phases(last: Phase) -> Iterator[Phase]:
 
 
 def last_phase(variant: Any, plan: Plan) -> Phase:
-    """Returns the last phase of a variant's training; ValueError for one that is not trained."""
+    """Returns the last phase of a variant's training; raises ValueError if the variant is not trained."""
     if variant.phase is None:
         raise ValueError(f"the variant {variant.name} is not trained: its reduction declares no phase")
     return variant.phase(variant, plan)
 
 
 def schedules_of(variant: Any, plan: Plan) -> dict[str, Schedule]:
-    """Returns the phases that a variant goes through, each with its schedule."""
+    """Returns the phases of a variant, each with its schedule."""
     return {phase.name: phase.schedule for phase in phases(last_phase(variant, plan))}
 
 
 def planned(variant: Any, plan: Plan) -> dict[str, int]:
-    """Returns the phases that a variant goes through, and the epochs of each."""
+    """Returns the phases of a variant, each with its number of epochs."""
     return {name: schedule.epochs for name, schedule in schedules_of(variant, plan).items()}
 
 

@@ -1,10 +1,10 @@
-"""The forms that ReLUs take while they are trained.
+"""The forms of ReLUs during training.
 
 `TrainingReLU` is `MaskedReLU` in one operation:
 
     y = max(x, lower),   lower = 0 where the mask is set, -inf elsewhere
 
-`lower` is stored [1, C, H, W], so that a network moved to channels_last takes it along: a mask in another
+`lower` is stored [1, C, H, W], so that it follows a network into channels_last memory. A mask in another
 memory format than the activation more than doubles the time of an epoch.
 
 `SoftReLU` is SNL's: y = a ReLU(x) + (1 - a) x with a trained slope a in [0, 1] for every position.
@@ -20,7 +20,7 @@ from pibench.models.transforms import linearize_relus
 
 
 class _Maximum(torch.autograd.Function):
-    """Has ReLU's gradient at ties (0), where torch.maximum's own gradient is a half."""
+    """Computes the maximum with ReLU's gradient at ties (0); torch.maximum's own gradient there is a half."""
 
     @staticmethod
     def forward(ctx, x: Tensor, lower: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ class _Maximum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         y, lower = ctx.saved_tensors
-        # y - lower is y on the mask and infinite elsewhere: no comparison, whose boolean result is slow.
+        # y - lower is y on the mask and infinite elsewhere. It avoids a comparison: boolean results are slow.
         return torch.ops.aten.threshold_backward(gradient, y - lower, 0), None
 
 
 class TrainingReLU(nn.Module):
-    """Applies ReLU where its mask is set; the mask can be exchanged, the function is `MaskedReLU`'s."""
+    """Applies ReLU where its mask is set, like `MaskedReLU`; the mask can be exchanged."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TrainingReLU(nn.Module):
 
 
 class SoftReLU(nn.Module):
-    """Computes a ReLU(x) + (1 - a) x = x - a min(x, 0) with a slope a for every position, 1 at first."""
+    """Computes a ReLU(x) + (1 - a) x = x - a min(x, 0) with a slope a for every position, at first 1."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -69,23 +69,23 @@ class SoftReLU(nn.Module):
 
 
 class CutReLU(nn.Identity):
-    """Stands where a ReLU layer is cut, so that the value there can still be tapped."""
+    """Marks the place of a removed ReLU layer, so that the value there can still be read."""
 
 
 def named_relus(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the ReLUs of any form, by name and in the order in which the network holds them."""
+    """Returns the ReLUs of any form by name, in the order of the network."""
     kinds = (nn.ReLU, TrainingReLU, SoftReLU, CutReLU)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def exchange_relus(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Puts other ReLUs into the network, in place, by name."""
+    """Puts other ReLUs into the network, in place and by name."""
     for name, module in modules.items():
         model.set_submodule(name, module.train(model.training))
 
 
 def mask_relus(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Makes a `TrainingReLU` of every ReLU named in `masks` ([C, H, W] each), in place."""
+    """Turns every ReLU named in `masks` ([C, H, W] each) into a `TrainingReLU`, in place."""
     exchange_relus(model, {name: TrainingReLU(mask) for name, mask in masks.items()})
 
 
@@ -97,14 +97,14 @@ def cut_relus(model: nn.Module, names: Iterable[str]) -> nn.Module:
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the masks of a network that is trained with masks."""
+    """Returns the masks of a network in training."""
     return {name: relu.mask for name, relu in named_relus(model).items() if isinstance(relu, TrainingReLU)}
 
 
 def deployed_relus(model: nn.Module) -> fx.GraphModule:
     """Returns the graph of `model` with `MaskedReLU`, `ReLU` or nothing in place of every `TrainingReLU`.
 
-    `CutReLU` becomes nothing. The model itself is left as it was.
+    `CutReLU` becomes nothing. The model itself does not change.
     """
     keep: dict[str, Tensor | bool] = {name: mask.cpu().contiguous() for name, mask in masks_of(model).items()}
     keep |= {name: False for name, relu in named_relus(model).items() if isinstance(relu, CutReLU)}

@@ -1,4 +1,4 @@
-"""results/accuracy.json: a row for each variant, width and seed, measured on the network that is deployed."""
+"""results/accuracy.json: one row for each variant, width and seed, measured on the deployed network."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pibench.models import weights as checkpoint
-from pibench.models.cost import count_cost
+from pibench.models.cost import count_macs, count_relus
 from pibench.models.machine import cpu_name
 from pibench.models.rows import check_row, read_rows, row_key
 from pibench.models.training.files import TrainingError, locked, make_folder, write_bytes
@@ -33,15 +33,15 @@ def find_row(
     seed: int,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Row | None:
-    """Returns the row of a variant, of a plan with `changes` if there are any; None if there is none."""
+    """Returns the row of a variant and of a plan with `changes`, or None if there is none."""
     key = row_key({"variant": variant, "width": width, "seed": seed, "changes": dict(changes)})
     return next((row for row in rows if row_key(row) == key), None)
 
 
 def put_row(path: Path, row: Row) -> None:
-    """Puts a row into accuracy.json, in place of the one of the same variant, width, seed and changes.
+    """Puts a row into accuracy.json; replaces the row of the same variant, width, seed and changes.
 
-    Safe beside other processes that do the same. Raises ResultsError for a row that breaks the schema.
+    Other processes may do the same at the same time. Raises ResultsError for a row that breaks the schema.
     """
     check_row(row)
     make_folder(path.parent)
@@ -50,7 +50,10 @@ def put_row(path: Path, row: Row) -> None:
 
 
 def update_row(path: Path, variant: str, width: int, seed: int, additions: Mapping[str, Any]) -> None:
-    """Adds to a row of accuracy.json; TrainingError if it is not there. Safe beside other processes."""
+    """Adds to a row of accuracy.json; other processes may do the same at the same time.
+
+    Raises TrainingError if the row does not exist.
+    """
     with locked(path.parent):
         rows = read_rows(path)
         row = find_row(rows, variant, width, seed)
@@ -70,7 +73,7 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def machine(device: torch.device) -> str:
-    """Names what the training ran on."""
+    """Returns the name of the processor or GPU of the training."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -78,7 +81,7 @@ def machine(device: torch.device) -> str:
 
 
 def weights_path(folder: Path, run: Run, name: str) -> Path:
-    """Returns where weights go: into `folder` if they are published, else beside their checkpoints."""
+    """Returns the path of the weights: in `folder` if they are published, else beside their checkpoints."""
     published = is_published(run.width, run.setting.seed, run.tried)
     return (folder if published else run.checkpoints) / file_name(name, run.width, run.network)
 
@@ -98,9 +101,9 @@ def finish_row(
 ) -> Row:
     """Stores a trained network's weights and returns its row.
 
-    The network that is judged is the one that anybody builds from the stored file: half precision weights,
-    BatchNorm folded, masks, calculated in float32. `test` are images uint8 and labels, read here only; a try
-    has none, since what is chosen among tries must not see them.
+    The row judges the network that anybody builds from the stored file: half-precision weights, BatchNorm
+    folded, masks, computed in float32. `test` are images uint8 and labels; only this function reads them. A
+    try has none, because test images must not influence the choice among tries.
     """
     images, size = run.setting.images, run.setting.images.size
     path = weights_path(weights, run, name)
@@ -114,7 +117,8 @@ def finish_row(
             f"{path} cannot be written ({error}): make room, then run the same command to go on"
         ) from error
     model = load(path)
-    cost = count_cost(model, torch.zeros(1, 3, size, size))
+    example = torch.zeros(1, 3, size, size)
+    relus, macs = count_relus(model, example), count_macs(model, example)
     model = model.to(run.setting.device, memory_format=torch.channels_last)
     where = run.setting.device
     return {
@@ -122,8 +126,8 @@ def finish_row(
         "width": run.width,
         "seed": run.setting.seed,
         "epochs": trained.epochs,
-        "relus": cost.relus,
-        "macs": cost.macs,
+        "relus": relus,
+        "macs": macs,
         "accuracy_heldout": accuracy(model, images.heldout, images.heldout_labels),
         **({} if test is None else {"accuracy_test": accuracy(model, *(part.to(where) for part in test))}),
         "wall_s": round(trained.seconds, 1),

@@ -1,4 +1,4 @@
-"""A run: one seed of all variants at one width, and what it has trained so far."""
+"""A run: one seed of all variants at one width, and the networks that it has trained so far."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ from pibench.models.zoo import ZOO, layout_of
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network in its training form, and all phases that it went through, in order.
+    """A trained network in its training form, and all its phases in order.
 
-    `chosen` are the transforms that training chose for its structure, None if they are the variant's own.
+    `chosen` are the transforms that training chose for its structure; None means the variant's own.
     """
 
     model: nn.Module
@@ -53,10 +53,10 @@ class Trained:
 
 @dataclass
 class Run:
-    """One seed of all variants of a network at one width: settings, folders, what has been trained so far.
+    """One seed of all variants of a network at one width: settings, folders, and the trained networks.
 
-    Phases that are the same in a run of another plan are taken from its checkpoints, the folders `shared`. A
-    run that is `tried` publishes no weights.
+    A phase that a run of another plan has already trained is taken from its checkpoints, in the folders
+    `shared`. A run that is `tried` publishes no weights.
     """
 
     setting: Setting
@@ -87,18 +87,18 @@ class Run:
     def phase(self, name: str) -> Phase:
         """Returns the last phase of a variant's training.
 
-        Raises ValueError for one that cannot be made of the run's network.
+        Raises ValueError for a variant that does not fit the run's network.
         """
         known = self.variant(name)
         _ = known.steps
         return last_phase(known, self.plan)
 
     def trained(self, name: str) -> Trained:
-        """Trains a variant, goes on with it, or loads it."""
+        """Trains a variant, continues its training, or loads it."""
         return self.train(self.phase(name))
 
     def train(self, phase: Phase) -> Trained:
-        """Trains one phase and those before it, goes on with them, or loads them."""
+        """Trains one phase and the earlier ones, continues their training, or loads them."""
         if phase.name not in self.done:
             after = [self.train(before) for before in phase.after]
             task = phase.task(self, *after)
@@ -121,7 +121,7 @@ class Run:
         return self.done[phase.name]
 
     def history(self, phase: Phase) -> Sequence[Mapping[str, Any]]:
-        """Returns the epochs of a phase that are behind: done here, in its checkpoint, or all of a shared."""
+        """Returns the finished epochs of a phase: from this run, its checkpoint, or a finished shared one."""
         if phase.name in self.done:
             return self.done[phase.name].phases[-1].history
         wanted = phase_identity(phase.name, phase.schedule, self.setting)
@@ -132,7 +132,7 @@ class Run:
         return own if whole is None else whole
 
     def seeded(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Returns what `make` returns, its weights drawn from the run's seed."""
+        """Returns the network from `make`, with weights drawn from the run's seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.setting.seed)
             return make()
@@ -150,9 +150,9 @@ class Run:
         return model.to(self.setting.device, memory_format=torch.channels_last).eval()
 
     def budget(self, variant: base.Variant) -> int:
-        """Returns how many ReLUs a variant keeps at the run's width and image size.
+        """Returns the number of ReLUs that a variant keeps at the run's width and image size.
 
-        Raises ValueError for one that has no budget.
+        Raises ValueError for a variant without a budget.
         """
         found = buildable(variant).budget(self.width, self.setting.images.size)
         if found is None:
@@ -164,7 +164,7 @@ class Run:
         return frozen(model, self.setting.device)
 
     def teacher(self, trained: Trained) -> nn.Module:
-        """Returns a trained network as it answers fastest: BatchNorm folded."""
+        """Returns a trained network in its fastest form, with BatchNorm folded."""
         return self.frozen(fold_batchnorm(copy.deepcopy(trained.model).eval()))
 
     def shapes(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -174,9 +174,9 @@ class Run:
         return relu_shapes(copy.deepcopy(model), example)
 
     def deployed(self, variant: Variant, trained: Trained) -> tuple[nn.Module, Decisions]:
-        """Returns a trained network as it is run, on the CPU, and the decisions that rebuild it.
+        """Returns a trained network in its deployed form, on the CPU, and the decisions that rebuild it.
 
-        Masks are final, BatchNorm is folded, and what else the variant's `finish` says is done.
+        Masks are final, BatchNorm is folded, and the other steps of the variant's `finish` are done.
         """
         copied = copy.deepcopy(trained.model).cpu().to(memory_format=torch.contiguous_format).eval()
         size = self.setting.images.size

@@ -1,4 +1,4 @@
-"""How long and how fast each phase is trained: data, no code."""
+"""The length and the rate of each phase: data, no code."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,8 @@ from typing import Any
 class Schedule:
     """SGD with momentum on one cycle: the rate rises from peak / 25 to `peak`, then falls to peak / 250,000.
 
-    Both along a cosine, the rise over the fraction `warmup` of all steps (Smith and Topin, arXiv 1708.07120;
-    momentum is constant here).
+    Both parts follow a cosine. The rise takes the fraction `warmup` of all steps (Smith and Topin, arXiv
+    1708.07120; momentum is constant here). Raises ValueError for values out of range.
     """
 
     epochs: int
@@ -30,7 +30,7 @@ class Schedule:
             )
 
     def rate(self, done: float) -> float:
-        """Returns the learning rate when the fraction `done` of all steps is behind, in [0, 1]."""
+        """Returns the learning rate after the fraction `done` of all steps, in [0, 1]."""
         if done < self.warmup:
             start, end, part = self.peak / 25, self.peak, done / self.warmup
         else:
@@ -38,7 +38,7 @@ class Schedule:
         return end + (start - end) * (1 + cos(pi * part)) / 2
 
     def scaled(self, factor: float) -> "Schedule":
-        """Returns the schedule with its epochs multiplied, one at least."""
+        """Returns the schedule with its epochs multiplied by `factor`, at least one."""
         return dataclasses.replace(self, epochs=max(1, round(self.epochs * factor)))
 
 
@@ -46,8 +46,9 @@ class Schedule:
 class GateSchedule(Schedule):
     """The gate falls linearly from 1 to 0 in the fraction `fading` of the epochs; `images` fit the start.
 
-    If `bounded`, the layer that ends the fading branch (its last BatchNorm, or the convolution of a block
-    that activates first) keeps its weights: the branch cannot grow against the gate.
+    If `bounded`, the last layer of the fading branch keeps its weights, so that the branch cannot grow
+    against the gate. The last layer is its last BatchNorm, or the convolution of a block that activates
+    first.
     """
 
     fading: float = 0.5
@@ -60,8 +61,8 @@ class MaskSchedule(Schedule):
     """Masks are chosen once, scored on `images` images, and stay.
 
     With `descending` a variant starts from the trained one of its family with about twice its ReLUs, if there
-    is one, and keeps some of those: every budget goes through the larger ones, at no cost where these are
-    rows too. Ours.
+    is one, and keeps some of those. Every budget then goes through the larger ones. This costs nothing where
+    these are rows too. Ours.
     """
 
     images: int = 5000
@@ -70,9 +71,9 @@ class MaskSchedule(Schedule):
 
 @dataclass(frozen=True)
 class SparseSchedule(Schedule):
-    """A proxy of global `density` whose smallest weights, the fraction `moved` at first, move each time.
+    """A proxy of global `density`; the smallest weights move, at first the fraction `moved` each time.
 
-    Weights move `moves` times an epoch; the fraction falls linearly to 0 at the end (SENet, and sparse
+    Weights move `moves` times an epoch. The fraction falls linearly to 0 at the end (SENet, and sparse
     momentum, arXiv 1907.04840).
     """
 
@@ -83,10 +84,11 @@ class SparseSchedule(Schedule):
 
 @dataclass(frozen=True)
 class LassoSchedule(Schedule):
-    """SNL's selection: lasso from `weight`, times `growth` at each of `checks` an epoch that stalls.
+    """SNL's selection: the lasso starts at `weight` and grows by `growth` at each check that stalls.
 
-    `threshold` is the slope above which a ReLU counts. The slopes have an Adam of their own, whose rate lets
-    them travel from 1 to 0 `travels` times in the phase (ours, so that any number of epochs will do).
+    There are `checks` checks an epoch. `threshold` is the slope above which a ReLU counts. The slopes have
+    their own Adam. Its rate lets them travel from 1 to 0 `travels` times in the phase (ours, so that any
+    number of epochs works).
     """
 
     weight: float = 1e-5
@@ -105,15 +107,15 @@ PLANS = {
 """Plans by name. A phase that does not name its schedule under a plan takes the one of `USUAL`'s."""
 
 USUAL: dict[str, Any] = {"plan": "long", "epochs_scale": 1.0, "precision": "bfloat16"}
-"""What committed rows are trained with, but for variants that name another plan."""
+"""The usual training of committed rows; a variant may name another plan."""
 
 Schedules = Mapping[str, Mapping[str, Schedule | None]]
-"""What a reduction declares: kind of phase -> plan -> schedule, None where the phase is left out."""
+"""The declaration of a reduction: kind of phase -> plan -> schedule, None to leave the phase out."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule of each kind of phase, None for one that is left out."""
+    """The schedule of each kind of phase; None leaves the phase out."""
 
     parts: Mapping[str, Schedule | None]
 
@@ -122,7 +124,7 @@ class Plan:
         return self.parts[kind]
 
     def scaled(self, factor: float) -> "Plan":
-        """Returns the plan with all epochs multiplied, one at least in every phase."""
+        """Returns the plan with all epochs multiplied by `factor`, at least one in every phase."""
         if not 0 < factor < inf:
             raise ValueError(f"epochs can be multiplied by a positive factor, not by {factor}")
         return Plan({kind: part and part.scaled(factor) for kind, part in self.parts.items()})
@@ -130,10 +132,10 @@ class Plan:
     def changed(self, changes: Mapping[str, Any]) -> "Plan":
         """Returns the plan with some values changed: {"masks.epochs": 80}, or {"sensitivity": None}.
 
-        ValueError names what the plan does not have, and a value of another type.
+        Raises ValueError that names a key which the plan does not have, or a value of another type.
         """
         parts = dict(self.parts)
-        fields: dict[str, dict[str, Any]] = {}  # all of a part at once: one may need the other
+        fields: dict[str, dict[str, Any]] = {}  # one change of a part may need another: all at once
         for key, value in changes.items():
             kind, _, field = key.partition(".")
             part = parts.get(kind)
@@ -156,9 +158,9 @@ class Plan:
 
 
 def assembled(declared: Iterable[Schedules], name: str) -> Plan:
-    """Returns the plan of this name from what reductions declare.
+    """Returns the plan of this name from the declarations of reductions.
 
-    ValueError for a name that is none of `PLANS`, and for a kind of phase that two of them declare.
+    Raises ValueError for a name outside `PLANS`, and for a kind of phase that two reductions declare.
     """
     if name not in PLANS:
         raise ValueError(f"unknown plan {name!r}: known are {', '.join(PLANS)}")
@@ -172,5 +174,8 @@ def assembled(declared: Iterable[Schedules], name: str) -> Plan:
 
 
 def unusual(facts: Mapping[str, Any], plan: str) -> dict[str, Any]:
-    """Returns what of `facts`, which has the keys of `USUAL`, differs from training by the plan `plan`."""
+    """Returns the entries of `facts` that differ from training by the plan `plan`.
+
+    `facts` has the keys of `USUAL`.
+    """
     return {key: facts[key] for key, value in (USUAL | {"plan": plan}).items() if facts[key] != value}

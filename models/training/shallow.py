@@ -2,20 +2,19 @@
 
     y = g deep(x) + (1 - g) shallow(x),   then ReLU(y + shortcut(x))
 
-deep is the block's Conv BN ReLU Conv BN, shallow one 3x3 convolution of the block's stride with BN. In a
-block that activates first, deep is Conv BN ReLU Conv of the activated input, shallow one convolution of the
-same with a bias, and no ReLU follows the sum. The gate
-g falls from 1 to 0 while the network is trained; at 0 the deep branch is not computed any more, so what is
-left is exactly the block that `pibench.models.transforms.shallow_blocks` makes. After arXiv 2304.13274, which
-does not publish the gate's form, its schedule, the kernel or the start: those are ours.
+deep is the block's Conv BN ReLU Conv BN. shallow is one 3x3 convolution of the block's stride with BN. In a
+block that activates first, deep is Conv BN ReLU Conv of the activated input, shallow is one convolution of
+the same input with a bias, and no ReLU follows the sum. The gate g falls from 1 to 0 while the network is
+trained. At 0 the deep branch is no longer computed. The rest is then exactly the block that
+`pibench.models.transforms.shallow_blocks` makes. After arXiv 2304.13274, which does not publish the gate's
+form, its schedule, the kernel or the start: those are ours.
 
-The start is the least-squares fit of deep's output: with the patches a(x) [9 C + 1] of the input (the last
+The start is the least-squares fit of deep's output. With the patches a(x) [9 C + 1] of the input (the last
 entry 1) and the outputs d(x) [O] at all positions of all images,
 
-    K = argmin sum |K a - d|^2,   K (sum a a^T) = sum d a^T,
+    K = argmin sum |K a - d|^2,   K (sum a a^T) = sum d a^T.
 
-and the BatchNorm after it, if there is one, is given the statistics of K's output, so that it changes
-nothing.
+The BatchNorm after it, if there is one, gets the statistics of K's output, so that it changes nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +29,7 @@ from pibench.models.training.taps import run_tapped
 class GatedBlock(nn.Module):
     """A residual block of the zoo and its shallow replacement; `gate` is set from outside and not saved.
 
-    Its parts keep the block's names. `end` names the one whose output is the deep branch's.
+    Its parts keep the block's names. `end` names the module at the end of the deep branch.
     """
 
     def __init__(self, block: nn.Module, shallow: nn.Conv2d, shallow_bn: nn.BatchNorm2d | None) -> None:
@@ -43,7 +42,7 @@ class GatedBlock(nn.Module):
         self.gate = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x [N, C, H, W] to the block's sum of gate deep(x) + (1 - gate) shallow(x) and its shortcut."""
+        """Maps x [N, C, H, W] to gate deep(x) + (1 - gate) shallow(x) plus the block's shortcut."""
         entered = self.kind.enter(self, x)
         y = self.shallow(entered)
         if self.shallow_bn is not None:
@@ -70,7 +69,7 @@ class LeastSquares:
         self.right = torch.zeros(9 * channels + 1, outputs, dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Adds inputs x [N, C, H, W] and the outputs y [N, O, H', W'] that are wanted for them."""
+        """Adds inputs x [N, C, H, W] and their target outputs y [N, O, H', W']."""
         patches = F.unfold(x.double(), 3, padding=1, stride=self.stride).transpose(1, 2).flatten(0, 1)
         patches = F.pad(patches, (0, 1), value=1.0)
         wanted = y.double().flatten(2).transpose(1, 2).flatten(0, 1)
@@ -78,12 +77,15 @@ class LeastSquares:
         self.right += (patches.T @ wanted).cpu()
 
     def solve(self) -> tuple[Tensor, Tensor]:
-        """Returns kernel [O, C, 3, 3] and bias [O] of least squared error (of several, the shortest)."""
+        """Returns kernel [O, C, 3, 3] and bias [O] of least squared error.
+
+        The shortest if there are several.
+        """
         solution = torch.linalg.pinv(self.gram, hermitian=True, rtol=1e-10) @ self.right
         return solution[:-1].T.reshape(self.right.shape[1], -1, 3, 3).contiguous(), solution[-1]
 
     def statistics(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and variance [O] of the kernel's outputs, without bias, over all patches added."""
+        """Returns mean and variance [O] of the kernel's outputs, without bias, over all added patches."""
         count, weights = self.gram[-1, -1], kernel.flatten(1).T
         mean = self.gram[-1, :-1] @ weights / count
         square = (weights * (self.gram[:-1, :-1] @ weights)).sum(0) / count
@@ -92,9 +94,9 @@ class LeastSquares:
 
 @torch.no_grad()
 def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches: Iterable[Tensor]) -> None:
-    """Sets the shallow branch of each block, in place, to the least-squares fit of `reference`'s deep branch.
+    """Sets the shallow branch of each block to the least-squares fit of `reference`'s deep branch, in place.
 
-    `blocks` are named as in `reference`, a network of the zoo in eval mode; `batches` are normalised images
+    `blocks` are named as in `reference`, a network of the zoo in eval mode. `batches` are normalised images
     [N, 3, H, W].
     """
     sums = {

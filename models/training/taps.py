@@ -1,4 +1,4 @@
-"""Reading values from inside a network while it runs."""
+"""Reads values from inside a network while it runs."""
 
 from collections.abc import Collection
 
@@ -10,7 +10,7 @@ def run_tapped(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Returns the answer to x [N, 3, H, W], the outputs of modules `outputs` and the inputs of `inputs`.
 
-    Both by name, in whatever shape the modules have them. Raises AttributeError for a name that is not there.
+    Both are by name, in the shapes of the modules. Raises AttributeError for an unknown name.
     """
     after: dict[str, Tensor] = {}
     before: dict[str, Tensor] = {}

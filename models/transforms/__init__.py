@@ -1,7 +1,7 @@
-"""Network -> network: one file, one idea. No transform changes the model that it is given.
+"""Transforms map a network to a network: one file, one idea. No transform changes its argument.
 
-A policy (what to keep, which blocks) is an argument after the model: bind it with `functools.partial` to get
-a `Transform`.
+A policy (which parts to keep, which blocks) is an argument after the model. Bind it with `functools.partial`
+to get a `Transform`.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools)
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
     transform.__name__: transform for transform in (*EXACT, *APPROXIMATE)
 }
-"""What a weights file may ask for; arguments after the model are JSON, or tensors of the file."""
+"""The transforms that a weights file may name; arguments after the model are JSON or its tensors."""
 
 __all__ = [
     "APPROXIMATE",

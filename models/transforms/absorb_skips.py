@@ -4,12 +4,13 @@ Two convolutions of one input with the same stride s,
 
     (W * x)[i] + (V * x)[i] = sum_m W[m] x[s i - p + d m] + sum_n V[n] x[s i - q + d n],
 
-read the same pixel where d m - p = d n - q, so their sum is one convolution whose kernel is W with V added at
-the taps m = n + (p - q) / d. Under "same" padding, 2 p = d (k - 1) with k odd, that is the centre of W; a 1x1
-shortcut is one tap there. The identity is the 1x1 kernel with a one for each channel (a Dirac).
+read the same pixel where d m - p = d n - q. Their sum is therefore one convolution. Its kernel is W with V
+added at the taps m = n + (p - q) / d. Under "same" padding, 2 p = d (k - 1) with k odd, these taps are the
+centre of W. A 1x1 shortcut is one tap there. The identity is the 1x1 kernel with a one for each channel (a
+Dirac).
 
-Exact. Refuses a convolution with an even kernel or another padding than "same" (output sizes would agree by
-accident only), unequal strides, groups in one of two convolutions, a result that has other users.
+Exact. Refuses a convolution with an even kernel or a padding other than "same" (output sizes would agree only
+by accident), unequal strides, groups in one of two convolutions, and a result with other users.
 """
 
 from collections.abc import Collection
@@ -59,7 +60,7 @@ def _same_padding_obstacle(conv: nn.Conv2d) -> str | None:
 
 
 def obstacle(conv: nn.Conv2d, shortcut: nn.Conv2d | None) -> str | None:
-    """Says why `shortcut` (None is the identity) cannot go into the kernel of `conv`, None when it can."""
+    """Returns why `shortcut` (None is the identity) cannot go into the kernel of `conv`, or None."""
     if reason := _same_padding_obstacle(conv):
         return reason
     if shortcut is None:
@@ -85,7 +86,7 @@ def obstacle(conv: nn.Conv2d, shortcut: nn.Conv2d | None) -> str | None:
 
 
 def _refusal(graph: fx.GraphModule, deep: object, skip: object) -> str | None:
-    """Says why the sum of the nodes `deep` and `skip` is not one convolution of one input."""
+    """Returns why the sum of the nodes `deep` and `skip` is not one convolution of one input."""
     conv = module_of(graph, deep, nn.Conv2d)
     if conv is None:
         return f"{deep} is no convolution"
@@ -104,8 +105,8 @@ def _refusal(graph: fx.GraphModule, deep: object, skip: object) -> str | None:
 def absorb_skips(model: nn.Module, names: Collection[str] | None = None) -> fx.GraphModule:
     """Replaces each sum of a convolution and its skip by one convolution.
 
-    `names` gives the fx names of the additions to absorb (ValueError with the reason when one cannot be);
-    None absorbs all that can be.
+    `names` lists the fx names of the additions to absorb. If one of them is not possible, ValueError gives
+    the reason. None absorbs all that are possible.
     """
     graph = trace(model)
     missing = set(names or ())

@@ -2,10 +2,10 @@
 
     max_{m in window} x[s i - p + m]  ->  (1 / k^2) sum_{m in window} x[s i - p + m]
 
-with the same window, stride and padding (zeros of the padding are counted in). Maximum takes k^2 - 1
-comparisons for each output under MPC; an average is linear and costs no communication between two parties.
+Window, stride and padding stay the same (zeros of the padding are counted). A maximum takes k^2 - 1
+comparisons for each output under MPC. An average is linear and costs no communication between two parties.
 
-Approximate: another function, usually trained again. Refuses dilated windows and pooling that returns
+Approximate: it is another function, usually trained again. Refuses dilated windows and pooling that returns
 indices.
 """
 
@@ -20,7 +20,7 @@ _ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mod
 
 
 def obstacle(pool: nn.MaxPool2d) -> str | None:
-    """Says why `pool` has no average pooling of the same window, None when it has."""
+    """Returns why `pool` has no average pooling over the same windows, or None if it has one."""
     if pool.dilation not in (1, (1, 1)):
         return f"average pooling has no dilation, this max pooling has {pool.dilation}"
     if pool.return_indices:

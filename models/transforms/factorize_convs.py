@@ -1,22 +1,22 @@
 """Conv -> two or three thinner convolutions of low rank.
 
-With the kernel W [O, C, h, w] of a convolution, r the rank,
+With the kernel W [O, C, h, w] of a convolution and the rank r,
 
     channel   W[o, c, m, n] ~ sum_r V[o, r] U[r, c, m, n]      h x w from C to r, then 1 x 1 from r to O
     spatial   W[o, c, m, n] ~ sum_r V[o, r, n] U[r, c, m]      h x 1 from C to r, then 1 x w from r to O
     tucker    W[o, c, m, n] ~ sum_{p, q} A[o, p] G[p, q, m, n] B[q, c]
                                                                1 x 1 from C to q, h x w, 1 x 1 from p to O
 
-channel and spatial are truncated singular value decompositions of W as a matrix ([O, C h w] and [O w, C h]),
-so that no other kernels of that form and rank are nearer (Eckart-Young). tucker is Tucker-2: the leading left
+channel and spatial are truncated singular value decompositions of W as a matrix ([O, C h w] and [O w, C h]).
+No other kernels of that form and rank are nearer (Eckart-Young). tucker is Tucker-2: the leading left
 singular vectors of the unfoldings along O and C, refined by alternating least squares
 (`tensorly.partial_tucker`, HOOI).
 
-Approximate unless the rank is full. Under MPC a layer becomes two or three, each with its round, with fewer
-weights and operations. Sources: TRP (arXiv 1812.02402, 2004.14566) for channel and spatial, Kim et al.
+Approximate unless the rank is full. Under MPC a layer becomes two or three, each with its own round, with
+fewer weights and operations. Sources: TRP (arXiv 1812.02402, 2004.14566) for channel and spatial, Kim et al.
 (arXiv 1511.06530) for Tucker-2. Refuses grouped and dilated convolutions, paddings other than zeros, and
-ranks that are not from 1 to the largest. The inverse of `merge_convs`: a pair that was merged is not factored
-again by anybody in their senses, and the order of a recipe sees to that.
+ranks outside 1 to the largest. This is the inverse of `merge_convs`; the order of a recipe must not factor a
+merged pair again.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ FORMS = ("channel", "spatial", "tucker")
 
 
 class Rank(NamedTuple):
-    """The inner channels of a factored layer; `into`, of tucker alone, are those after its first 1 x 1."""
+    """The inner channels of a factored layer; `into` (tucker only) are those after its first 1 x 1."""
 
     out: int
     into: int = 0
@@ -58,9 +58,9 @@ def largest_rank(kernel: Tensor, form: str) -> Rank:
 
 
 def rank_of_energy(kernel: Tensor, form: str, energy: float) -> Rank:
-    """Returns the smallest rank whose singular values hold this share of the sum of their squares.
+    """Returns the smallest rank whose singular values hold the share `energy` of the sum of squares.
 
-    `energy` is in (0, 1]. For tucker each of the two unfoldings is judged by itself.
+    `energy` is in (0, 1]. For tucker each of the two unfoldings is judged separately.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"an energy is above 0 and at most 1, not {energy}")
@@ -75,7 +75,7 @@ def rank_of_energy(kernel: Tensor, form: str, energy: float) -> Rank:
 
 
 def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
-    """Returns the kernels of the layers that stand for `kernel` [O, C, h, w], the first one first."""
+    """Returns the kernels of the layers that replace `kernel` [O, C, h, w], the first layer first."""
     out_channels, in_channels, height, width = kernel.shape
     if form == "tucker":
         with tensorly.backend_context("pytorch"):
@@ -83,7 +83,7 @@ def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
         made = (into.T[:, :, None, None], core, out[:, :, None, None])
         return tuple(each.to(kernel.dtype) for each in made)
     left, values, right = torch.linalg.svd(matrix_of(kernel.double(), form), full_matrices=False)
-    root = values[: rank.out].sqrt()  # shared evenly, so that neither factor is much larger
+    root = values[: rank.out].sqrt()  # split evenly, so that neither factor is much larger
     left, right = left[:, : rank.out] * root, root[:, None] * right[: rank.out]
     if form == "channel":
         made = (right.reshape(rank.out, in_channels, height, width), left[:, :, None, None])
@@ -94,7 +94,7 @@ def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
 
 
 def obstacle(conv: nn.Conv2d) -> str | None:
-    """Says why a convolution is not factored, None when it can be."""
+    """Returns why a convolution cannot be factored, or None if it can."""
     if conv.groups != 1:
         return f"it has {conv.groups} groups"
     if conv.dilation != (1, 1):
@@ -105,8 +105,8 @@ def obstacle(conv: nn.Conv2d) -> str | None:
 def factorize_convs(model: nn.Module, form: str, ranks: Mapping[str, Rank | int]) -> fx.GraphModule:
     """Replaces each convolution named in `ranks` by its factored form (one of `FORMS`).
 
-    The layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Raises ValueError for a name that
-    is no convolution called once, an obstacle, or a rank out of range.
+    The new layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Raises ValueError for a name
+    that is not a convolution called once, for an obstacle, and for a rank out of range.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: known are {', '.join(FORMS)}")

@@ -1,6 +1,6 @@
 """BatchNorm . Conv -> Conv, and BatchNorm1d . Linear -> Linear.
 
-With the statistics frozen, BatchNorm is affine in each channel:
+With frozen statistics BatchNorm is affine in each channel:
 
     BN(y) = s (y - mu) + beta,   s = gamma / sqrt(var + eps)
 
@@ -8,14 +8,14 @@ so that, with y = W * x + b,
 
     BN(W * x + b) = (s W) * x + (s (b - mu) + beta).
 
-With no convolution to fold into (before an activation, or where the convolution has other users) BatchNorm
+Without a convolution to fold into (before an activation, or if the convolution has other users) BatchNorm
 becomes the 1x1 depthwise convolution with kernel s and bias beta - s mu: a linear layer like any other.
 
 On vectors [N, F] the same holds for BatchNorm1d and a linear layer, with W x for W * x.
 
-Exact. Refuses a BatchNorm in training mode or without running statistics, whose output depends on the batch;
-a BatchNorm1d with no linear layer of its own, or after one whose input may have more axes than [N, F] (the
-BatchNorm then scales another axis than the linear layer's features).
+Exact. Refuses a BatchNorm in training mode or without running statistics, because its output depends on the
+batch. Also refuses a BatchNorm1d without its own linear layer, or after one whose input may have more axes
+than [N, F]. The BatchNorm then scales another axis than the linear layer's features.
 """
 
 import torch
@@ -50,7 +50,7 @@ def depthwise(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def obstacle(graph: fx.GraphModule, first: fx.Node) -> str | None:
-    """Says why the BatchNorm2d after `first` cannot go into it, None when it can."""
+    """Returns why the BatchNorm2d after `first` cannot go into it, or None if it can."""
     conv = module_of(graph, first, nn.Conv2d)
     if conv is None:
         return f"{first} is no convolution"
@@ -60,7 +60,7 @@ def obstacle(graph: fx.GraphModule, first: fx.Node) -> str | None:
 
 
 def linear_obstacle(graph: fx.GraphModule, first: fx.Node, second: fx.Node) -> str | None:
-    """Says why the BatchNorm1d `second` cannot go into `first`, None when it can."""
+    """Returns why the BatchNorm1d `second` cannot go into `first`, or None if it can."""
     layer = module_of(graph, first, nn.Linear)
     if layer is None:
         return f"its input {first} is no linear layer"
@@ -87,7 +87,10 @@ def gives_vectors(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def fold_batchnorm(model: nn.Module) -> fx.GraphModule:
-    """Folds every BatchNorm into the layer before it, or makes BatchNorm2d a depthwise 1x1 convolution."""
+    """Folds every BatchNorm into the layer before it.
+
+    Makes a lone BatchNorm2d a depthwise 1x1 convolution.
+    """
     graph = trace(model)
     for node in list(graph.graph.nodes):
         norm = module_of(graph, node, nn.modules.batchnorm._BatchNorm)

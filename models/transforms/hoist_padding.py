@@ -1,14 +1,15 @@
 """Conv2[p2] . Conv1[p1] -> Conv2[0] . Conv1[p1 + s1 p2]: the padding moves to the head of the chain.
 
-Conv2 reads y at j = -p2 ... n + p2 - 1, and finds zeros outside 0 ... n - 1. Conv1 with padding p1 + s1 p2,
+Conv2 reads y at j = -p2 ... n + p2 - 1 and finds zeros outside 0 ... n - 1. Conv1 with padding p1 + s1 p2,
 
     y[j - p2] = b1 + sum_m W1[m] x[s1 j - (p1 + s1 p2) + d1 m],
 
-gives the same y inside and 2 p2 more values outside: what Conv1 makes of the zeros (and of the image's edge)
-in place of zeros. The size of the result is the same.
+gives the same y inside. Outside it gives 2 p2 more values, computed from the zeros (and from the image's
+edge), where there were zeros before. The size of the result is the same.
 
-Approximate: values that depend on y outside 0 ... n - 1 change (the border); the interior is exact. It makes
-merge_convs possible. Refuses paddings other than zeros, and a first convolution with other users.
+Approximate: the border changes, that is, all values that depend on y outside 0 ... n - 1. The interior is
+exact. This step makes merge_convs possible. Refuses paddings other than zeros, and a first convolution with
+other users.
 """
 
 from collections.abc import Collection
@@ -25,18 +26,18 @@ def hoisted(padding1: Pair, stride1: Pair, padding2: Pair) -> Pair:
 
 
 def obstacle(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
-    """Says why the padding of `second` cannot move to `first`, None when it can."""
+    """Returns why the padding of `second` cannot move to `first`, or None if it can."""
     return padding_obstacle(first) or padding_obstacle(second)
 
 
 def hoist_padding(model: nn.Module, names: Collection[str] | None = None) -> fx.GraphModule:
     """Moves the padding of convolutions that follow a convolution to the head of their chain.
 
-    `names` gives the module names of the second convolutions (ValueError with the reason when one cannot
-    give its padding away); None takes all that can.
+    `names` lists the module names of the second convolutions. If one of them cannot move its padding,
+    ValueError gives the reason. None moves all that are possible.
     """
     graph = trace(model)
-    # From the last on, so that its padding travels through the whole chain.
+    # Starts with the last one, so that its padding travels through the whole chain.
     for node in followers(graph, names, "hoist the padding of", obstacle, last_first=True):
         first, second = module_of(graph, source(node)), module_of(graph, node)
         if padding_of(second) == (0, 0):

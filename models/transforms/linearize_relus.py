@@ -2,12 +2,12 @@
 
     y = m ReLU(x) + (1 - m) x
 
-with a public mask m for each ReLU layer. All ones leaves the ReLU, all zeros removes the layer (and gives its
-communication rounds back), anything between becomes a `MaskedReLU`. A layer that is masked already keeps what
-both masks keep.
+with a public mask m for each ReLU layer. All ones keeps the ReLU. All zeros removes the layer and saves its
+communication rounds. Any other mask gives a `MaskedReLU`. A layer with a mask keeps the positions that both
+masks keep.
 
-Approximate: it computes another function, whose weights are usually trained again. What to keep is decided
-elsewhere (`pibench.models.allocation`). Refuses names that are no ReLU of the network.
+Approximate: it computes another function, whose weights are usually trained again. The choice of positions is
+made elsewhere (`pibench.models.allocation`). Refuses names that are no ReLU of the network.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from pibench.models.graph.relu import MaskedReLU
 
 
 def both(mask: Tensor, other: Tensor) -> Tensor:
-    """Returns where both masks ([C, H, W], [C, 1, 1] or [C]) are set."""
+    """Returns the positions where both masks ([C, H, W], [C, 1, 1] or [C]) are set."""
     shaped = [m.view(-1, 1, 1) if m.dim() == 1 and mask.dim() != other.dim() else m for m in (mask, other)]
     return shaped[0] & shaped[1]
 
@@ -37,8 +37,8 @@ def both(mask: Tensor, other: Tensor) -> Tensor:
 def linearize_relus(model: nn.Module, keep: Mapping[str, Tensor | bool]) -> fx.GraphModule:
     """Evaluates each ReLU only where `keep` says so.
 
-    `keep` maps the name of a ReLU (its module's, such as "layer1.0.relu1") to a boolean mask [C, H, W] or [C]
-    or to True (the whole layer) or False (none of it); ReLUs that it does not name stay as they are.
+    `keep` maps the name of a ReLU (its module's, such as "layer1.0.relu1") to a boolean mask [C, H, W] or
+    [C], to True (the whole layer) or to False (no position). ReLUs without an entry stay unchanged.
     """
     graph = trace(model)
     relus = relu_nodes(graph)

@@ -2,15 +2,15 @@
 
 With y[j] = b1 + sum_m W1[m] x[s1 j - p + d1 m] and z[i] = b2 + sum_n W2[n] y[s2 i + d2 n] (no padding),
 
-    z[i] = b2 + sum_n W2[n] b1 + sum_{m,n} W2[n] W1[m] x[s1 s2 i - p + d1 m + s1 d2 n],
+    z[i] = b2 + sum_n W2[n] b1 + sum_{m,n} W2[n] W1[m] x[s1 s2 i - p + d1 m + s1 d2 n].
 
-one convolution of stride s1 s2 and padding p whose kernel has at tap t the sum over d1 m + s1 d2 n = t of
-W2[n] W1[m]. That is the transposed convolution of W2 by W1 with stride s1 d2 and dilation d1, of size
-d1 (k1 - 1) + s1 d2 (k2 - 1) + 1. Where g = gcd(d1, s1 d2) > 1 only every g-th tap is used: the merged kernel
-is then made without the zeros, with dilation g.
+This is one convolution of stride s1 s2 and padding p. Its kernel at tap t is the sum of W2[n] W1[m] over d1 m
++ s1 d2 n = t. It is the transposed convolution of W2 by W1 with stride s1 d2 and dilation d1, of size d1 (k1
+- 1) + s1 d2 (k2 - 1) + 1. Where g = gcd(d1, s1 d2) > 1 only every g-th tap is used. The merged kernel is then
+made without the zeros, with dilation g.
 
-Exact. Refuses a second convolution that pads (its zeros stand where Conv1 would give something else: see
-hoist_padding), groups in both convolutions, a first convolution with other users.
+Exact. Refuses a second convolution that pads (at its zeros Conv1 would give other values: see hoist_padding),
+groups in both convolutions, and a first convolution with other users.
 """
 
 from collections.abc import Collection
@@ -45,7 +45,7 @@ def dense(kernel: Tensor, groups: int) -> Tensor:
 
 
 def dilation_after(k1: int, d1: int, k2: int, s1d2: int) -> int:
-    """Returns the largest step g that all taps d1 m + s1d2 n of the merged kernel are multiples of."""
+    """Returns the largest step g that divides all taps d1 m + s1 d2 n of the merged kernel."""
     return gcd(d1 if k1 > 1 else 0, s1d2 if k2 > 1 else 0) or 1
 
 
@@ -54,15 +54,15 @@ def merged(
 ) -> tuple[Tensor, Tensor]:
     """Returns kernel [O, C, H, W] and bias [O] of Conv2 . Conv1.
 
-    kernel1 [M, C, h1, w1], bias1 [M], kernel2 [O, M, h2, w2], bias2 [O]; `stride` is s1 d2 / g and `dilation`
-    d1 / g for each axis, g being the merged dilation.
+    The inputs are kernel1 [M, C, h1, w1], bias1 [M], kernel2 [O, M, h2, w2] and bias2 [O]. For each axis
+    `stride` is s1 d2 / g and `dilation` is d1 / g, where g is the merged dilation.
     """
     kernel = F.conv_transpose2d(kernel2, kernel1, stride=stride, dilation=dilation)
     return kernel, bias2 + torch.einsum("omhw,m->o", kernel2, bias1)
 
 
 def obstacle(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
-    """Says why `second` applied to the output of `first` is not merged, None when it can be."""
+    """Returns why `second` after `first` cannot be merged with it, or None if it can."""
     if reason := padding_obstacle(first) or padding_obstacle(second):
         return reason
     if padding_of(second) != (0, 0):
@@ -75,8 +75,8 @@ def obstacle(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
 def merge_convs(model: nn.Module, names: Collection[str] | None = None) -> fx.GraphModule:
     """Merges convolutions with the convolution before them.
 
-    `names` gives the module names of the second convolutions (ValueError with the reason when one cannot be
-    merged); None merges all that can be. The merged convolution bears the second one's name.
+    `names` lists the module names of the second convolutions. If one of them is not possible, ValueError
+    gives the reason. None merges all that are possible. The merged convolution has the second one's name.
     """
     graph = trace(model)
     for node in followers(graph, names, "merge", obstacle):
@@ -89,7 +89,7 @@ def _merge(graph: fx.GraphModule, node: fx.Node) -> None:
     first, second = module_of(graph, source(node)), module_of(graph, node)
     s1d2 = tuple(s * d for s, d in zip(first.stride, second.dilation, strict=True))
     g = tuple(map(dilation_after, first.kernel_size, first.dilation, second.kernel_size, s1d2))
-    # A kernel of one tap never uses its step; // may give 0 there.
+    # A kernel of one tap never uses its step, for which // may give 0.
     step1 = tuple(max(d // h, 1) for d, h in zip(first.dilation, g, strict=True))
     step2 = tuple(max(s // h, 1) for s, h in zip(s1d2, g, strict=True))
     kernel, bias = merged(

@@ -4,23 +4,24 @@ Every value y between two nonlinearities is an affine map of the value x before 
 
     y[i] = b + sum_t K[t] x[S i - P + t],
 
-with K [O, C, H, W], stride S and padding P. From x on (K = Dirac, b = 0, S = 1, P = 0) the maps follow:
+with K [O, C, H, W], stride S and padding P. The maps follow from x itself (K = Dirac, b = 0, S = 1, P = 0):
 
     convolution (W, c, s, p)   K' = sum over n, m with S n + m = t of W[n] K[m],  b' = c + sum_n W[n] b,
                                S' = S s,  P' = P + S p
     sum of two maps of one S   kernels laid over each other where they read the same pixel, biases added
     average pooling            the depthwise convolution with 1 / k^2 at every tap
 
-so that convolutions, skips and average pools of a stretch become one convolution. Which parts of a stretch
-are merged is a choice: among all ways to cut it at values that every path passes, the one of least price
-(operations, or whatever `price` says, such as measured seconds) is taken, of equals the one of fewest
-layers. What costs no less merged stays as it is. The chain rule is that of `merge_convs`; folding stretches
-that masks leave linear, skips included, is ours.
+Convolutions, skips and average pools of a stretch therefore become one convolution. A stretch can be cut at
+values that every path passes. Among all such cuts the transform takes the cheapest (by operations, or by
+`price`, for example measured seconds). Among equal ones it takes the cut with the fewest layers. A part whose
+merged form costs the same or more stays unchanged. The chain rule is that of `merge_convs`. Folding the
+stretches that masks leave linear, skips included, is ours.
 
-Exact with borders="exact": a convolution that pads is merged only with what gives 0 for zeros there. With
-borders="hoisted" the padding moves to the head of the stretch, as in `hoist_padding`: the interior is exact,
-the border is not, and such a network is usually tuned. Refuses nothing: what cannot be merged (dilation,
-padding other than zeros, sums of different strides or sources, values with other users) ends a stretch.
+Exact with borders="exact": a convolution that pads is merged only with a part that gives 0 for zeros there.
+With borders="hoisted" the padding moves to the head of the stretch, as in `hoist_padding`: the interior is
+exact, the border is not, and such a network is usually tuned. Refuses nothing: a part that cannot be merged
+ends a stretch (dilation, padding other than zeros, sums of different strides or sources, values with other
+users).
 """
 
 from collections.abc import Callable, Iterable
@@ -40,7 +41,7 @@ BORDERS = ("exact", "hoisted")
 class Affine:
     """The map of one value of a stretch: kernel [O, C, H, W], bias [O], stride, padding.
 
-    `exact` tells that no zero of an inner padding stands where the map gives something else.
+    `exact` is true if no zero of an inner padding stands where the map gives another value.
     """
 
     kernel: Tensor
@@ -72,7 +73,7 @@ class Affine:
 
 
 def summable(one: Affine, other: Affine) -> bool:
-    """Tells whether two maps of one source read it at the same pixels and give values of one size."""
+    """Returns whether two maps of one source read it at the same pixels and give values of one size."""
     ends = [
         tuple(2 * p - k for p, k in zip(each.padding, each.kernel.shape[2:], strict=True))
         for each in (one, other)
@@ -85,7 +86,7 @@ def summable(one: Affine, other: Affine) -> bool:
 
 
 Price = Callable[[nn.Conv2d, float], float]
-"""What a convolution costs whose output has `area` times the pixels of its stretch's source."""
+"""The cost of a convolution whose output has `area` times the pixels of its stretch's source."""
 
 
 def operations(conv: nn.Conv2d, area: float) -> float:
@@ -96,9 +97,9 @@ def operations(conv: nn.Conv2d, area: float) -> float:
 def merge_linear_stretches(
     model: nn.Module, borders: str = "exact", price: Price = operations
 ) -> fx.GraphModule:
-    """Merges stretches of convolutions, skips and average pools that no nonlinearity interrupts.
+    """Merges stretches of convolutions, skips and average pools without a nonlinearity between them.
 
-    `borders` is one of `BORDERS`. A merged convolution bears the name of the last one that went into it.
+    `borders` is one of `BORDERS`. A merged convolution has the name of the last one in it.
     """
     if borders not in BORDERS:
         raise ValueError(f"borders are {' or '.join(BORDERS)}, not {borders!r}")
@@ -112,7 +113,7 @@ def merge_linear_stretches(
 def _next_part(
     graph: fx.GraphModule, hoisted: bool, price: Price
 ) -> "tuple[_Stretch, fx.Node, fx.Node] | None":
-    """Returns the first part that is worth merging; None when no stretch has one."""
+    """Returns the first part that is worth merging, or None if no stretch has one."""
     for start, nodes in _stretches(graph):
         stretch = _Stretch(graph, start, nodes)
         if parts := stretch.choice(hoisted, price):
@@ -121,7 +122,7 @@ def _next_part(
 
 
 def _layer(graph: fx.GraphModule, node: fx.Node) -> Affine | None:
-    """Returns the map of a convolution; None where `node` is none, or one that ends a stretch."""
+    """Returns the map of a convolution, or None if `node` is not one or ends a stretch."""
     conv = module_of(graph, node, nn.Conv2d)
     if conv is None or conv.groups != 1 or conv.dilation != (1, 1) or padding_obstacle(conv) is not None:
         return None
@@ -131,7 +132,7 @@ def _layer(graph: fx.GraphModule, node: fx.Node) -> Affine | None:
 
 
 def _pool(graph: fx.GraphModule, node: fx.Node, channels: int, like: Tensor) -> Affine | None:
-    """Returns the map of an average pooling of `channels` channels, None where `node` is none or clips."""
+    """Returns the map of an average pooling of `channels` channels, or None if `node` is not one or clips."""
     pool = module_of(graph, node, nn.AvgPool2d)
     if pool is None or pool.ceil_mode or pool.divisor_override is not None:
         return None
@@ -147,19 +148,19 @@ def _pool(graph: fx.GraphModule, node: fx.Node, channels: int, like: Tensor) -> 
 
 
 def _linear(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Tells whether a node may stand inside a stretch."""
+    """Returns whether a node may stand inside a stretch."""
     if module_of(graph, node, nn.AvgPool2d) is not None:
-        # A pool that leads a stretch costs nothing alone and has no channels to tell.
+        # A pool at the head of a stretch costs nothing alone, and its channels are not known.
         return _linear(graph, source(node))
     return addends(node) is not None or _layer(graph, node) is not None
 
 
 def _stretches(graph: fx.GraphModule) -> Iterable[tuple[fx.Node, list[fx.Node]]]:
-    """Yields the source of each stretch and its values, in order, the last one included."""
+    """Yields the source of each stretch and its values, in order, including the last one."""
     nodes = list(graph.graph.nodes)
     linear = [node for node in nodes if _linear(graph, node)]
     ends = {node for node in linear if any(user not in linear for user in node.users)}
-    opens: set[fx.Node] = set()  # linear nodes that a stretch starts from: sums of two stretches
+    opens: set[fx.Node] = set()  # linear nodes at which a stretch starts: sums of two stretches
     settled = False
     while not settled:
         before = len(ends), len(opens)
@@ -189,7 +190,7 @@ def _stretches(graph: fx.GraphModule) -> Iterable[tuple[fx.Node, list[fx.Node]]]
 
 
 def _identity(like: Affine) -> Affine:
-    """Returns the map of a source to itself, with as many channels as `like` gives."""
+    """Returns the map of a source to itself, with the channels of `like`."""
     channels = len(like.bias)
     dirac = torch.eye(channels, dtype=like.kernel.dtype, device=like.kernel.device)
     return Affine(dirac.view(channels, channels, 1, 1), torch.zeros_like(like.bias), (1, 1), (0, 0))
@@ -214,7 +215,7 @@ class _Stretch:
         return whole[whole.index(first) + 1 : whole.index(last) + 1]
 
     def affine(self, first: fx.Node, last: fx.Node, shapes_alone: bool = False) -> Affine | None:
-        """Returns the map from `first` to `last`, in float64; None where there is none.
+        """Returns the map from `first` to `last` in float64, or None if there is none.
 
         With `shapes_alone` its tensors have shapes and no values.
         """
@@ -292,7 +293,7 @@ class _Stretch:
 
     @torch.no_grad()
     def merge(self, first: fx.Node, last: fx.Node) -> None:
-        """Puts one convolution in the place of everything between two values."""
+        """Replaces everything between two values by one convolution."""
         graph = self.graph
         inside = self.between(first, last)
         node = next(each for each in reversed(inside) if module_of(graph, each, nn.Conv2d) is not None)
@@ -307,7 +308,7 @@ class _Stretch:
 
 
 def _adds_nothing(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Tells whether `node` is a convolution that adds nothing, so that zeros stay zeros."""
+    """Returns whether `node` is a convolution without bias, so that zeros stay zeros."""
     conv = module_of(graph, node, nn.Conv2d)
     return conv is not None and not bool(bias_of(conv).any())
 

@@ -1,25 +1,25 @@
-"""Channels between two convolutions are removed, and the second convolution makes up for them.
+"""Channels between two convolutions are removed, and the second convolution compensates for them.
 
-    conv1 -> [BatchNorm] -> [ReLU] -> conv2      keeps of conv1 the outputs S, of conv2 the inputs S
+    conv1 -> [BatchNorm] -> [ReLU] -> conv2      keeps the outputs S of conv1 and the inputs S of conv2
 
-With the kernel W [O, C] of conv2 at one tap, and mean mu [C] and covariance Sigma [C, C] of its input x, the
-kept channels predict the others best, in the least squares, by
+W [O, C] is the kernel of conv2 at one tap. mu [C] and Sigma [C, C] are mean and covariance of its input x.
+The kept channels predict the others best, in the least-squares sense, by
 
-    W' = W Sigma_{.S} Sigma_SS^-1,     b' = b + sum over taps of (W mu - W' mu_S),
+    W' = W Sigma_{.S} Sigma_SS^-1,     b' = b + sum over taps of (W mu - W' mu_S).
 
-the conditional mean of W x given x_S when one pixel is looked at. Every output is then scaled about its mean
-so that its variance, over the taps taken as independent, is what it was. Which channels are kept is the
-greedy choice of the largest
+This is the conditional mean of W x given x_S at one pixel. Every output is then scaled about its mean so that
+its variance stays the same, with the taps taken as independent. The kept channels are the greedy choice of
+the largest
 
     tr(W Sigma_{.S} Sigma_SS^-1 Sigma_S. W^T),
 
-what the kept channels explain of the outputs' variance. Without statistics nothing is made up for: only the
-structure is made, for weights that come from elsewhere.
+the part of the outputs' variance that the kept channels explain. Without statistics the transform only makes
+the structure, for weights that come from elsewhere.
 
-Approximate; exact where the removed channels are linear functions of the kept ones and conv2 does not pad.
-Source: CaP, compensation-aware pruning (arXiv 2108.13728); the greedy search by Cholesky updates and the
-floor of the pivots are ours. Refuses a second convolution whose input is used elsewhere or is no chain of
-BatchNorm and ReLU behind a convolution, and groups in either.
+Approximate; exact if the removed channels are linear functions of the kept ones and conv2 does not pad.
+Source: CaP, compensation-aware pruning (arXiv 2108.13728). The greedy search by Cholesky updates and the
+floor of the pivots are ours. Refuses a second convolution whose input is used elsewhere, or whose input is
+not a chain of BatchNorm and ReLU after a convolution, and groups in either convolution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ from pibench.models.graph.moves import (
 from pibench.models.graph.relu import MaskedReLU
 
 FLOOR = 1e-9
-"""Share of a channel's variance under which what the kept ones leave unexplained counts as nothing."""
+"""Share of a channel's variance below which the unexplained rest counts as zero."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class Statistics:
 def greedy_channels(kernel: Tensor, covariance: Tensor, count: int) -> list[int]:
     """Returns the `count` inputs of `kernel` [O, C, h, w] to keep, in rising order.
 
-    One at a time the channel is taken that adds most to the explained variance of the outputs. With R the
-    covariance that the channels taken so far leave unexplained, channel c adds |W R_c|^2 / R_cc, summed
-    over outputs and taps. Of equals the first is taken.
+    The function takes one channel at a time: the one that adds most to the explained variance of the outputs.
+    R is the covariance that the channels taken so far leave unexplained. Channel c adds |W R_c|^2 / R_cc,
+    summed over outputs and taps. Among equal channels it takes the first. Raises ValueError for a count out
+    of range.
     """
     channels = kernel.shape[1]
     if not 1 <= count <= channels:
@@ -101,7 +102,7 @@ def compensated(
 def producers(graph: fx.GraphModule, name: str) -> list[fx.Node]:
     """Returns the chain of nodes from the convolution before `name` to `name` itself.
 
-    Raises ValueError with the reason where the input of `name` cannot lose channels.
+    Raises ValueError with the reason if the input of `name` cannot lose channels.
     """
     found = callers(graph, name)
     if len(found) != 1 or module_of(graph, found[0], nn.Conv2d) is None:
@@ -131,8 +132,8 @@ def prune_channels(
 ) -> fx.GraphModule:
     """Removes all input channels but `kept` of each convolution named there, and their producers.
 
-    `statistics` are those of the convolutions' inputs by the same names; what lies before is not changed by
-    later prunings, so that they may be taken once where no two named convolutions feed each other.
+    `statistics` describe the inputs of the convolutions, by the same names. Later prunings do not change
+    earlier layers. The statistics may therefore be taken once if no two named convolutions feed each other.
     """
     graph = trace(model)
     for name, channels in kept.items():
@@ -167,7 +168,7 @@ def _prune(graph: fx.GraphModule, name: str, kept: list[int], statistics: Statis
 
 
 def _thinner_norm(norm: nn.BatchNorm2d, kept: list[int]) -> nn.BatchNorm2d:
-    """Returns the BatchNorm of the kept channels, with their parameters and statistics."""
+    """Returns a BatchNorm of the kept channels, with their parameters and statistics."""
     like = norm.running_mean
     thin = nn.BatchNorm2d(
         len(kept), norm.eps, norm.momentum, norm.affine, device=like.device, dtype=like.dtype

@@ -2,19 +2,19 @@
 
     ReLU(BN(Conv(ReLU(BN(Conv(x))))) + shortcut(x))  ->  ReLU(BN(Conv'(x)) + shortcut(x))
 
-Conv' is 3x3 with "same" padding, the branch's channels and the product of its strides. Where the branch ends
-in a BatchNorm, a fresh one follows Conv' (fold_batchnorm takes it away), elsewhere Conv' has a bias. What a
-pre-activation block does before its first convolution stays, and Conv' reads it:
+Conv' is 3x3 with "same" padding, the branch's channels and the product of its strides. If the branch ends in
+a BatchNorm, a fresh one follows Conv' (fold_batchnorm removes it later). Otherwise Conv' has a bias. The
+layers of a pre-activation block before its first convolution stay, and Conv' reads their output:
 
     Conv(ReLU(BN(Conv(a)))) + shortcut  ->  Conv'(a) + shortcut,   a = ReLU(BN(x))
 
 The block's last ReLU and its skip stay; absorb_skips folds the skip in. Exact merging would give a 5x5 or 7x7
 kernel and more operations.
 
-Approximate: only the structure is made here, the weights are drawn at random and learnt elsewhere
-(after arXiv 2304.13274; kernel size and gate are not published there, so the 3x3 is our choice). Refuses what
-is not a residual block: a sum of the block's input, or a shortcut of it, and a chain of at least two
-convolutions with "same" padding.
+Approximate: this transform makes only the structure. The weights are random and learnt elsewhere (after arXiv
+2304.13274; it does not publish kernel size and gate, so the 3x3 is our choice). Refuses a module that is not
+a residual block. A residual block is the sum of its input, or of a shortcut of it, and a chain of at least
+two convolutions with "same" padding.
 """
 
 from collections.abc import Collection
@@ -29,7 +29,7 @@ from pibench.models.graph.moves import addends, finish, insert_module, module_of
 
 
 def _chain(graph: fx.GraphModule, node: fx.Node, block: str) -> tuple[list[fx.Node], fx.Node]:
-    """Walks up from `node` inside `block`; returns the nodes in order and the value they start from."""
+    """Walks up from `node` inside `block`; returns the nodes in order and the value at their start."""
     nodes = []
     while module_of(graph, node) is not None and node.target.startswith(f"{block}."):
         nodes.insert(0, node)
@@ -42,10 +42,10 @@ def _convolutions(graph: fx.GraphModule, nodes: list[fx.Node]) -> list[nn.Conv2d
 
 
 def deep_branch(graph: fx.GraphModule, block: str) -> tuple[list[fx.Node], fx.Node, fx.Node]:
-    """Returns the nodes of the deep branch of `block`, its input and the addition that ends it.
+    """Returns the nodes of the deep branch of `block`, its input, and the addition at its end.
 
-    The branch begins with its first convolution; what comes before is part of its input. Raises
-    ValueError with the reason when `block` is no residual block.
+    The branch begins with its first convolution; earlier layers are part of its input. Raises ValueError with
+    the reason if `block` is not a residual block.
     """
     inside = [n for n in graph.graph.nodes if n.op == "call_module" and n.target.startswith(f"{block}.")]
     if not inside:
@@ -73,7 +73,7 @@ def deep_branch(graph: fx.GraphModule, block: str) -> tuple[list[fx.Node], fx.No
 
 
 def obstacle(graph: fx.GraphModule, block: str) -> str | None:
-    """Says why the block named `block` cannot become shallow, None when it can."""
+    """Returns why the block named `block` cannot become shallow, or None if it can."""
     try:
         deep, _, _ = deep_branch(graph, block)
     except ValueError as error:
@@ -90,10 +90,10 @@ def obstacle(graph: fx.GraphModule, block: str) -> str | None:
 
 
 def shallow_blocks(model: nn.Module, blocks: Collection[str], seed: int | None = 0) -> fx.GraphModule:
-    """Replaces the deep branch of each residual block named in `blocks` ("layer1.0") by one 3x3 convolution.
+    """Replaces the deep branch of each block named in `blocks` ("layer1.0") by one 3x3 convolution.
 
-    The convolution is drawn from N(0, 2 / fan_out) with a generator of its own seeded by `seed`; None draws
-    from torch's global one.
+    The convolution is drawn from N(0, 2 / fan_out) with its own generator, seeded by `seed`. None draws from
+    torch's global generator.
     """
     graph = trace(model)
     with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""The networks of the private-inference literature; every ReLU is a module of its own."""
+"""The networks of the private-inference literature; every ReLU is its own module."""
 
 from functools import cache
 
@@ -21,7 +21,10 @@ ZOO = {
 
 @cache
 def layout_of(network: str) -> Layout:
-    """Returns the layout of a network of `ZOO`, which no size changes; ValueError names the known ones."""
+    """Returns the layout of a network of `ZOO`, which no size changes.
+
+    Raises ValueError that names the known networks.
+    """
     if network not in ZOO:
         raise ValueError(f"unknown network {network!r}: known are {', '.join(ZOO)}")
     with torch.device("meta"):

@@ -13,9 +13,9 @@ from pibench.models.zoo.initialise import check_sizes, initialise
 class BasicBlock(nn.Module):
     """Computes ReLU(BN(Conv(ReLU(BN(Conv(x))))) + shortcut(x)), both convolutions 3x3.
 
-    The shortcut is the identity, or a 1x1 convolution with BatchNorm where stride or channels change
-    (the paper's option B): [N, C, H, W] -> [N, O, H / stride, W / stride]. `end` names the module whose
-    output is the deep branch's.
+    The shortcut is the identity, or a 1x1 convolution with BatchNorm if stride or channels change (the
+    paper's option B): [N, C, H, W] -> [N, O, H / stride, W / stride]. `end` names the module at the end of
+    the deep branch.
     """
 
     end = "bn2"
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def enter(self, x: Tensor) -> Tensor:
-        """Returns what the deep branch reads: the block's input itself."""
+        """Returns the input of the deep branch: the block's input itself."""
         return x
 
     def deep(self, entered: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(entered)))))
 
     def leave(self, deep: Tensor, x: Tensor, entered: Tensor) -> Tensor:
-        """Adds the shortcut of x to a deep branch's output, and activates."""
+        """Adds the shortcut of x to the output of the deep branch, and activates."""
         return self.relu2(deep + (x if self.shortcut is None else self.shortcut(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, one stage of basic blocks per entry of `blocks`, average pooling to 1x1, one linear layer.
+    """A stem, one stage of basic blocks for each entry of `blocks`, average pooling to 1x1, one linear layer.
 
-    Stage i has `width` 2^i channels and, but for the first, halves the image. The stem is "cifar" (3x3,
+    Stage i has `width` 2^i channels. Every stage but the first halves the image. The stem is "cifar" (3x3,
     stride 1) or "imagenet" (7x7, stride 2, then 3x3 max pooling of stride 2). Images [N, 3, H, W] of any size
     that leaves at least one pixel -> logits [N, classes].
     """
@@ -119,8 +119,8 @@ def resnet20(classes: int = 100, width: int = 16) -> ResNet:
     """Returns ResNet-20 for CIFAR: 188,416 ReLUs on 32x32 images at width 16.
 
     Its shortcuts are 1x1 convolutions (option B). He et al. pad with zero channels on CIFAR (option A), which
-    has the same ReLUs and fewer parameters; option B is what private-inference papers train, and it needs
-    no slicing of shares.
+    has the same ReLUs and fewer parameters. Private-inference papers train option B, and it needs no slicing
+    of shares.
     """
     return ResNet((3, 3, 3), classes, width)
 

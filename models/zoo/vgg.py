@@ -13,10 +13,10 @@ _FACTORS = (1, 2, 4, 8, 8)
 
 
 class VGG(nn.Module):
-    """Five groups of 3x3 convolutions with BatchNorm and ReLU, each ending in 2x2 max pooling.
+    """Five groups of 3x3 convolutions with BatchNorm and ReLU, each with 2x2 max pooling at its end.
 
-    The classifier is one linear layer, or with `hidden` two linear layers of 64 `width` (4,096 at width 64)
-    with ReLU and dropout before it, as in the paper. Average pooling to 1x1 before the classifier leaves the
+    The classifier is one linear layer. With `hidden` two linear layers of 64 `width` (4,096 at width 64) with
+    ReLU and dropout come before it, as in the paper. Average pooling to 1x1 before the classifier makes the
     image size free (it does nothing at 32x32): [N, 3, H, W], H and W at least 32, -> logits [N, classes].
     """
 

@@ -10,8 +10,8 @@ from pibench.models.zoo.initialise import check_sizes, initialise
 class PreActivationBlock(nn.Module):
     """Computes Conv(ReLU(BN(Conv(ReLU(BN(x)))))) + shortcut, both convolutions 3x3.
 
-    The shortcut is x itself, or where stride or channels change a 1x1 convolution of ReLU(BN(x)):
-    [N, C, H, W] -> [N, O, H / stride, W / stride]. `end` names the module whose output is the deep branch's.
+    The shortcut is x itself, or a 1x1 convolution of ReLU(BN(x)) if stride or channels change: [N, C, H, W]
+    -> [N, O, H / stride, W / stride]. `end` names the module at the end of the deep branch.
     """
 
     end = "conv2"
@@ -29,7 +29,7 @@ class PreActivationBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Returns what the deep branch's convolutions read: the activated input."""
+        """Returns the input of the deep branch's convolutions: the activated input."""
         return self.relu1(self.bn1(x))
 
     def deep(self, entered: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class PreActivationBlock(nn.Module):
         return self.conv2(self.relu2(self.bn2(self.conv1(entered))))
 
     def leave(self, deep: Tensor, x: Tensor, entered: Tensor) -> Tensor:
-        """Adds x, or the shortcut of the activated input, to a deep branch's output."""
+        """Adds x, or the shortcut of the activated input, to the output of the deep branch."""
         return deep + (x if self.shortcut is None else self.shortcut(entered))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class WideResNet(nn.Module):
     def layout(self) -> Layout:
         """Returns the network's blocks, ReLUs and stage outputs.
 
-        The first ReLU after a group activates its output: there it is compared with a teacher's.
+        The first ReLU after a group activates its output; there it is compared with a teacher's.
         """
         names = [f"{group}.{index}" for group in self.groups for index in range(len(getattr(self, group)))]
         blocks = tuple(
@@ -100,6 +100,6 @@ class WideResNet(nn.Module):
 def wrn_22_8(classes: int = 100, width: int = 16) -> WideResNet:
     """Returns WRN-22-8: 1,392,640 ReLUs on 32x32 images at the stem's usual width of 16.
 
-    Its groups are 8, 16 and 32 `width` wide. Papers that leave the last ReLU layer out count 1,359,872.
+    Its groups are 8, 16 and 32 `width` wide. Papers that do not count the last ReLU layer give 1,359,872.
     """
     return WideResNet(22, 8, classes, width)

@@ -1,13 +1,13 @@
-"""What other protocols would charge for a network: cost models of the literature, none measured here.
+"""Cost models of other protocols from the literature; this suite measures none of them.
 
 A model is a function from a `Network` (plain numbers: no torch is needed) and a `Channel` to a `Modelled`
-cost. Every number is either published (its place is cited beside it), or marked *ours*. docs/literature.md
-tells what was checked against which source. All costs are per image; a party of two is called client (it has
-the image; its upload is `up`) or server (it has the weights; its traffic to the client is `down`).
+cost. Every number is either published, with its place cited beside it, or marked *ours*. docs/literature.md
+lists the sources and the checks. All costs are per image. In a protocol of two parties the client has the
+image, and its upload is `up`. The server has the weights, and its traffic to the client is `down`.
 
     channel = CHANNELS["lan"]
     modelled("delphi-server-garbler", network, channel).online_s
-    where_layers_beat_relus("orca", network, channel)      # what one linear layer costs, in ReLUs
+    where_layers_beat_relus("orca", network, channel)      # the cost of one linear layer, in ReLUs
 
 Each family of protocols has its file: `delphi`, `columns`, `communication`.
 """

@@ -1,4 +1,4 @@
-"""What one ReLU and one linear layer of a network cost under a model: where layers are dearer than ReLUs."""
+"""Prices of one ReLU and one linear layer under a model: shows where layers cost more than ReLUs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def _seconds(cost: Modelled, phase: str) -> float:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Prices of one ReLU and of one linear layer of a network under a model.
+    """Prices of one ReLU and of one linear layer of a network under a model, in seconds.
 
-    `layer_s` is the median over the network's convolutions larger than 1x1 of what the network saves without
-    that one (its ReLUs kept); `relu_layer_s` what an emptied ReLU layer saves beside its ReLUs (latency).
-    `relus_per_layer` = layer_s / relu_s: once fewer ReLUs than this are left, dropping one more such layer
+    `layer_s` is the saving from one convolution less, with its ReLUs kept: the median over all convolutions
+    larger than 1x1. `relu_layer_s` is the saving from an emptied ReLU layer beyond its ReLUs (latency).
+    `relus_per_layer` = layer_s / relu_s. If fewer ReLUs than this are left, dropping one more such layer
     saves more than dropping all of them.
     """
 
@@ -45,14 +45,17 @@ class BreakEven:
 
     @property
     def layers_win(self) -> bool:
-        """Whether one more layer saves more than all ReLUs that are left."""
+        """True if one more layer saves more than all remaining ReLUs."""
         return self.relus_per_layer > self.relus_left
 
 
 def where_layers_beat_relus(
     model: str, network: Network, channel: Channel, phase: str = "total_s"
 ) -> BreakEven:
-    """Prices a ReLU against a linear layer; ValueError for a network without ReLUs or such layers."""
+    """Prices a ReLU against a linear layer.
+
+    Raises ValueError for a network without ReLUs or without such layers.
+    """
     candidates = [i for i, layer in enumerate(network.linear) if prod(layer.kernel) > 1]
     if not network.relus or len(network.linear) < 2 or not candidates:
         raise ValueError(f"network {network.name!r} has no ReLU or no convolution to spare")
@@ -86,7 +89,7 @@ def break_even_rows(
     models: Iterable[str] = tuple(MODELS),
     phase: str = "total_s",
 ) -> pd.DataFrame:
-    """`where_layers_beat_relus` for each network, model and channel, one row each."""
+    """Returns `where_layers_beat_relus` for each network, model and channel, one row each."""
     networks, channels = tuple(networks), tuple(channels)
     return pd.DataFrame(
         asdict(found) | {"label": LABEL, "layers_win": found.layers_win}

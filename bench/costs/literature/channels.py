@@ -1,4 +1,4 @@
-"""The channels that costs are modelled for: the suite's links, and those of papers."""
+"""The channels of the cost models: the suite's links, and those of papers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pibench.links.link import LINKS, LOOPBACK
 
 @dataclass(frozen=True)
 class Channel:
-    """A link: round trip in seconds, bandwidth in bits a second from the client (up) and to it (down)."""
+    """A link: round trip in seconds, bandwidth in bit/s from the client (up) and to it (down)."""
 
     name: str
     rtt_s: float
@@ -26,15 +26,15 @@ class Channel:
                 raise ValueError(f"channel {self.name!r}: {field} must be a positive number, not {value}")
 
     def up_s(self, sent: float) -> float:
-        """Seconds for bytes from the client."""
+        """Returns the seconds for `sent` bytes from the client."""
         return 8 * sent / self.up_bit_per_s
 
     def down_s(self, sent: float) -> float:
-        """Seconds for bytes to the client."""
+        """Returns the seconds for `sent` bytes to the client."""
         return 8 * sent / self.down_bit_per_s
 
     def messages_s(self, count: int) -> float:
-        """Seconds of latency of `count` messages one after the other, half a round trip each."""
+        """Returns the latency of `count` messages one after the other, half a round trip each, in seconds."""
         return count * self.rtt_s / 2
 
 

@@ -1,4 +1,4 @@
-"""What a model charges for a network over a channel."""
+"""The result of a cost model for a network over a channel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ LABEL = "modelled"
 
 @dataclass(frozen=True)
 class Modelled:
-    """What a model says: seconds and bytes (both ways) of the offline and online phase, messages online.
+    """A modelled cost: seconds and bytes (both ways) of the offline and online phase, and messages online.
 
-    NaN stands for what a model does not say. `covers` names what the seconds hold; `verified` tells that the
-    constants were read at their source. Never mix with measured or emulated rows: `label` is "modelled".
+    NaN marks values that a model does not give. `covers` names the work that the seconds include. `verified`
+    is true if the constants were read at their source. Never mix these values with measured or emulated rows:
+    `label` is "modelled".
     """
 
     model: str
@@ -31,5 +32,5 @@ class Modelled:
 
     @property
     def total_s(self) -> float:
-        """Seconds of both phases; the online ones if the offline phase is unknown."""
+        """Seconds of both phases, or of the online phase if the offline phase is unknown."""
         return self.online_s + (0.0 if isnan(self.offline_s) else self.offline_s)

@@ -31,13 +31,13 @@ def _column(model: str, network: Network, channel: Channel, online_s: float, sou
 
 
 def relu_column(network: Network, channel: Channel) -> Modelled:
-    """The latency column of SENet, SNL and others: 0.09 s (0.07 to 0.11) + 21 microseconds a ReLU."""
+    """Models the latency column of SENet, SNL and others: 0.09 s (0.07 to 0.11) + 21 microseconds a ReLU."""
     seconds = fmean(COLUMN_FIXED_S) + COLUMN_RELU_S * network.relus
     source = "fit (ours) to the latency columns of SENet (ICLR 2023) and SNL (ICML 2022)"
     return _column("21us-column", network, channel, seconds, source)
 
 
 def autorep_column(network: Network, channel: Channel) -> Modelled:
-    """AutoReP's latency column: 2.45 microseconds a ReLU, of another protocol on another machine."""
+    """Models AutoReP's latency column: 2.45 microseconds a ReLU, for another protocol on another machine."""
     source = "fit (ours) to the latency column of AutoReP (ICCV 2023)"
     return _column("autorep-column", network, channel, AUTOREP_RELU_S * network.relus, source)

@@ -1,6 +1,6 @@
-"""Protocols of which the literature gives bits and rounds.
+"""Protocols for which the literature gives bits and rounds.
 
-The seconds are communication alone: bytes over the bandwidth and half a round trip for each round. L is the
+The seconds cover only communication: bytes over the bandwidth, and half a round trip for each round. L is the
 length of a ring element in bits.
 """
 
@@ -25,7 +25,7 @@ CHEETAH_DEGREE, CHEETAH_MODULUS_BITS = 4096, (60, 60)
 class Talk:
     """Bits and rounds of a protocol: for each ReLU, each output element, and each ciphertext of a layer.
 
-    `senders` parties send equal parts at the same time; `layer_bytes` are those of a linear layer.
+    `senders` parties send equal parts at the same time. `layer_bytes` returns the bytes of a linear layer.
     """
 
     relu_bits: float
@@ -44,7 +44,7 @@ def _communication(
     rounds = talk.relu_rounds * network.relu_layers + talk.layer_rounds * len(network.linear) + 1
 
     def seconds(sent: float) -> float:
-        each = sent / talk.senders / 2  # half of the bytes each way (ours)
+        each = sent / talk.senders / 2  # half of the bytes in each direction (ours)
         return channel.up_s(each) + channel.down_s(each)
 
     return Modelled(
@@ -63,17 +63,17 @@ def _communication(
 
 
 def _packed_bytes(degree: int, modulus_bits: tuple[int, int]) -> Callable[[LinearLayer], float]:
-    """Bytes of a layer's ciphertexts there and back, packed as tightly as their degree allows (ours)."""
+    """Returns the bytes of a layer's ciphertexts in both directions, packed as tightly as possible (ours)."""
     there, back = (2 * degree * bits / 8 for bits in modulus_bits)
     return lambda layer: there * ceil(layer.input_size / degree) + back * ceil(layer.output_size / degree)
 
 
 def cryptflow2(network: Network, channel: Channel) -> Modelled:
-    """CrypTFlow2 (CCS 2020), L = 32: 128 L + 18 L bits and log2 L + 2 rounds a ReLU.
+    """Models CrypTFlow2 (CCS 2020), L = 32: 128 L + 18 L bits and log2 L + 2 rounds a ReLU.
 
-    A linear layer: tightly packed ciphertexts of degree 8192, 180 bits there and 120 back (OpenCheetah's
-    SCI/src/LinearHE; a lower bound of ours). Its faithful truncation (O(128 L) bits in the SoK) and the
-    homomorphic work are left out.
+    A linear layer sends tightly packed ciphertexts of degree 8192, with 180 bits there and 120 bits back
+    (OpenCheetah's SCI/src/LinearHE; a lower bound of ours). The model omits the faithful truncation (O(128 L)
+    bits in the SoK) and the homomorphic work.
     """
     talk = Talk(
         relu_bits=LAMBDA * OT_BITS + 18 * OT_BITS,
@@ -86,10 +86,11 @@ def cryptflow2(network: Network, channel: Channel) -> Modelled:
 
 
 def cheetah(network: Network, channel: Channel) -> Modelled:
-    """Cheetah (USENIX Security 2022), L = 32, unverified: about 11 L bits and log2 L + 2 rounds a ReLU.
+    """Models Cheetah (USENIX Security 2022), L = 32, unverified: about 11 L bits, log2 L + 2 rounds a ReLU.
 
-    A linear layer: ciphertexts as in `cryptflow2` at degree 4096 and 60 bits (OpenCheetah's cheetah-api.cpp),
-    and a stochastic truncation of 13 L bits and log2 L rounds for each output (the SoK's truncation table).
+    A linear layer sends ciphertexts as in `cryptflow2`, at degree 4096 and 60 bits (OpenCheetah's
+    cheetah-api.cpp). A stochastic truncation adds 13 L bits and log2 L rounds for each output (the SoK's
+    truncation table).
     """
     packed = _packed_bytes(CHEETAH_DEGREE, CHEETAH_MODULUS_BITS)
     talk = Talk(
@@ -104,11 +105,11 @@ def cheetah(network: Network, channel: Channel) -> Modelled:
 
 
 def orca(network: Network, channel: Channel) -> Modelled:
-    """Orca (S&P 2024), function secret sharing, L = 64: 2 L + 2 bits and 2 rounds a ReLU online.
+    """Models Orca (S&P 2024), function secret sharing, L = 64: 2 L + 2 bits and 2 rounds a ReLU online.
 
-    Offline a dealer's keys: L (128 + 7) + 128 + 1 bits a ReLU; those of truncation (O(128 (L + k)) in the
-    SoK) and of linear layers are left out. A linear layer opens its masked output (2 L bits, 1 round: ours)
-    and truncates it by k = 16 bits (2 (L - k + 1) bits, 3 rounds).
+    The offline phase is a dealer's keys: L (128 + 7) + 128 + 1 bits a ReLU. The model omits the keys of
+    truncation (O(128 (L + k)) in the SoK) and of linear layers. A linear layer opens its masked output (2 L
+    bits, 1 round: ours) and truncates it by k = 16 bits (2 (L - k + 1) bits, 3 rounds).
     """
     output_bits = 2 * RING_BITS + 2 * (RING_BITS - FRACTION_BITS + 1)
     talk = Talk(
@@ -123,11 +124,11 @@ def orca(network: Network, channel: Channel) -> Modelled:
 
 
 def aby3(network: Network, channel: Channel) -> Modelled:
-    """ABY3 (CCS 2018), three parties, L = 64: 45 L bits online, 60 L offline, log2 L + 3 rounds a ReLU.
+    """Models ABY3 (CCS 2018), three parties, L = 64: 45 L bits online, log2 L + 3 rounds a ReLU.
 
-    The SoK lists these for security with abort against an active adversary. A linear layer is the
-    replicated dot product with truncation of the passive protocol, 3 L bits for each output and 1 round
-    (ours: the SoK's active one grows with the length of the product).
+    The offline phase costs 60 L bits a ReLU. The SoK lists these numbers for security with abort against an
+    active adversary. A linear layer is the replicated dot product with truncation of the passive protocol: 3
+    L bits for each output and 1 round (ours: the SoK's active one grows with the length of the product).
     """
     talk = Talk(
         relu_bits=45 * RING_BITS,

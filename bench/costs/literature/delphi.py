@@ -1,10 +1,9 @@
-"""DELPHI, as measured by Garimella et al.: "Characterizing and Optimizing End-to-End Systems for Private
-Inference" (ASPLOS 2023).
+"""DELPHI as measured in "Characterizing and Optimizing End-to-End Systems for Private Inference".
 
-The numbers are those of its artifact, github.com/kvgarimella/characterizing-private-inference, under
-simulator/experiments/: utils/gc_models.py, utils/he_models.py and, unless said otherwise,
-utils/cifar10_{server,client}_garbler_utils_r18.py (ResNet-18 on CIFAR, averages of ten runs of DELPHI's own
-code). The order of the sums is that of e2e_latency.py.
+The paper is by Garimella et al. (ASPLOS 2023). The numbers are those of its artifact,
+github.com/kvgarimella/characterizing-private-inference, under simulator/experiments/: utils/gc_models.py,
+utils/he_models.py and, unless said otherwise, utils/cifar10_{server,client}_garbler_utils_r18.py (ResNet-18
+on CIFAR, averages of ten runs of DELPHI's own code). The order of the sums is that of e2e_latency.py.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ DECRYPT_S = 0.1668283 / 90  # sum of off_client_compute_he_decrypt over the 90 c
 PUBLISHED_MACS = 549_131_264  # of the 17 convolutions and the classifier, without shortcuts
 SHARE_S = 0.427691 / PUBLISHED_MACS  # sum of on_server_compute_linear; proportional to MACs: ours
 PUBLISHED_PRODUCTS = 4608  # products of a stride-1 3x3 layer of each of ResNet-18's stages, see `he_products`
-STAGE_S = {  # channels in a ciphertext -> mean seconds of those layers (off_server_compute_he_eval)
+STAGE_S = {  # channels in a ciphertext -> mean seconds of these layers (off_server_compute_he_eval)
     8: fmean((13.5142, 13.4495, 13.4172, 13.3948)),  # 64 channels of 32 x 32
     32: fmean((14.5279, 14.5311, 14.5088)),  # 128 of 16 x 16
     128: fmean((15.8275, 15.8042, 15.8131)),  # 256 of 8 x 8
@@ -62,7 +61,7 @@ CLASSIFIER_S = (0.06, 0.0147)  # a linear layer: fixed, and for each 8192 weight
 class Threads:
     """Threads of each kind of work; the defaults are those of the artifact's artifact/generate_fig12.sh.
 
-    `server_he` beyond 1 is layer-parallel HE: each thread takes the next layer.
+    `server_he` above 1 means layer-parallel HE: each thread takes the next layer.
     """
 
     client: int = 4
@@ -76,7 +75,7 @@ class Threads:
 
 
 def garbled_s(who: str, what: str, relus: int, threads: int = 1) -> float:
-    """Seconds to "garble" or "evaluate" ReLUs on a machine: gc_models.py's line of least squares."""
+    """Returns the seconds to "garble" or "evaluate" ReLUs on a machine; gc_models.py's least-squares line."""
     x, y = fmean(GC_COUNTS), fmean(GC_SECONDS[who, what])
     points = list(zip(GC_COUNTS, GC_SECONDS[who, what], strict=True))
     slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
@@ -84,35 +83,42 @@ def garbled_s(who: str, what: str, relus: int, threads: int = 1) -> float:
 
 
 def _pixels(layer: LinearLayer) -> int:
-    """Slots of one channel: the map, rounded up to a power of two (ours beyond the published sizes)."""
+    """Returns the slots of one channel: the map rounded up to a power of two.
+
+    This is ours beyond the published sizes.
+    """
     return 2 ** ceil(log2(prod(layer.in_map)))
 
 
 def upload_ciphertexts(layer: LinearLayer) -> int:
-    """Ciphertexts that the client encrypts: the packed input, once for each position of the kernel."""
+    """Returns the number of ciphertexts that the client encrypts.
+
+    The packed input is encrypted once for each position of the kernel.
+    """
     return prod(layer.kernel) * ceil(layer.inputs * _pixels(layer) / SLOTS)
 
 
 def download_ciphertexts(layer: LinearLayer) -> int:
-    """Ciphertexts of the result: a stride leaves the map as large as the input's."""
+    """Returns the number of ciphertexts of the result; a stride leaves the map as large as the input's."""
     return ceil(layer.outputs * _pixels(layer) / SLOTS)
 
 
 def he_products(layer: LinearLayer) -> int:
-    """Products of a ciphertext and a plaintext: one for each uploaded ciphertext and output channel.
+    """Returns the products of a ciphertext and a plaintext: one for each upload and output channel.
 
-    The count is ours; with one time a product for each packing it gives all published layers of ResNet-18
-    within 2 %, and those of ResNet-32 and VGG-16 within 15 %: 3x3, strided and stem layers alike. It extends
-    the table to other kernels (a merged 5x5 costs 25 / 9) and to 1x1 shortcuts, which DELPHI's networks lack.
+    The count is ours. With one time a product for each packing, it gives all published layers of ResNet-18
+    within 2 %. It gives those of ResNet-32 and VGG-16 within 15 %: 3x3, strided and stem layers alike. It
+    extends the table to other kernels (a merged 5x5 costs 25 / 9) and to 1x1 shortcuts, which DELPHI's
+    networks do not have.
     """
     return upload_ciphertexts(layer) * ceil(layer.outputs / layer.groups)
 
 
 def he_s(layer: LinearLayer) -> float:
-    """Seconds of one layer's homomorphic evaluation on one server thread.
+    """Returns the seconds of one layer's homomorphic evaluation on one server thread.
 
-    The time of a product is that of ResNet-18's layers with as many channels in a ciphertext, interpolated
-    and continued linearly in their logarithm (ours).
+    The time of a product depends on the number of channels in a ciphertext. It is taken from ResNet-18's
+    layers, and continued linearly in the logarithm between and beyond them (ours).
     """
     if layer.kind == "linear":
         fixed, block = CLASSIFIER_S
@@ -126,7 +132,10 @@ def he_s(layer: LinearLayer) -> float:
 
 
 def he_total_s(layers: Iterable[LinearLayer], threads: int = 1) -> float:
-    """Seconds of all layers when each thread takes the next one: -2 to -13 % of he_models.py's table."""
+    """Returns the seconds of all layers when each thread takes the next one.
+
+    The results differ by -2 to -13 % from he_models.py's table.
+    """
     busy = [0.0] * threads
     for layer in layers:
         heapq.heapreplace(busy, busy[0] + he_s(layer))
@@ -195,12 +204,12 @@ def _answer_bytes(network: Network) -> int:
 def delphi_server_garbler(
     network: Network, channel: Channel, threads: Threads = Threads(), model: str = "delphi-server-garbler"
 ) -> Modelled:
-    """DELPHI as published: the server garbles, the client evaluates (run_server_garbler_protocol).
+    """Models DELPHI as published: the server garbles, the client evaluates (run_server_garbler_protocol).
 
-    Offline: HE of the linear layers; the server garbles, encodes and sends the circuits; the client's labels
-    by oblivious transfer. Online, a layer at a time: the client sends its masked input, the server its
-    labels, the client evaluates. Latency is charged for each of those messages (ours: the artifact has no
-    round-trip term; with an rtt of 0 the sums are its own).
+    Offline the linear layers run in HE. The server garbles, encodes and sends the circuits, and the client
+    gets its labels by oblivious transfer. Online, for each layer, the client sends its masked input, the
+    server sends its labels, and the client evaluates. Latency is charged for each of these messages (ours:
+    the artifact has no round-trip term; with an rtt of 0 the sums equal its own).
     """
     n, he = network.relus, _delphi_linear(network, threads)
     offline = (
@@ -219,10 +228,10 @@ def delphi_server_garbler(
 def delphi_client_garbler(
     network: Network, channel: Channel, threads: Threads = Threads(), model: str = "delphi-client-garbler"
 ) -> Modelled:
-    """Garimella's proposal: roles swapped (run_client_garbler_protocol).
+    """Models Garimella's proposal with swapped roles (run_client_garbler_protocol).
 
-    The client garbles and sends the circuits up, so that the server stores them; the oblivious transfer of
-    the server's labels moves into the online phase: for each ReLU layer one message down and one up.
+    The client garbles and sends the circuits up, so that the server stores them. The oblivious transfer of
+    the server's labels moves into the online phase: one message down and one up for each ReLU layer.
     """
     n, he = network.relus, _delphi_linear(network, threads)
     offline = (
@@ -243,10 +252,10 @@ LAYER_PARALLEL = Threads(server_he=17)
 
 
 def delphi_server_garbler_lphe(network: Network, channel: Channel) -> Modelled:
-    """DELPHI's roles, with the layer-parallel HE of Garimella et al."""
+    """Models DELPHI's roles with the layer-parallel HE of Garimella et al."""
     return delphi_server_garbler(network, channel, LAYER_PARALLEL, "delphi-server-garbler-lphe")
 
 
 def delphi_client_garbler_lphe(network: Network, channel: Channel) -> Modelled:
-    """Both proposals of Garimella et al.: the client garbles, HE is layer-parallel."""
+    """Models both proposals of Garimella et al.: the client garbles, HE is layer-parallel."""
     return delphi_client_garbler(network, channel, LAYER_PARALLEL, "delphi-client-garbler-lphe")

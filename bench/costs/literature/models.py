@@ -1,4 +1,4 @@
-"""All models by name, and what they say of networks."""
+"""All models by name, and their costs for networks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ MODELS: dict[str, Callable[[Network, Channel], Modelled]] = {
 
 
 def modelled(model: str, network: Network, channel: Channel) -> Modelled:
-    """The cost of a network under the model of this name; ValueError that names the known ones."""
+    """Returns the cost of a network under the model of this name.
+
+    Raises ValueError for an unknown model, and names the known ones, or for a network without linear layers.
+    """
     if model not in MODELS:
         raise ValueError(f"unknown model {model!r}: known are {', '.join(MODELS)}")
     if not network.linear:
@@ -47,10 +50,11 @@ def modelled_rows(
     channels: Iterable[Channel] = tuple(CHANNELS.values()),
     models: Iterable[str] = tuple(MODELS),
 ) -> pd.DataFrame:
-    """One row for each network, model and channel; networks may be plain dicts (`Network.as_dict`).
+    """Returns one row for each network, model and channel.
 
-    Seconds and bytes stand in columns named `modelled_*`, so that none is taken for a measured one. `rank` is
-    the place by `modelled_total_s` among the networks under the same model and channel (1 is the cheapest).
+    Networks may be plain dicts (`Network.as_dict`). Seconds and bytes stand in columns named `modelled_*`, so
+    that nobody takes them for measured ones. `rank` is the place by `modelled_total_s` among the networks
+    under the same model and channel (1 is the cheapest).
     """
     known = [each if isinstance(each, Network) else network_from_dict(each) for each in networks]
     channels, models = tuple(channels), tuple(models)

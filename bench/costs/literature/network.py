@@ -1,4 +1,4 @@
-"""What the models know of a network: plain numbers, read off a program; no torch is needed."""
+"""The numbers of a network that the models use, read from a program; no torch is needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A convolution or a linear layer: `inputs` and `outputs` channels, `kernel` and the maps' sizes.
+    """A convolution or a linear layer: `inputs` and `outputs` channels, `kernel` and the sizes of the maps.
 
     A linear layer has kernel (1, 1) and maps of one pixel. `groups` divides the channels as in torch.
     """
@@ -45,7 +45,7 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class Network:
-    """What the models know of a network: evaluated ReLUs, layers of them, and its linear layers in order."""
+    """A network for the models: evaluated ReLUs, number of ReLU layers, linear layers in order."""
 
     name: str
     relus: int
@@ -58,12 +58,12 @@ class Network:
         return sum(layer.macs for layer in self.linear)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, as JSON keeps them; `network_from_dict` reads them again."""
+        """Returns plain numbers and strings, as JSON keeps them; `network_from_dict` reads them."""
         return asdict(self)
 
 
 def network_from_dict(values: Mapping[str, Any]) -> Network:
-    """Reads what `Network.as_dict` gave, from JSON too."""
+    """Makes a network from the result of `Network.as_dict`, also after JSON."""
 
     def layer(entry: Mapping[str, Any]) -> LinearLayer:
         pairs = {key: tuple(entry[key]) for key in ("kernel", "in_map", "out_map")}
@@ -76,7 +76,7 @@ FREE = {"averagepool", "add", "scale", "concatenate", "flatten", "mean"}
 
 
 def describe(name: str, program: Program) -> Network:
-    """Reads a `Network` off a program; ValueError for steps that no model here prices."""
+    """Reads a `Network` from a program; raises ValueError for steps that no model prices."""
     linear, counts = [], []
     for step in program.steps:
         op = step.operator

@@ -1,15 +1,20 @@
-"""The stock engine: CrypTen's own operators; and a network written by hand on it, as a yardstick."""
+"""The stock engine: CrypTen's own operators. A network written by hand on CrypTen serves as a yardstick."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
-from pibench.program.ir import Program
+from pibench.program.ir import Program, Step
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_node(setting: Setting) -> Node | Helper:
-    """Makes the node of this process, joined to CrypTen's process group."""
+    """Makes the node of this process and joins it to CrypTen's process group."""
     from pibench.engines.crypten import node
 
     return node.make_node(setting)
@@ -23,10 +28,22 @@ def make_node_by_hand(setting: Setting) -> Node:
 
 
 def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns what every step and the opening send (`cost`)."""
+    """Returns the traffic of every step and of the opening (`cost`)."""
     from pibench.engines.crypten.cost import traffic
 
     return traffic(program, batch, parties)
+
+
+def rehearse(
+    program: Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in CrypTen's fixed point, in plaintext; it encodes toward zero."""
+    from pibench.program.fixed_point import evaluate_in_fixed_point, toward_zero
+
+    return evaluate_in_fixed_point(program, weights, images, after, encode=toward_zero)
 
 
 ENGINE = Engine(
@@ -38,6 +55,7 @@ ENGINE = Engine(
     serving=("ttp",),
     make_node=make_node,
     traffic=traffic,
+    rehearse=rehearse,
     exact_truncation=False,
     line="--",
     filled=False,

@@ -1,7 +1,7 @@
-"""ResNet-18 written by hand straight on CrypTen tensors: the yardstick for what the suite itself costs.
+"""ResNet-18 written by hand on CrypTen tensors: the yardstick for the costs of the suite itself.
 
-It shares its weights, its provider and its clock with the stock engine, but walks no program: the forward
-pass below is what a user of CrypTen would write. `bench_operators` compares the two, round by round.
+It shares its weights, its provider and its clock with the stock engine. It walks no program: the forward pass
+below is the code that a user of CrypTen would write. `bench_operators` compares the two, round by round.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pibench.program import ir
 
 
 def make_node(setting: Setting) -> ByHand:
-    """Makes the party of this process, joined to CrypTen's process group as the stock engine's are."""
+    """Makes the party of this process and joins it to CrypTen's process group, as the stock engine does."""
     torch.set_num_threads(1)
     connect(setting)
     return ByHand(setting)
 
 
 class ByHand(StockParty):
-    """A party that runs the CIFAR ResNet-18 of `pibench.models.zoo`, BatchNorm folded, and nothing else."""
+    """A party that runs only the CIFAR ResNet-18 of `pibench.models.zoo`, with BatchNorm folded."""
 
     def run(self, shared: Any, after: Callable[[ir.Step], None] | None = None) -> torch.Tensor:
         with crypten.no_grad():

@@ -1,8 +1,8 @@
-"""Makes CrypTen 0.4.1 importable beside current torch; the only module that imports it.
+"""Makes CrypTen 0.4.1 importable with current torch; other modules import CrypTen from here.
 
-CrypTen imports `torch.onnx.symbolic_registry`, which left torch in 1.13, for its ONNX converter alone.
-That converter is not used here (`pibench.program.lower` lowers by torch.fx), so an empty stub in its place is
-enough.
+CrypTen imports `torch.onnx.symbolic_registry`, which torch removed in 1.13. Only its ONNX converter needs
+that module. This package does not use the converter (`pibench.program.lower` lowers by torch.fx), so an empty
+stub is enough.
 """
 
 import sys

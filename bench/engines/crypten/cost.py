@@ -1,8 +1,9 @@
-"""What a program costs on the stock engine's wire, without running it: every collective of an inference.
+"""The traffic of a program on the stock engine, without running it: every collective of an inference.
 
-Each operator is a list of CrypTen 0.4.1's collectives, read off its source (`crypten/mpc/primitives`,
-`crypten/common/functions`) with the default configuration: Beaver protocol, maximum by log reduction. One
-collective is one round. n counts elements of the whole batch, a word is 8 bytes, P the number of parties.
+Each operator is a list of the collectives of CrypTen 0.4.1. They are taken from its source
+(`crypten/mpc/primitives`, `crypten/common/functions`) with the default configuration: Beaver protocol,
+maximum by log reduction. One collective is one round. n counts elements of the whole batch, a word is 8
+bytes, P is the number of parties.
 
     AND of n words             one all-reduce of n and n
     sum of two binary words    1 AND of n, then log2(64) = 6 levels that update S and P at once: ANDs of 2n
@@ -12,10 +13,10 @@ collective is one round. n counts elements of the whole batch, a word is 8 bytes
     linear map                 all-reduce of |x| and |W|: the weights are masked and opened again
     division by a constant     nothing for P = 2; a gather of n at party 0 (the wrap count) for P = 3
 
-Tensors of one all-reduce travel at the same time, so that the larger decides how many one-way trips it takes
-(`pibench.links.model.ring_hops`); a gather takes two: the receiver is ready, the data.
-The truncation after a fixed-point product is such a division; a product with a bit needs none. Nothing here
-imports CrypTen or starts a process.
+Tensors of one all-reduce travel at the same time, so the larger one decides the number of one-way trips
+(`pibench.links.model.ring_hops`). A gather takes two: the receiver is ready, then the data. The truncation
+after a fixed-point product is such a division; a product with a bit needs none. This module neither imports
+CrypTen nor starts a process.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class AllReduce:
     beside: int = 0
 
     def sent(self, rank: int, parties: int) -> int:
-        """Bytes that a party sends: 2 (P - 1) / P of the payload."""
+        """Returns the bytes that a party sends: 2 (P - 1) / P of the payload."""
         return 2 * (parties - 1) * WORD * (self.words + self.beside) // parties
 
     def hops(self, parties: int) -> int:
-        """One-way trips in sequence: those of the larger tensor."""
+        """Returns the one-way trips in sequence: those of the larger tensor."""
         return ring_hops(WORD * max(self.words, self.beside), parties)
 
 
@@ -60,11 +61,11 @@ class Gather:
     words: int
 
     def sent(self, rank: int, parties: int) -> int:
-        """Bytes that a party sends: the payload, party 0 nothing."""
+        """Returns the bytes that a party sends: the payload, or 0 at party 0."""
         return 0 if rank == 0 else WORD * self.words
 
     def hops(self, parties: int) -> int:
-        """One-way trips in sequence: party 0 is ready, the data."""
+        """Returns the one-way trips in sequence: party 0 is ready, then the data."""
         return 2
 
 
@@ -73,17 +74,17 @@ Collectives = list[Collective]
 
 
 def conjunction(n: int) -> Collectives:
-    """AND of n pairs of binary words."""
+    """Lists the collectives of n ANDs of binary words."""
     return [AllReduce(n, n)]
 
 
 def binary_sum(n: int) -> Collectives:
-    """Sum of n pairs of binary shared words."""
+    """Lists the collectives of the sums of n pairs of binary shared words."""
     return conjunction(n) + LEVELS * conjunction(2 * n)
 
 
 def to_binary(n: int, parties: int) -> Collectives:
-    """Turns n arithmetic words into binary ones: a tree of sums over the parties' shares."""
+    """Lists the collectives that turn n arithmetic words into binary ones: a tree of sums of shares."""
     made: Collectives = []
     left = parties
     while left > 1:
@@ -93,42 +94,49 @@ def to_binary(n: int, parties: int) -> Collectives:
 
 
 def sign(n: int, parties: int) -> Collectives:
-    """One bit x < 0 for each of n words, as arithmetic shares."""
+    """Lists the collectives of one bit x < 0 for each of n words, as arithmetic shares."""
     return [*to_binary(n, parties), AllReduce(n)]
 
 
 def equality(n: int, parties: int) -> Collectives:
-    """One bit x = 0 for each of n words: an AND tree of two parties' words, else x < 0 and -x < 0 at once."""
+    """Lists the collectives of one bit x = 0 for each of n words.
+
+    Two parties use an AND tree of their words. Three parties compute x < 0 and -x < 0 at once.
+    """
     if parties == 2:
         return [*(LEVELS * conjunction(n)), AllReduce(n)]
     return sign(2 * n, parties)
 
 
 def product(n: int) -> Collectives:
-    """Products of n pairs of secrets, not truncated."""
+    """Lists the collectives of n products of two secrets, not truncated."""
     return [AllReduce(n, n)]
 
 
 def division(n: int, parties: int) -> Collectives:
-    """Divisions of n words by a public integer, truncations among them."""
+    """Lists the collectives of n divisions by a public integer; truncations are such divisions."""
     return [] if parties == 2 else [Gather(n)]
 
 
 def rectified(n: int, parties: int) -> Collectives:
-    """ReLUs of n words: the bit x >= 0 has no fractional bits, so its product needs no truncation."""
+    """Lists the collectives of n ReLUs; the bit x >= 0 is an integer, so its product needs no truncation."""
     return sign(n, parties) + product(n)
 
 
 def one_of_ties(rows: int, window: int, parties: int) -> Collectives:
-    """Keeps one at random of each row's marked entries: 16 random bits a row, scaled, compared with sums."""
+    """Lists the collectives that keep one marked entry of each row at random.
+
+    16 random bits a row are scaled and compared with sums.
+    """
     return [AllReduce(FRACTION_BITS * rows), *product(rows), *sign(window * rows, parties)]
 
 
 def maximum(rows: int, window: int, parties: int) -> Collectives:
-    """Maximum of each of `rows` rows of `window` entries, by log reduction, with the one-hot argmax.
+    """Lists the collectives of the maximum of `rows` rows of `window` entries, with the one-hot argmax.
 
-    floor(ln window) halvings; all pairs of the entries that are left; their one-hot maximum times them; then
-    the argmax over the entire window, which pooling throws away and CrypTen computes all the same.
+    The log reduction has floor(ln window) halvings. It compares all pairs of the remaining entries and
+    multiplies them by their one-hot maximum. The argmax then runs over the entire window. Pooling does not
+    need it, but CrypTen computes it in any case.
     """
     made: Collectives = []
     left = window
@@ -217,18 +225,18 @@ def _(operator: object, step: ir.Step, batch: int, parties: int) -> Collectives:
 
 
 def step_collectives(step: ir.Step, batch: int = 1, parties: int = 2) -> Collectives:
-    """The collectives of one step, in order."""
+    """Returns the collectives of one step, in order."""
     return _collectives(step.operator, step, batch, parties)
 
 
 def opening_collectives(program: ir.Program, batch: int = 1) -> Collectives:
-    """The collective that opens the output to every party."""
+    """Returns the collective that opens the output to every party."""
     sizes = {program.input: prod(program.input_shape)} | {step.name: step.size for step in program.steps}
     return [AllReduce(batch * sizes[program.output])]
 
 
 def traffic(program: ir.Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns what every step of one inference sends, and the opening."""
+    """Returns the traffic of every step of one inference, and of the opening."""
 
     def sent(name: str, kind: str, made: Collectives) -> StepTraffic:
         by_party = tuple(sum(each.sent(rank, parties) for each in made) for rank in range(parties))

@@ -1,8 +1,8 @@
 """The stock engine: CrypTen's own operators, two or three parties, TFP or TTP as provider.
 
-Arithmetic shares in Z_2^64 with 16 fractional bits; Beaver tuples from a dealer (party 0 itself under TFP, a
-process of its own under TTP). The offline phase is CrypTen's tuple cache: the requests of one inference are
-recorded once for each batch size (`plan`), and `prepare` makes the tuples for exactly one inference.
+Shares are arithmetic in Z_2^64, with 16 fractional bits. Beaver tuples come from a dealer: party 0 itself
+under TFP, a separate process under TTP. The offline phase is CrypTen's tuple cache. `plan` records the
+requests of one inference once for each batch size. `prepare` makes the tuples for exactly one inference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pibench.program.plaintext import rearranged
 
 
 def connect(setting: Setting) -> None:
-    """Tells CrypTen which process group to join, and its provider of tuples."""
+    """Tells CrypTen the process group to join and the provider of tuples."""
     crypten.cfg.mpc.provider = setting.provider
     os.environ.update(
         DISTRIBUTED_BACKEND="gloo",
@@ -38,7 +38,7 @@ def connect(setting: Setting) -> None:
 
 
 def demand_key(setting: Setting) -> None:
-    """Raises ConnectionError unless the others of the group know its key: gloo itself asks nobody for one."""
+    """Raises ConnectionError unless the others of the group know its key; gloo itself checks no key."""
     group = crypten.communicator.get().main_group
 
     def gathered(own: bytes) -> list[bytes]:
@@ -54,7 +54,7 @@ def demand_key(setting: Setting) -> None:
 
 
 def make_node(setting: Setting) -> Node | Helper:
-    """Gives the node of this process, joined to CrypTen's process group."""
+    """Returns the node of this process, joined to CrypTen's process group."""
     torch.set_num_threads(1)
     connect(setting)
     if setting.role == "ttp":
@@ -63,7 +63,7 @@ def make_node(setting: Setting) -> Node | Helper:
 
 
 class TrustedThirdParty(Helper):
-    """CrypTen's TTP server: deals tuples to the parties on request."""
+    """CrypTen's TTP server, which deals tuples to the parties on request."""
 
     serves = True
 
@@ -74,14 +74,14 @@ class TrustedThirdParty(Helper):
         TTPServer()
 
     def load(self, program: ir.Program) -> None:
-        """Needs nothing: requests carry their sizes."""
+        """Does nothing: requests carry their sizes."""
 
     def prepare(self, batch: int) -> int:
-        """Is driven by the parties' requests."""
+        """Does nothing: the parties' requests drive the server."""
         return 0
 
     def close(self) -> None:
-        """Leaves nothing behind: the process ends."""
+        """Does nothing: the process ends."""
 
 
 class StockParty(Node):
@@ -118,8 +118,8 @@ class StockParty(Node):
     def plan(self, batch: int) -> None:
         """Records the tuple requests of one inference by running one on zeros.
 
-        Requests depend on shapes alone, so each party runs by itself and sends the others nothing, which
-        matters over a slow link. (Under TTP party 0 still asks the server.)
+        Requests depend only on shapes. Each party therefore runs alone and sends the others nothing, which
+        saves time on a slow link. (Under TTP party 0 still asks the server.)
         """
         if batch in self.requests:
             return
@@ -147,7 +147,7 @@ class StockParty(Node):
         )
 
     def drop(self) -> None:
-        """Forgets prepared tuples, so that none outlives its inference."""
+        """Drops the prepared tuples, so that none outlives its inference."""
         self.prepared = None
         self.provider.tuple_cache = {}
 
@@ -155,7 +155,7 @@ class StockParty(Node):
         torch.distributed.barrier(group=crypten.communicator.get().main_group)
 
     def small_round(self) -> None:
-        """Sums 16 words."""
+        """Sums 16 words over all parties."""
         group = crypten.communicator.get().main_group
         torch.distributed.all_reduce(torch.zeros(16, dtype=torch.int64), group=group)
 
@@ -175,9 +175,9 @@ class StockParty(Node):
         return logits
 
     def finish(self) -> None:
-        """Demands that an inference took every tuple that was prepared for it, and so made none online.
+        """Raises RuntimeError unless an inference used every prepared tuple and made none online.
 
-        Requests repeat exactly, so a request that was not served leaves a tuple over.
+        Requests repeat exactly, so a request that was not served from the cache leaves a tuple there.
         """
         if self.provider.tracing:
             return
@@ -187,7 +187,7 @@ class StockParty(Node):
             raise RuntimeError(f"{left} prepared tuples were not used: others were made online instead")
 
     def reveal(self, value: Any) -> torch.Tensor:
-        """Opens to every party, as CrypTen's users do."""
+        """Opens the value to every party, as CrypTen's users do."""
         return value.get_plain_text()
 
     def close(self) -> None:
@@ -305,7 +305,7 @@ class StockParty(Node):
 
 
 def _with_share(x: Any, share: torch.Tensor) -> Any:
-    """A tensor like `x` with another share: what is linear in the share needs no other party."""
+    """Returns a tensor like `x` with another share; linear work on a share needs no other party."""
     y = x.shallow_copy()
     y._tensor = x._tensor.shallow_copy()
     y.share = share
@@ -313,7 +313,7 @@ def _with_share(x: Any, share: torch.Tensor) -> Any:
 
 
 def _combined(inputs: Sequence[Any], factors: Sequence[Any], integer: bool) -> Any:
-    """The sum of products with public numbers, truncated once where these have fractional bits."""
+    """Returns the sum of products with public numbers, truncated once if these have fractional bits."""
     scale = 1 if integer else inputs[0].encoder.scale
     share = 0
     for x, factor in zip(inputs, factors, strict=True):
@@ -323,12 +323,12 @@ def _combined(inputs: Sequence[Any], factors: Sequence[Any], integer: bool) -> A
     return y if integer else y.div_(scale)
 
 
-PADDING = -(2.0**31)  # below every value that is admitted; differences stay far inside the ring
+PADDING = -(2.0**31)  # below every allowed value; differences stay far inside the ring
 
 
 @contextmanager
 def _alone(communicator: Any) -> Iterator[None]:
-    """Lets the collectives of an inference return at once, with this party's own payload for every answer."""
+    """Makes the collectives of an inference return at once, with this party's own payload as every answer."""
 
     def copy(payload: Any, *_: Any, **__: Any) -> Any:
         return [p.clone() for p in payload] if isinstance(payload, list) else payload.clone()
@@ -351,10 +351,11 @@ def _alone(communicator: Any) -> Iterator[None]:
 def _attach(meter: Meter, communicator: Any, parties: int) -> None:
     """Counts at each collective what this party sends, on the communicator of this process.
 
-    Bytes are those of gloo's algorithms for a payload of n bytes: a ring all-reduce sends 2 (P - 1) / P n; a
-    gather sends n to its destination; scatter and broadcast send n to each other party; an all-gather n to
-    each. With two parties the total equals CrypTen's own counter divided by two. Hops are a ring's for an
-    all-reduce (of a list: its longest), two for the others: the receiver is ready, the data.
+    Bytes are those of gloo's algorithms for a payload of n bytes. A ring all-reduce sends 2 (P - 1) / P n. A
+    gather sends n to its destination. Scatter and broadcast send n to each other party, and so does an
+    all-gather. With two parties the total equals CrypTen's own counter divided by two. Hops are those of a
+    ring for an all-reduce (for a list: its longest). The other collectives have two hops: the receiver's
+    ready message and the data.
     """
     rank = communicator.get_rank()
 

@@ -1,17 +1,23 @@
-"""The lean engine: two semi-honest parties, a dealer that is idle online, bytes that carry information.
+"""The lean engine: two semi-honest parties, and a dealer that is idle online.
 
-Additive shares in Z_2^64, 16 fractional bits. `plan` decides what each step costs in gadgets, `relu` and
-`linear` say what the gadgets compute, `material` what the dealer hands out for them, `kernels` is their
-compiled inner part, `channel` and `keystream` carry and make the words, `node` and `dealer` are the
-processes.
+Shares are additive in Z_2^64, with 16 fractional bits. `plan` decides which gadgets each step needs. `relu`
+and `linear` define what the gadgets compute, `material` the randomness that the dealer deals for them, and
+`kernels` their compiled inner part. `channel` carries the words and `keystream` makes them. `node` and
+`dealer` are the processes.
 
-Values must stay below 2^28 in absolute value; `plan.value_limits` gives the exact bound of each.
+Values must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
 from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
-from pibench.program.ir import Program
+from pibench.program.ir import Program, Step
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_node(setting: Setting) -> Node | Helper:
@@ -30,21 +36,33 @@ def make_node(setting: Setting) -> Node | Helper:
 
 
 def value_limits(program: Program) -> dict[str, float]:
-    """Maps each value to the bound that it must stay below in absolute value (`plan.value_limits`)."""
+    """Maps each value to its bound: the absolute value must stay below it (`plan.value_limits`)."""
     from pibench.engines.lean import plan
 
     return plan.value_limits(program)
 
 
 def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns what every step and the opening send (`cost`)."""
+    """Returns the traffic of every step and of the opening (`cost`)."""
     from pibench.engines.lean.cost import traffic
 
     return traffic(program, batch, parties)
 
 
+def rehearse(
+    program: Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in the engine's fixed point, in plaintext (`plaintext`)."""
+    from pibench.engines.lean.plaintext import evaluate
+
+    return evaluate(program, weights, images, after)
+
+
 def compile_all() -> None:
-    """Compiles the kernels into the cache on disk, so that no process pays for it in a measurement."""
+    """Compiles the kernels into the cache on disk, so that no measurement pays for it."""
     from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
 
 
@@ -58,6 +76,7 @@ ENGINE = Engine(
     value_limits=value_limits,
     traffic=traffic,
     compile_all=compile_all,
+    rehearse=rehearse,
     exact_truncation=True,
     line="-",
     filled=True,

@@ -1,7 +1,8 @@
-"""Byte streams between processes: plain TCP on this machine, one exchange a round.
+"""Byte streams between processes: plain TCP, one exchange a round.
 
-`Wire` is the seam for a link: whatever moves bytes without blocking and can wait. `Channel` adds what the
-protocol needs: an exchange in which both sides send and receive at once (one trip), clear errors, and a tap.
+`Wire` is the place to insert a link: any object that moves bytes without blocking and can wait. `Channel`
+adds the needs of the protocol: an exchange in which both sides send and receive at once (one trip), clear
+errors, and a tap.
 """
 
 from __future__ import annotations
@@ -38,21 +39,24 @@ class Wire:
         self._poll.register(connection, 0)
 
     def send(self, view: memoryview) -> int:
-        """Sends some of `view`; 0 if nothing can be sent now."""
+        """Sends a part of `view` and returns its size; 0 if nothing can be sent now."""
         try:
             return self._socket.send(view[:_SLICE])
         except BlockingIOError:
             return 0
 
     def receive(self, view: memoryview) -> int | None:
-        """Fills the front of `view`; 0 if there is nothing yet, None at the end of the stream."""
+        """Fills the front of `view`.
+
+        Returns its size, 0 if there is nothing yet, None at the end of the stream.
+        """
         try:
             return self._socket.recv_into(view[:_SLICE]) or None
         except BlockingIOError:
             return 0
 
     def wait(self, reading: bool, writing: bool, seconds: float) -> bool:
-        """Waits until the socket can be read or written; False when `seconds` pass first."""
+        """Waits until the socket can be read or written; returns False when `seconds` pass first."""
         self._poll.modify(
             self._socket, (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
         )
@@ -66,7 +70,7 @@ class Wire:
 class Channel:
     """A stream to the process called `peer`.
 
-    `tap`, when set, is shown every buffer of an exchange that is sent (for tests of what a peer can see).
+    `tap`, if set, sees every buffer that an exchange sends (for tests of what a peer can see).
     """
 
     def __init__(self, wire: Wire, peer: str, timeout_s: float) -> None:
@@ -76,7 +80,11 @@ class Channel:
         self.tap: Callable[[memoryview], None] | None = None
 
     def exchange(self, out: np.ndarray | bytes, into: np.ndarray | bytearray) -> None:
-        """Sends all of `out` and fills all of `into`, at once; either may be empty."""
+        """Sends all of `out` and fills all of `into` at once; either may be empty.
+
+        Raises ConnectionError when the peer closes the connection, TimeoutError when it is silent for too
+        long.
+        """
         sending, receiving = _bytes(out), _bytes(into)
         if self.tap is not None and len(sending):
             self.tap(sending)
@@ -96,7 +104,7 @@ class Channel:
             self.tap(whole)
         scratch = np.empty(min(words.size, _SLICE // 8), words.dtype)
         part = _bytes(scratch)
-        sent = added = held = idle = 0  # bytes: added + held <= sent, so what is overwritten was sent
+        sent = added = held = idle = 0  # bytes: added + held <= sent, so overwritten bytes were sent before
         while added < len(whole):
             moved = self._send(whole[sent:])
             sent += moved
@@ -130,7 +138,7 @@ class Channel:
         return got
 
     def _rest(self, idle: int, reading: bool, writing: bool) -> None:
-        """Waits when nothing has moved for a while."""
+        """Waits if nothing has moved for a while."""
         if idle > _SPINS and not self._wire.wait(reading, writing, self._timeout_s):
             raise TimeoutError(
                 f"{self._peer} was silent for {self._timeout_s:g} s in the middle of an exchange"
@@ -160,13 +168,13 @@ def _bytes(data: np.ndarray | bytes | bytearray) -> memoryview:
 
 
 def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
-    """Connects this process with every other of the group; maps ranks to channels.
+    """Connects this process with every other one of the group; returns the channels by rank, and the store.
 
-    The store is returned too, for a tcp:// store lives in rank 0 as long as it is held there.
+    The caller must keep the store: rank 0 holds a tcp:// store only as long as the object lives.
 
-    Each rank listens on a port of its own and tells the store; higher ranks call lower ones, and a guest on
+    Each rank listens on its own port and tells the store. Higher ranks call lower ones, and a guest on
     another host calls all. Both ends must prove that they know the group's key, or the token that rank 0 left
-    in the store; others are turned away. Where a relay shapes the link, the call goes through it.
+    in the store. All others are refused. Where a relay shapes the link, the call goes through it.
     """
     limit = timedelta(seconds=setting.timeout_s)
     store, _, _ = next(rendezvous(setting.rendezvous, rank=setting.rank, world_size=world, timeout=limit))
@@ -197,7 +205,7 @@ def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
 
 
 def role_of(setting: Setting, rank: int) -> str:
-    """How messages call a rank."""
+    """Returns the name of a rank in messages."""
     return f"party {rank}" if rank < setting.parties else "the dealer"
 
 

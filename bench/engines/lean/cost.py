@@ -1,10 +1,13 @@
-"""What a program costs on the wire, without running it: rounds and payload bytes sent by a party.
+"""The traffic of a program without running it: rounds, and payload bytes sent by a party.
 
-A linear layer: 8 |x| bytes, 1 round. A ReLU layer of n evaluated elements (over the whole batch):
-1,680 ceil(n / 64) + 8 n bytes, 5 rounds: 63 generate bits, 146 tree bits, 1 select bit, one word; and 8 bytes
-for each position that a mask leaves linear, if it is truncated. A truncation alone: 8 bytes, 1 round. A
-product 16, a square 8, 1 round; where the second factor is repeated, 8 for each element of both. The opening:
-8 bytes a logit from party 0 to party 1, 1 round.
+- A linear layer: 8 |x| bytes, 1 round.
+- A ReLU layer of n evaluated elements (over the whole batch): 1,680 ceil(n / 64) + 8 n bytes, 5 rounds. These
+  are 63 generate bits, 146 tree bits, 1 select bit and one word. A truncated ReLU layer adds 8 bytes for each
+  position that a mask leaves linear.
+- A truncation alone: 8 bytes, 1 round.
+- A product: 16 bytes, 1 round. A square: 8 bytes, 1 round. If the second factor is repeated: 8 bytes for each
+  element of both factors.
+- The opening: 8 bytes a logit from party 0 to party 1, 1 round.
 """
 
 from typing import NamedTuple
@@ -32,7 +35,7 @@ class Traffic(NamedTuple):
 
 
 def gadget_traffic(gadget: Gadget, batch: int, rank: int) -> Traffic:
-    """Costs one gadget at party `rank`."""
+    """Returns the traffic of one gadget at party `rank`."""
     match gadget:
         case Truncation() | Bilinear():
             sent = 8 * batch * gadget.count
@@ -49,7 +52,7 @@ def gadget_traffic(gadget: Gadget, batch: int, rank: int) -> Traffic:
 
 
 def step_traffic(program: Program, batch: int = 1, rank: int = 0) -> dict[str, Traffic]:
-    """Costs each step, by name, and the opening (with the last truncation) under `plan.OPENING`."""
+    """Returns the traffic of each step, by name; the opening (with the last truncation) is `plan.OPENING`."""
     plan = make_plan(program)
     total = dict.fromkeys([*plan.steps, OPENING], Traffic(0, 0))
     for name, gadget in plan.gadgets():
@@ -59,7 +62,7 @@ def step_traffic(program: Program, batch: int = 1, rank: int = 0) -> dict[str, T
 
 
 def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
-    """Returns what every step of one inference sends, and the opening; a round is one hop."""
+    """Returns the traffic of every step of one inference, and of the opening; a round is one hop."""
     ranks = [step_traffic(program, batch, rank) for rank in range(parties)]
     kinds = {step.name: step.kind for step in program.steps}
     listed = []

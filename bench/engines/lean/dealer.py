@@ -1,6 +1,6 @@
-"""The dealer: a process that knows both parties' keys and deals what depends on both, before any input.
+"""The dealer: a process that knows both parties' keys and deals the randomness that depends on both.
 
-It takes part in load and prepare only. It never sees a share or an opened value.
+It takes part in load and prepare only, before any input exists. It never sees a share or an opened value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Dealer(Helper):
         self.streams: tuple[Keystream, Keystream] | None = None
 
     def load(self, program: Program) -> None:
-        """Hands out fresh keys and expands the parties' shares of the weight masks B."""
+        """Sends fresh keys and expands the parties' shares of the weight masks B."""
         self._plan = make_plan(program)
         keys = fresh_key(), fresh_key()
         for rank, key in enumerate(keys):
@@ -80,6 +80,6 @@ class Dealer(Helper):
         return sent
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
         for channel in self._channels.values():
             channel.close()

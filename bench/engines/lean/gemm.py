@@ -1,7 +1,7 @@
 """Matrix products over Z_2^64: register-blocked, in vector instructions.
 
-A block of 4 rows and 4 vectors of 8 words is summed in registers over the whole inner dimension; torch's own
-64-bit product keeps its sums in memory and reaches 17 GMAC/s where this reaches 24 (one Zen 4 core).
+A block of 4 rows and 4 vectors of 8 words is summed in registers over the whole inner dimension. This reaches
+24 GMAC/s on one Zen 4 core. The 64-bit product of torch keeps its sums in memory and reaches 17 GMAC/s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _ROWS = 4
 
 
 def _block(rows: int, vectors: int, lanes: int):
-    """c[rows, vectors * lanes] (+)= a b by addresses and strides in bytes (ar and ak of a)."""
+    """Computes c[rows, vectors * lanes] (+)= a b from addresses and strides in bytes.
+
+    ar and ak are the strides of a.
+    """
 
     @intrinsic
     def block(context, a, ar, ak, b, bk, c, cr, k, add):
@@ -103,7 +106,10 @@ def _multiply(a, ar, ak, b, bk, bj, c, cr, m, k, n, add, count, a_step, b_step, 
 
 
 def pack(b: torch.Tensor) -> torch.Tensor:
-    """Copies b [..., K, N] into panels [..., N / 32, K, 32]; only makes it contiguous if N % 32 is not 0."""
+    """Copies b [..., K, N] into panels [..., N / 32, K, 32].
+
+    If N % 32 is not 0 it only makes b contiguous.
+    """
     if b.shape[-1] % PANEL:
         return b.clone(memory_format=torch.contiguous_format)
     panels = b.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
@@ -113,10 +119,10 @@ def pack(b: torch.Tensor) -> torch.Tensor:
 def multiply(
     a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, packed: bool = False, add: bool = False
 ) -> torch.Tensor:
-    """out[p] = a[p] b[p] (or += with `add`) for int64 a [P, M, K], b [P, K, N], out [P, M, N].
+    """Computes out[p] = a[p] b[p] (or += with `add`) for int64 a [P, M, K], b [P, K, N], out [P, M, N].
 
-    `packed` tells that b comes from `pack`. Rows of b and out must be contiguous; strides are else free.
-    An `out` with stride 0 in P and `add` sums over P.
+    `packed` is true if b comes from `pack`. Rows of b and out must be contiguous; other strides are free. An
+    `out` with stride 0 in P, together with `add`, sums over P.
     """
     count, m, k = a.shape
     n = out.shape[2]

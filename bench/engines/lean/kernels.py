@@ -1,13 +1,13 @@
 """Compiled kernels of the ReLU: bit-slicing, the carry tree, the select, and the dealer's products.
 
-Bit-sliced data is cut into *tiles* of `TILE` blocks; a block is 64 elements and a row of a tile is one 64-bit
-word per block. In a full tile that begins at element s, bit k of block j's word belongs to element
-s + k * TILE + j: rows of 64 elements become rows of 64 bits by elementwise butterflies alone. The last tile
-may hold fewer blocks, t < TILE; there the element is s + k * t + j, so that exactly ceil(n / 64) blocks carry
-data; its rows are padded to TILE in memory and packed before they are sent (`pack_tail`).
+Bit-sliced data is cut into *tiles* of `TILE` blocks. A block is 64 elements, and a row of a tile holds one
+64-bit word for each block. In a full tile that begins at element s, bit k of block j's word belongs to
+element s + k * TILE + j. Elementwise butterflies therefore turn rows of 64 elements into rows of 64 bits. The
+last tile may hold fewer blocks, t < TILE. Its element is s + k * t + j, so that exactly ceil(n / 64) blocks
+carry data. Its rows are padded to TILE in memory and packed before they are sent (`pack_tail`).
 
-All arrays are flat and uint64 unless said. Inner loops run over the TILE words of a row, with constant
-offsets, so that the compiler turns them into vector instructions.
+All arrays are flat, and uint64 if nothing else is said. Inner loops run over the TILE words of a row, with
+constant offsets, so that the compiler turns them into vector instructions.
 
 Rows of a tile's masks (`MASKS` of them, drawn by each party): 63 for the generate bits, 7 for each of the 20
 upper nodes and 6 for the last, 1 for the select. Rows of a tile's products (`PRODUCTS`, dealt): 63 for the
@@ -44,12 +44,12 @@ _U0, _U1, _U63 = np.uint64(0), np.uint64(1), np.uint64(63)
 
 
 def blocks(n: int) -> int:
-    """Blocks of 64 elements that hold n elements."""
+    """Returns the number of blocks of 64 elements that hold n elements."""
     return -(-n // 64)
 
 
 def tiles(n: int) -> int:
-    """Tiles that hold n elements."""
+    """Returns the number of tiles that hold n elements."""
     return -(-n // (64 * TILE))
 
 
@@ -128,7 +128,7 @@ def _transpose(w, at):
 
 @njit(void(_words, _words, _words, _words), cache=True, nogil=True)
 def slice_bits(x, masks, rows, message):
-    """Round 1. Bit-slices x [n] into `rows` (64 a tile) and masks the lower 63: message = rows ^ mask."""
+    """Round 1: bit-slices x [n] into `rows` (64 a tile) and masks the lower 63: message = rows ^ mask."""
     n = x.size
     width = 64 * TILE
     count = (n + width - 1) // width
@@ -164,7 +164,7 @@ def pack_tail(message, rows, full, live):
 
 @njit(void(_words, signed, signed, signed), cache=True, nogil=True)
 def unpack_tail(message, rows, full, live):
-    """Undoes `pack_tail`, filling with zeros."""
+    """Reverses `pack_tail` and fills the gaps with zeros."""
     at = full * rows * TILE
     for back in range(rows):
         r = rows - 1 - back
@@ -175,10 +175,10 @@ def unpack_tail(message, rows, full, live):
 
 @njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def generate(rank, rows, sent, got, masks, products, message, tops):
-    """Round 2. Shares G = x_0 AND x_1 and masks the inputs of the 16 upper nodes.
+    """Round 2: shares G = x_0 AND x_1 and masks the inputs of the 16 upper nodes.
 
-    With d = x_0 ^ a and e = x_1 ^ b open: x_0 x_1 = x_0 e ^ d b ^ a b. Party 0 takes x_0 e, party 1 takes
-    d b. `tops` keeps G3 of each node.
+    With the opened d = x_0 ^ a and e = x_1 ^ b: x_0 x_1 = x_0 e ^ d b ^ a b. Party 0 takes x_0 e, party 1
+    takes d b. `tops` keeps G3 of each node.
     """
     one = _ONES if rank == 0 else _U0
     g = np.empty(64 * TILE, np.uint64)
@@ -218,7 +218,7 @@ def generate(rank, rows, sent, got, masks, products, message, tops):
 
 @njit(inline="always")
 def _node(one, sent, got, w, masks, m, products, c, tops, t, up_p, up_g, u, full):
-    """One node of the carry tree on a row of words (see `fold`); `full` asks for P' too."""
+    """Evaluates one node of the carry tree on a row of words (see `fold`); `full` asks for P' too."""
     for j in range(TILE):
         p3 = sent[w + j] ^ got[w + j]
         p2 = sent[w + TILE + j] ^ got[w + TILE + j]
@@ -228,7 +228,7 @@ def _node(one, sent, got, w, masks, m, products, c, tops, t, up_p, up_g, u, full
         g0 = sent[w + 5 * TILE + j] ^ got[w + 5 * TILE + j]
         k = m + j
         i = c + j
-        # m_S times P3, for every monomial S of masks that is needed: p3 m_S ^ m_3S
+        # m_S times P3, for every needed monomial S of masks: p3 m_S ^ m_3S
         u_1 = (p3 & one) ^ masks[k]
         u_2 = (p3 & masks[k + TILE]) ^ products[i]
         u_i = (p3 & masks[k + 2 * TILE]) ^ products[i + TILE]
@@ -263,10 +263,10 @@ def _node(one, sent, got, w, masks, m, products, c, tops, t, up_p, up_g, u, full
 
 @njit(void(signed, signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
-    """Rounds 3 and 4. Evaluates the nodes of `level` (0 or 1) and masks the inputs of the next.
+    """Rounds 3 and 4: evaluates the nodes of `level` (0 or 1) and masks the inputs of the next level.
 
-    G' = G3 ^ P3 G2 ^ P3 P2 G1 ^ P3 P2 P1 G0, P' = P3 P2 P1 P0; each opened input p is P ^ a, each g is G ^ c,
-    and the dealt products of masks (22 a node) make every monomial linear in shares.
+    G' = G3 ^ P3 G2 ^ P3 P2 G1 ^ P3 P2 P1 G0 and P' = P3 P2 P1 P0. Each opened input p is P ^ a, and each g is
+    G ^ c. The dealt products of masks (22 a node) make every monomial linear in shares.
     """
     one = _ONES if rank == 0 else _U0
     if level == 0:
@@ -319,7 +319,7 @@ def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
 
 @njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def sign(rank, sent, got, masks, products, tops, rows, message):
-    """Round 5, bits. Evaluates the last node and masks b = NOT msb(x): message = b ^ rho, a row a tile."""
+    """Round 5, bits: evaluates the last node and masks b = NOT msb(x), message = b ^ rho, a row a tile."""
     one = _ONES if rank == 0 else _U0
     g = np.empty(TILE, np.uint64)
     for tile in range(tops.size // TILE):
@@ -347,21 +347,21 @@ def sign(rank, sent, got, masks, products, tops, rows, message):
 
 @njit(void(_words, _words, uint64, _words), cache=True, nogil=True)
 def add_mask(x, r, offset, message):
-    """The opened word of a truncation: c = x + r + offset."""
+    """Computes the opened word of a truncation: c = x + r + offset."""
     for i in range(x.size):
         message[i] = x[i] + r[i] + offset
 
 
 @njit(void(_words, _words, _words), cache=True, nogil=True)
 def subtract(x, a, message):
-    """The opened word of a product: eps = x - a."""
+    """Computes the opened word of a product: eps = x - a."""
     for i in range(x.size):
         message[i] = x[i] - a[i]
 
 
 @njit(inline="always")
 def _truncated(first, c, u, mu, f):
-    """A share of t = T - U - 2^(64-f) m mu (see pibench.engines.lean.relu)."""
+    """Returns a share of t = T - U - 2^(64-f) m mu (see pibench.engines.lean.relu)."""
     lead = (c >> f) - (_U1 << (np.uint64(62) - f))
     wrap = (_U0 - (c >> _U63)) & (np.uint64(mu) << (np.uint64(64) - f))
     return (first & lead) - u - wrap
@@ -402,7 +402,7 @@ truncate = njit(
     [void(signed, uint64, _words, _words, _words, m, _words) for m in (_small, _wide)], cache=True
 )(_truncate)
 truncate.__doc__ = (
-    """t = floor(z / 2^f) from the open c = z + 2^62 + r, shared as c0 + c1; within one unit."""
+    """Computes t = floor(z / 2^f) from the opened c = z + 2^62 + r, shared as c0 + c1; within one unit."""
 )
 select_truncate = njit(
     [
@@ -413,13 +413,13 @@ select_truncate = njit(
     nogil=True,
 )(_select_truncate)
 select_truncate.__doc__ = (
-    """y = b floor(z / 2^f) from the open z_b = z0 ^ z1 and c = c0 + c1; within one unit."""
+    """Computes y = b floor(z / 2^f) from the opened z_b = z0 ^ z1 and c = c0 + c1; within one unit."""
 )
 
 
 @njit(void(signed, _words, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def select(rank, z0, z1, e0, e1, x, rho, rho_a, y):
-    """Select y = b x from the open z = b ^ rho and eps = x - a: z x + (1 - 2 z)(eps rho + rho a)."""
+    """Selects y = b x from the opened z = b ^ rho and eps = x - a: z x + (1 - 2 z)(eps rho + rho a)."""
     n = y.size
     width = 64 * TILE
     for tile in range((n + width - 1) // width):
@@ -477,10 +477,10 @@ def _deal_node(a, b, m, out, c, full):
 
 @njit(void(_words, _words, _words), cache=True, nogil=True)
 def deal_products(a, b, products):
-    """Dealer: turns party 1's shares of the mask products into party 0's, in place.
+    """Turns party 1's shares of the mask products into party 0's, in place, at the dealer.
 
-    `a` and `b` are the masks of party 0 and 1. A generate bit's product is a AND b; a node's inputs have
-    masks a ^ b, and its products are the monomials that `fold` needs, in its order.
+    `a` and `b` are the masks of parties 0 and 1. The product of a generate bit is a AND b. The inputs of a
+    node have the masks a ^ b. Its products are the monomials that `fold` needs, in the order of `fold`.
     """
     for tile in range(a.size // (MASKS * TILE)):
         m = tile * MASKS * TILE
@@ -528,18 +528,21 @@ def _deal_select_truncate(f, a, b, r0, r1, rho, rho_u, u, mu, rho_mu):
 deal_truncate = njit(
     [void(uint64, _words, _words, _words, m) for m in (_small, _wide)], cache=True, nogil=True
 )(_deal_truncate)
-deal_truncate.__doc__ = """Dealer: corrections of U = r >> f (signed) and of mu = msb(r), in place."""
+deal_truncate.__doc__ = """Computes the corrections of U = r >> f (signed) and mu = msb(r) in place."""
 deal_select_truncate = njit(
     [void(uint64, _words, _words, _words, _words, _words, _words, _words, m, m) for m in (_small, _wide)],
     cache=True,
     nogil=True,
 )(_deal_select_truncate)
-deal_select_truncate.__doc__ = """Dealer: corrections of rho, rho U, U, mu and rho mu, in place."""
+deal_select_truncate.__doc__ = """Computes the corrections of rho, rho U, U, mu and rho mu in place."""
 
 
 @njit(void(_words, _words, _words, _words, _words, _words), cache=True, nogil=True)
 def deal_select(a, b, a0, a1, rho, rho_a):
-    """Dealer: corrections of rho and rho a, in place; the bit rho is in the masks a and b."""
+    """Computes the corrections of rho and rho a in place, at the dealer.
+
+    The bit rho is in the masks a and b.
+    """
     n = a0.size
     width = 64 * TILE
     for tile in range((n + width - 1) // width):

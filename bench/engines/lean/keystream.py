@@ -1,4 +1,4 @@
-"""AES-CTR keystreams: the randomness that two processes expand from one key."""
+"""AES-CTR keystreams: two processes expand the same randomness from one key."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ _ZEROS = memoryview(bytes(_CHUNK))
 
 
 def fresh_key() -> bytes:
-    """A key from the system's generator."""
+    """Returns a key from the system's generator."""
     return os.urandom(KEY_BYTES)
 
 
 class Keystream:
     """A stream of uniform words that only advances.
 
-    `name` is a fingerprint of the key; `drawn` lists the ranges handed out, [start, stop) in bytes.
+    `name` is a fingerprint of the key. `drawn` lists the used ranges, [start, stop) in bytes.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -38,7 +38,7 @@ class Keystream:
         return self.name, start, self.position
 
     def words(self, count: int) -> np.ndarray:
-        """The next `count` words, as int64."""
+        """Returns the next `count` words as int64."""
         out = np.empty(count, np.int64)
         self.fill(out)
         return out

@@ -1,12 +1,17 @@
 """Products with fixed weights over Z_2^64: a convolution or a linear layer as one integer bilinear map.
 
-[x * W] = eps * [W] + [a * W] with eps = x - a open; [a * W] = [a * B] (dealt) + [a] * delta, where
-delta = W - B was opened once at load, with B fresh at every load (Beaver, CRYPTO 1991, for a bilinear map).
+[x * W] = eps * [W] + [a * W], where eps = x - a is open. [a * W] = [a * B] + [a] * delta, where [a * B] is
+dealt and delta = W - B was opened once at load. B is fresh at every load (Beaver, CRYPTO 1991, for a bilinear
+map).
 
-Four lowerings. Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`), which computes four
-times the product: any bilinear map will do, and the two bits go to the scale. Maps of few pixels become one
-product [N H' W', C] @ [C, O] for each place of the kernel, so that the long dimension is the inner one. Other
-convolutions gather the windows of each image and multiply. Grouped ones are left to torch.
+There are four lowerings:
+
+- Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`). It computes four times the product.
+  Any bilinear map is allowed, and the two bits go into the scale.
+- Maps of few pixels become one product [N H' W', C] @ [C, O] for each place of the kernel, so that the long
+  dimension is the inner one.
+- Other convolutions gather the windows of each image and multiply.
+- Grouped convolutions run in torch.
 """
 
 from __future__ import annotations
@@ -27,9 +32,10 @@ _FEW_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Lowering:
-    """How a step's map runs: `arrange(w)`, a copy, once for each weight, `apply(x, arranged)` for each input.
+    """The way in which a step's map runs.
 
-    The result is 2^gain times the product.
+    `arrange(w)` copies and reorders a weight once. `apply(x, arranged)` computes the map for each input. The
+    result is 2^gain times the product.
     """
 
     arrange: Callable[[torch.Tensor], torch.Tensor]
@@ -62,7 +68,7 @@ def lowering(step: Step) -> Lowering:
 
 
 def _suits_winograd(step: Step) -> bool:
-    """Tells whether fewer products outweigh the transforms."""
+    """Returns whether the saved products outweigh the transforms."""
     operator = step.operator
     outputs, inputs, *kernel = operator.weight_shape
     ordinary = operator.groups == 1 and kernel == [3, 3] and operator.stride == operator.dilation == (1, 1)
@@ -70,14 +76,14 @@ def _suits_winograd(step: Step) -> bool:
 
 
 def bias_shape(step: Step) -> tuple[int, ...]:
-    """The shape in which a bias is added to outputs [N, O, H, W], [N, ..., O] or those of an `Affine`."""
+    """Returns the bias shape that broadcasts to outputs [N, O, H, W], [N, ..., O] or those of an `Affine`."""
     if isinstance(step.operator, Affine):
         return step.operator.weight_shape
     return (1, -1, 1, 1) if isinstance(step.operator, Convolution) else (-1,)
 
 
 def _by_rows(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """[..., C] to [..., O]."""
+    """Maps [..., C] to [..., O]."""
     o = w.shape[-1] if w.dim() == 3 else w.shape[1] * w.shape[3]
     y = torch.empty(*x.shape[:-1], o, dtype=torch.int64)
     gemm.multiply(x.reshape(1, -1, x.shape[-1]), w, y.view(1, -1, o), packed=True)
@@ -89,7 +95,7 @@ def _by_torch(operator: Convolution, x: torch.Tensor, w: torch.Tensor) -> torch.
 
 
 def _by_windows(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """[O, C kh kw] @ [C kh kw, H' W'] for each image."""
+    """Computes [O, C kh kw] @ [C kh kw, H' W'] for each image."""
     operator = step.operator
     (_, c, kh, kw), (sh, sw), (dh, dw) = operator.weight_shape, operator.stride, operator.dilation
     ph, pw = operator.padding
@@ -109,7 +115,7 @@ def _by_windows(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def _by_places(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """[N, C, H, W] to [N, O, H', W'], a product [N H' W', C] @ [C, O] for each place of the kernel."""
+    """Maps [N, C, H, W] to [N, O, H', W'] by a product [N H' W', C] @ [C, O] for each place of the kernel."""
     operator = step.operator
     (_, c, kh, kw), (sh, sw), (dh, dw) = operator.weight_shape, operator.stride, operator.dilation
     ph, pw = operator.padding

@@ -1,4 +1,4 @@
-"""Both parties and the dealer in one process: the protocols themselves, for tests and operator benchmarks."""
+"""Both parties and the dealer in one process: the protocols alone, for tests and operator benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 def run_both(party: Callable[[int, relu.Exchange], T], timeout_s: float = 60.0) -> tuple[T, T]:
-    """Runs `party(rank, exchange)` for both ranks, in two threads that exchange by copying."""
+    """Runs `party(rank, exchange)` for both ranks, in two threads that exchange by copying.
+
+    Raises the error of a party if one fails.
+    """
     gate = threading.Barrier(2, timeout=timeout_s)
     posted: list[np.ndarray | None] = [None, None]
     results: list[T | BaseException | None] = [None, None]
@@ -48,7 +51,7 @@ def run_both(party: Callable[[int, relu.Exchange], T], timeout_s: float = 60.0) 
 
 
 class LocalDealer:
-    """Deals a gadget's material to two parties in this process; its memory is reused by the next call."""
+    """Deals a gadget's material to two parties in this process; the next call reuses the memory."""
 
     def __init__(self) -> None:
         keys = fresh_key(), fresh_key()
@@ -57,7 +60,7 @@ class LocalDealer:
         self._arenas = [Arena() for _ in range(4)]
 
     def deal(self, gadget: Gadget, batch: int = 1) -> tuple[Material, Material]:
-        """The materials of party 0 and party 1."""
+        """Returns the materials of party 0 and party 1."""
         shape = material.layout(gadget, batch)
         for arena in self._arenas:
             arena.reset(shape.nbytes)
@@ -79,7 +82,10 @@ class LocalDealer:
 
 
 class Check(NamedTuple):
-    """Elements compared, those wrong by more than one unit in the last place, and the worst difference."""
+    """The result of `check_relu`: compared elements, failures and the worst error in units of the last place.
+
+    A failure is an element that is wrong by more than one unit.
+    """
 
     elements: int
     failures: int
@@ -87,7 +93,7 @@ class Check(NamedTuple):
 
 
 class LocalRelu:
-    """ReLU of whole arrays by the protocol, both parties in this process."""
+    """Evaluates the ReLU of whole arrays by the protocol, with both parties in this process."""
 
     def __init__(self) -> None:
         self._dealer = LocalDealer()
@@ -95,7 +101,7 @@ class LocalRelu:
         self._shares = Keystream(fresh_key())
 
     def __call__(self, z: np.ndarray, shift: int) -> np.ndarray:
-        """max(z, 0) >> shift for int64 z, shared afresh, evaluated and opened."""
+        """Returns max(z, 0) >> shift for int64 z: shares it anew, evaluates it and opens the result."""
         materials = self._dealer.deal(Rectification(z.size, 0, shift))
         other = self._shares.words(z.size)
         shares = (z - other).view(np.uint64), other.view(np.uint64)
@@ -114,10 +120,10 @@ class LocalRelu:
 def check_relu(
     elements: int, mean: float = 6e3, shift: int = 16, chunk: int = 1 << 19, seed: int = 0
 ) -> Check:
-    """Evaluates `elements` fused ReLUs of values with mean |v| = `mean` at scale 16 + shift, and compares.
+    """Compares `elements` fused ReLUs with the exact ones; the values have mean |v| = `mean`.
 
-    Values are two-sided exponential. Works in chunks, so memory does not grow with `elements`: 1e8 take
-    about half a minute on two cores.
+    The values have a two-sided exponential distribution, at scale 16 + shift. The function works in chunks,
+    so memory does not grow with `elements`: 1e8 elements take about half a minute on two cores.
     """
     draw = np.random.default_rng(seed)
     relu_of = LocalRelu()

@@ -1,12 +1,13 @@
-"""Correlated randomness: what each gadget consumes, how a party expands it and how the dealer completes it.
+"""Correlated randomness: its layout for each gadget, its expansion at a party, its completion by the dealer.
 
-Of every gadget's material a part is *drawn* (independent masks: each party expands its own share from its
-key) and a part is *dealt* (functions of the masks: party 1 expands a uniform share from its key, party 0 is
-sent the rest). The dealer knows both keys. So the wire carries only the dealt part, to party 0 alone.
+The material of a gadget has two parts. The *drawn* part holds independent masks: each party expands its own
+share from its key. The *dealt* part holds functions of the masks: party 1 expands a uniform share from its
+key, and party 0 receives the rest. The dealer knows both keys. The wire therefore carries only the dealt
+part, and only to party 0.
 
-A truncation by f draws r and deals U = r >> f (signed) and mu = msb(r); mu matters modulo 2^f only, so
-its shares are 16 bits (32 if f > 16). A fused ReLU deals rho, rho U, U, mu and rho mu beside the products of
-bit masks: 93 bytes an element, and 34 drawn.
+A truncation by f draws r and deals U = r >> f (signed) and mu = msb(r). Only mu modulo 2^f matters, so its
+shares have 16 bits (32 if f > 16). A fused ReLU deals rho, rho U, U, mu, rho mu and the products of bit
+masks: 93 bytes an element. It draws 34 bytes an element.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Layout:
 
 @dataclass
 class Material:
-    """One gadget's randomness at one process; `ranges` are the keystream ranges it was expanded from."""
+    """One gadget's randomness at one process.
+
+    `ranges` are the keystream ranges from which it was expanded.
+    """
 
     gadget: Gadget
     fields: dict[str, np.ndarray]
@@ -48,7 +52,7 @@ class Material:
 
 
 def layout(gadget: Gadget, batch: int) -> Layout:
-    """What `gadget` consumes for `batch` images."""
+    """Returns the fields that `gadget` consumes for `batch` images."""
     u64 = np.uint64
     match gadget:
         case Truncation():
@@ -77,7 +81,7 @@ def layout(gadget: Gadget, batch: int) -> Layout:
 
 
 def part_bytes(fields: Fields) -> int:
-    """Bytes of a part; every field begins at a whole word."""
+    """Returns the bytes of a part; every field begins at a whole word."""
     return sum(8 * _words(dtype, count) for _, dtype, count in fields)
 
 
@@ -92,7 +96,7 @@ def views(fields: Fields, words: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def expand_part(stream: Keystream, arena: Arena, fields: Fields) -> dict[str, np.ndarray]:
-    """One part, expanded from a stream."""
+    """Expands one part from a stream."""
     words = arena.cut(part_bytes(fields))
     stream.fill(words)
     return views(fields, words)
@@ -105,7 +109,11 @@ def expand(
     batch: int,
     receive: Callable[[np.ndarray], None] | None = None,
 ) -> Material:
-    """A party's material: both parts from its stream, or the dealt part from `receive(words)` (party 0)."""
+    """Returns a party's material.
+
+    Party 1 expands both parts from its stream. Party 0 expands the drawn part and gets the dealt part from
+    `receive(words)`.
+    """
     shape = layout(gadget, batch)
     drawn, dealt = arena.cut(part_bytes(shape.drawn)), arena.cut(part_bytes(shape.dealt))
     ranges = [stream.fill(drawn)] if drawn.size else []
@@ -126,7 +134,7 @@ def deal(
 ) -> None:
     """Turns party 1's shares of the dealt part (`corrections`) into party 0's, in place.
 
-    `first` and `second` are the drawn parts of parties 0 and 1; `product` computes a * B for a linear layer.
+    `first` and `second` are the drawn parts of parties 0 and 1. `product` computes a * B for a linear layer.
     """
     out = corrections
     match gadget:

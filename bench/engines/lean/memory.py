@@ -12,7 +12,7 @@ _PAGE = 4096
 def keep_blocks() -> None:
     """Asks glibc to keep freed blocks instead of returning them to the system.
 
-    A fresh page costs more than the kernels that fill it (about 40 ns per 8-byte element against 10).
+    A fresh page costs more than the kernels that fill it: about 40 ns per 8-byte element, against 10 ns.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -24,29 +24,29 @@ def keep_blocks() -> None:
 
 
 def release_blocks() -> None:
-    """Returns to the system what `keep_blocks` has kept until now (for set-up, where memory counts)."""
+    """Returns the kept blocks of `keep_blocks` to the system (for set-up, where memory counts)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Arena:
-    """One block of memory, cut from the front; `reset` makes it whole again."""
+    """One block of memory that is cut from the front; `reset` makes it whole again."""
 
     def __init__(self) -> None:
         self._block = np.empty(0, np.uint64)
         self._used = 0
 
     def reset(self, nbytes: int) -> None:
-        """Makes room for `nbytes`; every earlier cut is void."""
+        """Makes room for `nbytes`; every earlier cut becomes invalid."""
         words = -(-nbytes // 8)
         if self._block.size < words:
-            self._block = np.empty(0, np.uint64)  # release before taking
+            self._block = np.empty(0, np.uint64)  # releases the old block before it takes a new one
             self._block = np.zeros(words, np.uint64)
-            self._block[:: _PAGE // 8] = 1  # touched now, not in a measurement
+            self._block[:: _PAGE // 8] = 1  # touches the pages now, not in a measurement
         self._used = 0
 
     def cut(self, nbytes: int) -> np.ndarray:
-        """Cuts `nbytes` (rounded up to words) as uint64."""
+        """Cuts `nbytes` (rounded up to words) from the block, as uint64."""
         words = -(-nbytes // 8)
         if self._used + words > self._block.size:
             raise MemoryError("the arena was sized for less")
@@ -56,13 +56,13 @@ class Arena:
 
 
 class Workspace:
-    """Named scratch arrays of uint64 that grow to the largest size asked for."""
+    """Named scratch arrays of uint64 that grow to the largest requested size."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, np.ndarray] = {}
 
     def words(self, name: str, count: int) -> np.ndarray:
-        """The first `count` words of the array called `name`; the content is arbitrary."""
+        """Returns the first `count` words of the array called `name`; their content is arbitrary."""
         block = self._blocks.get(name)
         if block is None or block.size < count:
             self._blocks.pop(name, None)

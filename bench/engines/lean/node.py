@@ -1,4 +1,4 @@
-"""A party of the lean engine: additive shares in Z_2^64, steps run as the plan says."""
+"""A party of the lean engine: additive shares in Z_2^64, with steps that follow the plan."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Weights:
-    """A party's part of a linear layer: its share of W, the opened W - B, and at party 0 the bias."""
+    """A party's part of a linear layer: its share of W, the opened W - B, and the bias at party 0."""
 
     lowering: Lowering
     share: torch.Tensor
@@ -68,7 +68,7 @@ class Weights:
 
 
 class Bundle:
-    """The prepared randomness of one inference: each step's material is handed out once."""
+    """The prepared randomness of one inference: each step's material can be taken only once."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -81,7 +81,7 @@ class Bundle:
         self.nbytes += sum(part.nbytes for part in item.fields.values())
 
     def take(self, key: str) -> Material:
-        """Hands out the next material of a step and forgets it."""
+        """Returns the next material of a step and forgets it; raises NotPrepared if it was used already."""
         items = self._items.get(key)
         if not items:
             raise NotPrepared(f"the randomness of step {key!r} was used already: call prepare again")
@@ -89,7 +89,7 @@ class Bundle:
 
 
 def encode(values: torch.Tensor, scale: int) -> torch.Tensor:
-    """round(v 2^scale) as int64."""
+    """Returns round(v 2^scale) as int64."""
     return torch.round(values.detach().to(torch.float64) * 2.0**scale).to(torch.int64)
 
 
@@ -97,7 +97,7 @@ class LeanNode(Node):
     """Party 0 or 1.
 
     `consumed` lists the keystream ranges (stream, start, stop) of all material taken since the start of the
-    process, and of the weights' masks and the inputs' shares: none may occur twice.
+    process, of the weights' masks and of the inputs' shares. No range may occur twice.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -117,12 +117,12 @@ class LeanNode(Node):
         self.consumed: list[material.Range] = []
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
         self.peer.close()
         self._dealer.close()
 
     def barrier(self) -> None:
-        """Returns when the other party is here."""
+        """Returns when the other party has arrived."""
         self.peer.exchange(b"\0", bytearray(1))
 
     def small_round(self) -> None:
@@ -136,7 +136,7 @@ class LeanNode(Node):
     # Set-up
 
     def forget(self) -> None:
-        """Lets go of the weights, the randomness and the buffers of the network that is loaded."""
+        """Drops the weights, the randomness and the buffers of the loaded network."""
         self.program = self._plan = None
         self._prepared = self._bundle = None
         self._weights, self._shifts = {}, {}
@@ -146,7 +146,8 @@ class LeanNode(Node):
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
         """Shares the weights W and opens W - B, once; B and all keys are fresh.
 
-        Party 1's share of W is expanded from a key that the parties share, so W itself is never sent.
+        Party 1 expands its share of W from a key that the parties have in common. W itself is therefore never
+        sent.
         """
         if self.rank == 0 and weights is None:
             raise ValueError("party 0 holds the weights: load(program, weights) needs them there")
@@ -179,7 +180,7 @@ class LeanNode(Node):
             self._weights[name] = Weights(how, *arranged, bias)
             at += size
             del share, arranged
-            release_blocks()  # else the peak holds every share twice
+            release_blocks()  # otherwise the peak holds every share twice
         del opened
         if self.rank == 0:
             for name, plan in self._plan.steps.items():
@@ -188,7 +189,7 @@ class LeanNode(Node):
         release_blocks()
 
     def _opened(self, shares: list[np.ndarray], size: int) -> np.ndarray:
-        """W - B of all layers in a row, in one round."""
+        """Opens W - B of all layers in a row, in one round."""
         delta, at = np.empty(size, np.int64), 0
         for share in shares:
             part = delta[at : at + share.size]
@@ -200,7 +201,7 @@ class LeanNode(Node):
         return delta
 
     def _agree(self) -> bytes:
-        """A key of the two parties, made by party 1."""
+        """Returns a common key of the two parties, made by party 1."""
         key = np.frombuffer(bytearray(fresh_key()), np.uint8)
         empty = key[:0]
         if self.rank == 1:
@@ -217,13 +218,13 @@ class LeanNode(Node):
     # Offline
 
     def plan(self, batch: int) -> None:
-        """Takes the memory for a batch before the offline phase is timed; what was prepared is dropped."""
+        """Takes the memory for a batch before the offline phase is timed; drops earlier preparations."""
         self._prepared = self._bundle = None
         gadgets = self._loaded().gadgets()
         self._arena.reset(sum(material.layout(gadget, batch).nbytes for _, gadget in gadgets))
 
     def prepare(self, batch: int) -> int:
-        """Expands, or receives, one inference's randomness; what was prepared before is dropped."""
+        """Expands, or receives, one inference's randomness; drops earlier preparations. Returns its bytes."""
         plan = self._loaded()
         self._prepared = self._bundle = None
         gadgets = plan.gadgets()
@@ -267,7 +268,10 @@ class LeanNode(Node):
     # Online
 
     def share(self, images: torch.Tensor | None, batch: int) -> Shared:
-        """Party 0's share comes from the parties' common key, party 1's is the rest: nothing is sent."""
+        """Shares the images without sending anything.
+
+        Party 0's share comes from the parties' common key. Party 1's share is the rest.
+        """
         shape = (batch, *self._loaded().program.input_shape)
         if self.rank == 1 and (images is None or tuple(images.shape) != shape):
             have = "none" if images is None else str(tuple(images.shape))
@@ -298,7 +302,7 @@ class LeanNode(Node):
         return _tensor(other, value.tensor.shape).to(torch.float64).mul_(2.0**-BASE).float()
 
     def _truncate(self, key: str, value: Shared) -> None:
-        """Brings a value down to 16 fractional bits, for this and every later use."""
+        """Brings a value down to 16 fractional bits, for this use and every later one."""
         words = _words(value.tensor)
         out = torch.empty_like(value.tensor, memory_format=torch.contiguous_format)
         fields = self._take(key)
@@ -394,7 +398,7 @@ class LeanNode(Node):
 
     @_apply.register
     def _(self, operator: Shift, plan, x):
-        """Party 0 adds what it knows to its share."""
+        """Adds the shift at party 0, which alone knows it."""
         return x.tensor + self._shifts[plan.step.name] if self.rank == 0 else x.tensor
 
     @_apply.register
@@ -466,7 +470,7 @@ class LeanNode(Node):
 
 
 def _words(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's elements as flat uint64 (the same memory if it is contiguous)."""
+    """Returns a tensor's elements as flat uint64 (the same memory if it is contiguous)."""
     return tensor.contiguous().view(-1).numpy().view(np.uint64)
 
 
@@ -481,7 +485,7 @@ def _windows(
     dilation: tuple[int, int],
     shape: tuple[int, ...],
 ) -> list[torch.Tensor]:
-    """Views [N, C, H', W'] of a padded map, one for each place of the kernel."""
+    """Returns views [N, C, H', W'] of a padded map, one for each place of the kernel."""
     h, w = shape[-2:]
     views = []
     for i in range(kernel[0]):

@@ -1,24 +1,24 @@
-"""A program in plaintext, in the fixed point of the lean engine: what the parties compute, without parties.
+"""A program in plaintext, in the fixed point of the lean engine: the parties' computation without parties.
 
-The plan of `pibench.engines.lean.plan` says which value carries how many fractional bits and what is
-truncated when; the same plan is followed here. Inputs and weights are rounded to 16 fractional bits, sums and
-products are exact, and a truncation by f bits gives
+The plan of `pibench.engines.lean.plan` gives the fractional bits of each value and the place of each
+truncation. This module follows the same plan. Inputs and weights are rounded to 16 fractional bits. Sums and
+products are exact. A truncation by f bits gives
 
-    t = floor((z + r) / 2^f),   r uniform in [0, 2^f),
+    t = floor((z + r) / 2^f),   r uniform in [0, 2^f).
 
-that is floor(z / 2^f), or one more with the probability that the bits cut off stand for: in the protocol r
-are the low bits of the dealer's mask (`lean.relu`: t = floor((z' + r) / 2^f) - floor(r / 2^f)),
-here they come from a seeded generator. So a logit of the parties and one from here have the same
-distribution, and are the same number wherever nothing is cut off.
+The result is floor(z / 2^f), or one more with a probability equal to the fraction that is cut off. In the
+protocol r is the low part of the dealer's mask (`lean.relu`: t = floor((z' + r) / 2^f) - floor(r / 2^f)).
+Here r comes from a seeded generator. A logit of the parties and a logit of this module therefore have the
+same distribution. They are the same number wherever nothing is cut off.
 
-A value z / 2^s is held as a float64. That is exact, in any order of summation, while every partial sum stays
-under 2^53 units of 2^-s, far under the 2^62 of the ring; each step bounds its partial sums from the inputs at
-hand and `PrecisionError` refuses a network that could exceed it.
+A value z / 2^s is held as a float64. It is exact, in any order of summation, as long as every partial sum
+stays under 2^53 units of 2^-s. This is far under the 2^62 of the ring. Each step bounds its partial sums from
+the actual inputs, and `PrecisionError` refuses a network that could exceed the bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pibench.engines.lean.plan import BASE, Plan, StepPlan, make_plan
+from pibench.program.fixed_point import nearest, truncated
 from pibench.program.ir import (
     Add,
     Affine,
@@ -40,15 +41,16 @@ from pibench.program.ir import (
     Mean,
     Multiply,
     PiecewiseLinear,
+    Program,
     Rearrange,
     Relu,
     Scale,
     Shift,
     Square,
+    Step,
     Sum,
     Weigh,
 )
-from pibench.program.lower import Lowered
 from pibench.program.plaintext import rearranged
 
 EXACT_BITS = 53
@@ -59,65 +61,82 @@ class PrecisionError(ValueError):
     """Raised when sums of a network might need more than the 53 bits of a float64."""
 
 
-def rounded(values: Tensor, scale: int = BASE) -> Tensor:
-    """Returns the nearest multiples of 2^-scale as float64, as the parties encode what they share."""
-    return torch.round(values.detach().to(torch.float64) * 2.0**scale) * 2.0**-scale
-
-
 @dataclass(frozen=True, eq=False)
 class FixedPoint:
-    """A lowered network that is evaluated in fixed point: its plan, and its weights rounded as planned."""
+    """A program in fixed point: its plan, and its weights rounded as the plan says."""
 
     plan: Plan
     weights: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, lowered: Lowered) -> FixedPoint:
-        """Rounds the weights: kernels to 16 fractional bits, each bias to those of its layer's output."""
-        plan = make_plan(lowered.program)
+    def of(cls, program: Program, stored: Mapping[str, Tensor]) -> FixedPoint:
+        """Rounds the weights: kernels to 16 fractional bits, each bias to the bits of its layer's output."""
+        plan = make_plan(program)
         weights = {}
         for entry in plan.steps.values():
             operator = entry.step.operator
             if isinstance(operator, Shift):
-                weights[_bias(entry)] = rounded(lowered.weights[operator.bias], entry.scale)
+                weights[_bias(entry)] = nearest(stored[operator.bias], entry.scale)
             elif isinstance(operator, Convolution | Linear | Affine):
-                weights[operator.weight] = rounded(lowered.weights[operator.weight])
+                weights[operator.weight] = nearest(stored[operator.weight])
                 if operator.bias is not None:
-                    weights[_bias(entry)] = rounded(lowered.weights[operator.bias], entry.scale)
+                    weights[_bias(entry)] = nearest(stored[operator.bias], entry.scale)
         return cls(plan, weights)
 
     @torch.no_grad()
-    def logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def logits(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        after: Callable[[Step, Tensor], None] | None = None,
+        *,
+        exact: bool = True,
+    ) -> Tensor:
         """Returns float64 logits [N, classes] of `images` [N, *input_shape].
 
-        Truncations draw from `generator`. Raises PrecisionError where float64 might not be exact.
+        Truncations draw from `generator`; `after` receives the value of every step. Raises PrecisionError if
+        `exact` and float64 might not be exact. Without `exact`, sums beyond 53 bits lose their last bits.
         """
+        run = _Run(self.weights, generator, exact)
         program = self.plan.program
-        values = {program.input: rounded(images)}
+        values = {program.input: nearest(images)}
         last = program.last_uses()
         for step in program.steps:
             entry = self.plan.steps[step.name]
             for name in entry.truncate:
                 values[name] = truncated(values[name], generator)
             inputs = [values[name] for name in step.inputs]
-            values[step.name] = _apply(step.operator, entry, self.weights, generator, *inputs)
+            values[step.name] = _apply(step.operator, entry, run, *inputs)
+            if after is not None:
+                after(step, values[step.name])
             for name in {name for name in step.inputs if last.get(name) == step.name}:
                 del values[name]
         output = values[program.output]
         return truncated(output, generator) if self.plan.truncate_output else output
 
 
-def truncated(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns `values`, multiples of 2^-s for s <= 40, with 16 fractional bits: down, or up as the draw says.
+def evaluate(
+    program: Program,
+    weights: Mapping[str, Tensor],
+    images: Tensor,
+    after: Callable[[Step, Tensor], None] | None = None,
+) -> Tensor:
+    """Returns the output [N, ...] of one inference as the parties have it, to the precision of float64."""
+    draw = torch.Generator().manual_seed(0)
+    return FixedPoint.of(program, weights).logits(images, draw, after, exact=False)
 
-    torch draws 24 bits for a float32; no more are cut off, so the odds are exact.
-    """
-    up = torch.rand(values.shape, generator=generator, dtype=torch.float32)
-    return values.mul(2.0**BASE).add_(up).floor_().mul_(2.0**-BASE)
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The common state of the steps of one evaluation: weights, draws, and whether sums must be exact."""
+
+    weights: Mapping[str, Tensor]
+    generator: torch.Generator
+    exact: bool
 
 
 def _bias(entry: StepPlan) -> str:
-    """Names a layer's bias, which two layers may share at different scales."""
+    """Returns the name of a layer's bias; two layers may share one bias at different scales."""
     return f"{entry.step.operator.bias} of {entry.step.name}"
 
 
@@ -126,24 +145,24 @@ def _largest(x: Tensor) -> float:
     return max(-low.item(), high.item())
 
 
-def _demand(bound: float, scale: int, entry: StepPlan) -> None:
-    """Raises PrecisionError unless sums up to `bound`, in units of 2^-scale, are exact."""
-    if not bound < 2.0 ** (EXACT_BITS - scale):
+def _demand(run: _Run, bound: float, scale: int, entry: StepPlan) -> None:
+    """Raises PrecisionError where sums must be exact and, up to `bound` in units of 2^-scale, may not be."""
+    if run.exact and not bound < 2.0 ** (EXACT_BITS - scale):
         raise PrecisionError(
             f"sums of {entry.step.name!r} may reach {bound:.3g}, beyond the 2^{EXACT_BITS - scale} up to "
             f"which float64 is exact with {scale} fractional bits; normalise the network or its input"
         )
 
 
-def _demand_bilinear(x: Tensor, weight: Tensor, bias: Tensor | None, entry: StepPlan) -> None:
+def _demand_bilinear(run: _Run, x: Tensor, weight: Tensor, bias: Tensor | None, entry: StepPlan) -> None:
     """Bounds every partial sum of a layer by max |x| times the largest sum of |w| of an output."""
     norms = weight.flatten(1).abs().sum(1)
     most = norms.max().item() * _largest(x) + (0.0 if bias is None else _largest(bias))
-    _demand(most, entry.scale, entry)
+    _demand(run, most, entry.scale, entry)
 
 
 @singledispatch
-def _apply(operator: object, entry: StepPlan, weights: Mapping, generator: torch.Generator, *inputs: Tensor):
+def _apply(operator: object, entry: StepPlan, run: _Run, *inputs: Tensor):
     raise NotImplementedError(
         f"there is no fixed-point evaluation of {entry.step.kind!r} (step {entry.step.name!r}); "
         "add one to bench/engines/lean/plaintext.py"
@@ -151,21 +170,21 @@ def _apply(operator: object, entry: StepPlan, weights: Mapping, generator: torch
 
 
 @_apply.register
-def _(o: Convolution, entry, weights, generator, x):
-    weight, bias = weights[o.weight], None if o.bias is None else weights[_bias(entry)]
-    _demand_bilinear(x, weight, bias, entry)
+def _(o: Convolution, entry, run, x):
+    weight, bias = run.weights[o.weight], None if o.bias is None else run.weights[_bias(entry)]
+    _demand_bilinear(run, x, weight, bias, entry)
     return F.conv2d(x, weight, bias, o.stride, o.padding, o.dilation, o.groups)
 
 
 @_apply.register
-def _(o: Linear, entry, weights, generator, x):
-    weight, bias = weights[o.weight], None if o.bias is None else weights[_bias(entry)]
-    _demand_bilinear(x, weight, bias, entry)
+def _(o: Linear, entry, run, x):
+    weight, bias = run.weights[o.weight], None if o.bias is None else run.weights[_bias(entry)]
+    _demand_bilinear(run, x, weight, bias, entry)
     return F.linear(x, weight, bias)
 
 
 @_apply.register
-def _(o: Relu, entry, weights, generator, x):
+def _(o: Relu, entry, run, x):
     if o.kept is not None and o.kept.size == 0:
         return x
     if o.kept is None:
@@ -174,123 +193,123 @@ def _(o: Relu, entry, weights, generator, x):
         flat, kept = x.flatten(1).clone(), torch.from_numpy(o.kept)
         flat[:, kept] = flat[:, kept].relu()
         y = flat.view_as(x)
-    return truncated(y, generator) if entry.scales[0] > BASE else y
+    return truncated(y, run.generator) if entry.scales[0] > BASE else y
 
 
-def _mean(total: Tensor, x: Tensor, window: int, entry: StepPlan) -> Tensor:
-    """The sum times what 1 / window is at the plan's scale."""
-    _demand(window * _largest(x), entry.scales[0], entry)
+def _mean(run: _Run, total: Tensor, x: Tensor, window: int, entry: StepPlan) -> Tensor:
+    """Returns the sum times 1 / window, as the plan rounds this factor."""
+    _demand(run, window * _largest(x), entry.scales[0], entry)
     mean = total * (entry.factor * 2.0 ** (entry.scales[0] - entry.scale))
-    _demand(_largest(mean), entry.scale, entry)
+    _demand(run, _largest(mean), entry.scale, entry)
     return mean
 
 
 @_apply.register
-def _(o: AveragePool, entry, weights, generator, x):
+def _(o: AveragePool, entry, run, x):
     total = F.avg_pool2d(x, o.kernel, o.stride, o.padding, divisor_override=1)
-    return _mean(total, x, o.kernel[0] * o.kernel[1], entry)
+    return _mean(run, total, x, o.kernel[0] * o.kernel[1], entry)
 
 
 @_apply.register
-def _(o: Mean, entry, weights, generator, x):
-    return _mean(x.sum(o.dims, keepdim=o.keepdim), x, entry.step.input_size // entry.step.size, entry)
+def _(o: Mean, entry, run, x):
+    return _mean(run, x.sum(o.dims, keepdim=o.keepdim), x, entry.step.input_size // entry.step.size, entry)
 
 
 @_apply.register
-def _(o: MaxPool, entry, weights, generator, x):
+def _(o: MaxPool, entry, run, x):
     return F.max_pool2d(x, o.kernel, o.stride, o.padding, o.dilation)
 
 
 @_apply.register
-def _(o: Add, entry, weights, generator, x, y):
-    _demand(_largest(x) + _largest(y), entry.scale, entry)
+def _(o: Add, entry, run, x, y):
+    _demand(run, _largest(x) + _largest(y), entry.scale, entry)
     return x + y
 
 
 @_apply.register
-def _(o: Multiply, entry, weights, generator, x, y):
-    _demand(_largest(x) * _largest(y), entry.scale, entry)
+def _(o: Multiply, entry, run, x, y):
+    _demand(run, _largest(x) * _largest(y), entry.scale, entry)
     return x * y
 
 
 @_apply.register
-def _(o: Square, entry, weights, generator, x):
-    _demand(_largest(x) ** 2, entry.scale, entry)
+def _(o: Square, entry, run, x):
+    _demand(run, _largest(x) ** 2, entry.scale, entry)
     return x * x
 
 
 @_apply.register
-def _(o: Scale, entry, weights, generator, x):
+def _(o: Scale, entry, run, x):
     factor = entry.factor * 2.0**-BASE
-    _demand(_largest(x) * abs(factor), entry.scale, entry)
+    _demand(run, _largest(x) * abs(factor), entry.scale, entry)
     return x * factor
 
 
 @_apply.register
-def _(o: Concatenate, entry, weights, generator, *inputs):
+def _(o: Concatenate, entry, run, *inputs):
     return torch.cat(inputs, o.dim)
 
 
 @_apply.register
-def _(o: Flatten, entry, weights, generator, x):
+def _(o: Flatten, entry, run, x):
     return x.flatten(o.start, o.end)
 
 
 @_apply.register
-def _(o: Rearrange, entry, weights, generator, x):
+def _(o: Rearrange, entry, run, x):
     return rearranged(x, o)
 
 
 @_apply.register
-def _(o: Sum, entry, weights, generator, x):
-    _demand(entry.step.input_size // entry.step.size * _largest(x), entry.scale, entry)
+def _(o: Sum, entry, run, x):
+    _demand(run, entry.step.input_size // entry.step.size * _largest(x), entry.scale, entry)
     return x.sum(o.dims, keepdim=o.keepdim)
 
 
 @_apply.register
-def _(o: Shift, entry, weights, generator, x):
-    shift = weights[_bias(entry)]
-    _demand(_largest(x) + _largest(shift), entry.scale, entry)
+def _(o: Shift, entry, run, x):
+    shift = run.weights[_bias(entry)]
+    _demand(run, _largest(x) + _largest(shift), entry.scale, entry)
     return x + shift
 
 
 @_apply.register
-def _(o: Affine, entry, weights, generator, x):
-    weight, bias = weights[o.weight], None if o.bias is None else weights[_bias(entry)]
+def _(o: Affine, entry, run, x):
+    weight, bias = run.weights[o.weight], None if o.bias is None else run.weights[_bias(entry)]
     most = _largest(weight) * _largest(x) + (0.0 if bias is None else _largest(bias))
-    _demand(most, entry.scale, entry)
+    _demand(run, most, entry.scale, entry)
     return x * weight if bias is None else x * weight + bias
 
 
 @_apply.register
-def _(o: Weigh, entry, weights, generator, x):
-    factors = rounded(torch.as_tensor(o.factors), entry.scale - entry.scales[0])
-    _demand(_largest(x) * _largest(factors), entry.scale, entry)
+def _(o: Weigh, entry, run, x):
+    factors = nearest(torch.as_tensor(o.factors), entry.scale - entry.scales[0])
+    _demand(run, _largest(x) * _largest(factors), entry.scale, entry)
     return x * factors
 
 
 @_apply.register
-def _(o: Combine, entry, weights, generator, *inputs):
+def _(o: Combine, entry, run, *inputs):
     bits = entry.scale - max(entry.scales)
     factors = [factor * 2.0**-bits for factor in entry.factors]
     most = sum(abs(factor) * _largest(x) for factor, x in zip(factors, inputs, strict=True))
-    _demand(most, entry.scale, entry)
+    _demand(run, most, entry.scale, entry)
     return sum(factor * x for factor, x in zip(factors, inputs, strict=True))
 
 
 @_apply.register
-def _(o: PiecewiseLinear, entry, weights, generator, x):
+def _(o: PiecewiseLinear, entry, run, x):
     scale = entry.scales[0]
-    knots = rounded(torch.tensor(o.knots), scale)
+    knots = nearest(torch.tensor(o.knots), scale)
     slope, *jumps = (factor * 2.0 ** (BASE - entry.scale) for factor in entry.factors)
     most = _largest(x) + _largest(knots)
-    _demand(most, scale, entry)
-    _demand(most * (abs(slope) + sum(map(abs, jumps))) + abs(o.offset), entry.scale, entry)
+    _demand(run, most, scale, entry)
+    _demand(run, most * (abs(slope) + sum(map(abs, jumps))) + abs(o.offset), entry.scale, entry)
     positive = (x - knots.view(-1, *[1] * x.dim())).relu_()
     if scale > BASE:
-        positive = truncated(positive, generator)
-        x = truncated(x, generator) if slope else x
-    y = slope * x + rounded(torch.tensor(o.offset, dtype=torch.float64), entry.scale)
+        positive = truncated(positive, run.generator)
+        x = truncated(x, run.generator) if slope else x
+    y = slope * x + nearest(torch.tensor(o.offset, dtype=torch.float64), entry.scale)
     for jump, part in zip(jumps, positive, strict=True):
         y += jump * part
     return y

@@ -1,14 +1,17 @@
-"""What each step of a program becomes: gadgets (the protocols that talk) and scales, known before any run.
+"""The plan of a program: the gadgets (the protocols that talk) and scales of each step, before any run.
 
-Every tensor carries its scale, the number of its fractional bits. A value v is the ring element
-z = round(v 2^scale), and |z| < 2^62 must hold, so |v| < 2^(62 - scale): 2^30 at the scale of a product (32),
-2^28 at that of a Winograd convolution (34). `value_limits` gives the bound of every value.
-A ReLU takes any scale and returns 16; sums align scales by shifting left; pooling by 2^b adds b to the scale
-(a sum, no product, exact); other consumers first truncate, lazily, and a value is truncated at most once.
-Linear layers accept up to `LINEAR_LIMIT` bits as they are, so that average pooling before the classifier
-costs nothing.
+Every tensor carries its scale, the number of its fractional bits. A value v is the ring element z = round(v
+2^scale). |z| < 2^62 must hold, so |v| < 2^(62 - scale): 2^30 at the scale of a product (32), 2^28 at the
+scale of a Winograd convolution (34). `value_limits` returns the bound of every value.
 
-Party, dealer and cost model all read the same plan, so none can disagree about what a step consumes.
+- A ReLU takes any scale and returns 16.
+- Sums align scales by shifting left.
+- Pooling by 2^b adds b to the scale. It is a sum without a product, and exact.
+- Linear layers accept up to `LINEAR_LIMIT` bits without truncation, so that average pooling before the
+  classifier costs nothing.
+- Other consumers truncate first, and only when they must. A value is truncated at most once.
+
+Party, dealer and cost model read the same plan, so they always agree about the needs of a step.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ OPENING = "(open)"
 
 @dataclass(frozen=True)
 class Truncation:
-    """floor(z / 2^shift), `count` elements an image."""
+    """Computes floor(z / 2^shift) for `count` elements an image."""
 
     count: int
     shift: int
@@ -66,7 +69,10 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Rectification:
-    """ReLU of `kept` elements an image; these and `linear` others are truncated by `shift`, if not 0."""
+    """Computes the ReLU of `kept` elements an image and truncates them by `shift`, if that is not 0.
+
+    `linear` more elements are only truncated.
+    """
 
     kept: int
     linear: int
@@ -76,7 +82,7 @@ class Rectification:
 
 @dataclass(frozen=True)
 class Bilinear:
-    """A product with the fixed weights of `step`: `count` inputs and `outputs` outputs an image."""
+    """A product with the fixed weights of `step`, with `count` inputs and `outputs` outputs an image."""
 
     step: Step
     count: int
@@ -103,13 +109,13 @@ class Broadcast:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Elements an image of both factors."""
+        """The elements an image of both factors."""
         return prod(self.shape), prod(self.smaller)
 
 
 @dataclass(frozen=True)
 class Opening:
-    """`count` logits an image, sent by party 0 to party 1 alone."""
+    """The opening of `count` logits an image, sent by party 0 to party 1 alone."""
 
     count: int
     rounds = 1
@@ -122,10 +128,10 @@ Gadget = Truncation | Rectification | Bilinear | Beaver | Broadcast | Opening
 class StepPlan:
     """A step with its gadgets in the order of their use.
 
-    `truncate` names the inputs that are truncated first (by the first gadgets); `scales` are the inputs'
-    after that; `factor` is the public multiplier of pooling and scaling, `factors` those of a
-    sum (of a piecewise linear function: slope, then jumps); `kept` and `rest` are the positions
-    that a masked ReLU evaluates and leaves.
+    `truncate` names the inputs that the first gadgets truncate. `scales` are the inputs' scales after that.
+    `factor` is the public multiplier of pooling and scaling. `factors` are those of a sum, or of a piecewise
+    linear function (slope, then jumps). `kept` are the positions that a masked ReLU evaluates, and `rest` the
+    positions that it leaves linear.
     """
 
     step: Step
@@ -149,7 +155,7 @@ class Plan:
     opening: tuple[Gadget, ...]
 
     def gadgets(self) -> list[tuple[str, Gadget]]:
-        """All gadgets in the order of their use, with the key under which a run asks for them."""
+        """Returns all gadgets in the order of their use, each with the key under which a run asks for it."""
         listed = [(name, gadget) for name, plan in self.steps.items() for gadget in plan.gadgets]
         return listed + [(OPENING, gadget) for gadget in self.opening]
 
@@ -164,7 +170,7 @@ class _Scales:
         self.gadgets: list[Gadget] = []
 
     def at_most(self, limit: int, *names: str) -> list[int]:
-        """The scales of `names` once those above `limit` are truncated to 16."""
+        """Truncates the values whose scale is above `limit` to 16; returns the scales of `names`."""
         for name in names:
             if self.of[name] > limit:
                 self.gadgets.append(Truncation(self.size[name], self.of[name] - BASE))
@@ -196,7 +202,7 @@ def make_plan(program: Program) -> Plan:
 
 
 def value_limits(program: Program) -> dict[str, float]:
-    """Maps each value to the bound that it must stay below in absolute value: 2^(62 - scale)."""
+    """Maps each value to its bound 2^(62 - scale): the absolute value must stay below it."""
     plan = make_plan(program)
     limits = {program.input: 2.0 ** (62 - BASE)}
     return limits | {name: 2.0 ** (62 - entry.scale) for name, entry in plan.steps.items()}
@@ -242,14 +248,14 @@ def _(operator: Relu, step, scales):
 
 
 def _encoded(factors: Iterable[float], integer: bool) -> tuple[int, tuple[int, ...]]:
-    """The fractional bits that factors need, none if all are whole numbers, and the factors with these."""
+    """Returns the fractional bits that factors need (none for whole numbers), and the encoded factors."""
     bits = 0 if integer else BASE
     return bits, tuple(round(factor * 2**bits) for factor in factors)
 
 
 @_plan.register
 def _(operator: PiecewiseLinear, step, scales):
-    """All knots at once; where the slope needs x itself, x is truncated in the same rounds."""
+    """Plans all knots at once; where the slope needs x itself, x is truncated in the same rounds."""
     shift = scales.of[step.inputs[0]] - BASE
     linear = step.size if shift and operator.slope else 0
     scales.gadgets.append(Rectification(len(operator.knots) * step.size, linear, shift))
@@ -265,7 +271,7 @@ def _(operator: Combine, step, scales):
 
 
 def _mean(name: str, window: int, scales: _Scales) -> dict:
-    """1 / window: b more fractional bits if window = 2^b, else a rounded factor of relative error < 2^-17."""
+    """Returns b more fractional bits if window = 2^b, else a rounded 1 / window of relative error < 2^-17."""
     exact = window & (window - 1) == 0
     bits = ceil(log2(window)) + (0 if exact else BASE)
     (scale,) = scales.at_most(VALUE_LIMIT - bits, name)

@@ -1,26 +1,25 @@
-"""Online protocols on shared words: ReLU with truncation for nothing, truncation alone, Beaver products.
+"""Online protocols on shared words: ReLU with a free truncation, truncation alone, Beaver products.
 
 **ReLU** (5 rounds). ReLU(x) = (1 - msb(x)) x for x = x_0 + x_1 mod 2^64:
 
-1. bit-slice; G = x_0 AND x_1 for bits 0..62 by a dealt AND in which each operand is known to one party
-   (63 bits); P = x_0 ^ x_1 needs nothing;
-2. to 4. the carry into bit 63 by a radix-4 tree over 64 positions (position 0 is the identity P = 1, G = 0):
-   G' = G3 ^ P3 G2 ^ P3 P2 G1 ^ P3 P2 P1 G0, P' = P3 P2 P1 P0, each node opened once (146 bits); then
-   msb = x_0[63] ^ x_1[63] ^ G;
-5. select: b = NOT msb is opened masked, z_b = b ^ rho (1 bit), beside one word.
-   Without truncation that word is eps = x - a: y = z_b x + (1 - 2 z_b)(eps rho + rho a).
-   With it, the word is c = z' + r for z' = z + 2^62, in (0, 2^63) as long as |z| < 2^62.
+1. bit-slice. G = x_0 AND x_1 for bits 0..62 comes from a dealt AND whose operands are each known to one
+   party (63 bits). P = x_0 ^ x_1 needs no communication;
+2. to 4. compute the carry into bit 63 by a radix-4 tree over 64 positions (position 0 is the identity P = 1,
+   G = 0): G' = G3 ^ P3 G2 ^ P3 P2 G1 ^ P3 P2 P1 G0, P' = P3 P2 P1 P0. Each node is opened once (146 bits).
+   Then msb = x_0[63] ^ x_1[63] ^ G;
+5. select: b = NOT msb is opened masked, z_b = b ^ rho (1 bit), together with one word.
+   Without truncation this word is eps = x - a: y = z_b x + (1 - 2 z_b)(eps rho + rho a).
+   With truncation it is c = z' + r for z' = z + 2^62, in (0, 2^63) as long as |z| < 2^62.
 
-**Exact truncation**. As integers z' = c - r + 2^64 w, where w = mu (1 - m), mu = msb(r), m = msb(c): if
-mu = 0 the sum cannot wrap; if mu = 1 it lies in [2^63, 2^64 + 2^63) and wraps exactly when c < 2^63. Divide
-by 2^f and write U = floor(r / 2^f) - 2^(64 - f) mu, the signed shift of r:
+**Exact truncation**. As integers z' = c - r + 2^64 w, where w = mu (1 - m), mu = msb(r), m = msb(c). If mu =
+0 the sum cannot wrap. If mu = 1 it lies in [2^63, 2^64 + 2^63) and wraps exactly when c < 2^63. Divide by 2^f
+and write U = floor(r / 2^f) - 2^(64 - f) mu, the signed shift of r:
 
-    t = T - U - 2^(64 - f) m mu,   T = floor(c / 2^f) - 2^(62 - f),
+    t = T - U - 2^(64 - f) m mu,   T = floor(c / 2^f) - 2^(62 - f).
 
-which is floor(z / 2^f) or floor(z / 2^f) + 1, linear in the dealt U and mu. The select needs
-y = z_b t + (1 - 2 z_b) rho t with rho t = T rho - rho U - 2^(64 - f) m rho mu. No element is ever wrong by
-more than one unit in the last place, while a local truncation (SecureML, S&P 2017) fails with probability
-|v| / 2^32.
+This is floor(z / 2^f) or floor(z / 2^f) + 1, and it is linear in the dealt U and mu. The select needs y = z_b
+t + (1 - 2 z_b) rho t with rho t = T rho - rho U - 2^(64 - f) m rho mu. No element is ever wrong by more than
+one unit in the last place. A local truncation (SecureML, S&P 2017) fails with probability |v| / 2^32.
 
 **Product** (Beaver): open x - a and y - b; **square**: open x - a, x^2 = eps^2 + 2 eps a + a^2.
 """
@@ -64,7 +63,10 @@ def rectify(
     y: np.ndarray,
     rest_y: np.ndarray,
 ) -> None:
-    """Shares of y = max(x, 0) >> shift and, with shift > 0, rest_y = rest >> shift, in the same 5 rounds."""
+    """Computes shares of y = max(x, 0) >> shift, in 5 rounds.
+
+    With shift > 0 it also computes rest_y = rest >> shift in the same rounds.
+    """
     n = x.size
     words = kernels.tiles(n) * TILE
     masks, products = dealt["masks"], dealt["products"]
@@ -116,7 +118,7 @@ def rectify(
 def truncate(
     rank: int, exchange: Exchange, x: np.ndarray, shift: int, dealt: Fields, space: Workspace, y: np.ndarray
 ) -> None:
-    """Shares of y = floor(x / 2^shift), within one unit; 1 round, 8 bytes an element."""
+    """Computes shares of y = floor(x / 2^shift), within one unit; 1 round, 8 bytes an element."""
     sent, got = space.words("sent 2", x.size), space.words("got 2", x.size)
     kernels.add_mask(x, dealt["r"], np.uint64(_HALF if rank == 0 else 0), sent)
     exchange(sent, got)
@@ -135,7 +137,7 @@ def open_difference(exchange: Exchange, x: np.ndarray, a: np.ndarray, space: Wor
 def multiply(
     rank: int, exchange: Exchange, operands: tuple[np.ndarray, ...], dealt: Fields, space: Workspace
 ) -> np.ndarray:
-    """Shares of x y, or of x^2 for one operand; 1 round, 8 bytes an operand's element."""
+    """Computes shares of x y, or of x^2 for one operand; 1 round, 8 bytes an operand's element."""
     opened = open_difference(exchange, np.concatenate(operands), dealt["a"], space)
     count = dealt["c"].size
     eps, delta = opened[:count], opened[-count:]
@@ -147,7 +149,7 @@ def multiply(
 def multiply_repeated(
     rank: int, exchange: Exchange, x: np.ndarray, y: np.ndarray, dealt: Fields, space: Workspace
 ) -> np.ndarray:
-    """Shares of x y for y that repeats to the shape of x; 1 round, 8 bytes for each element of both."""
+    """Computes shares of x y for a y that repeats to the shape of x; 1 round, 8 bytes an element of both."""
     masks = np.concatenate((dealt["a"], dealt["b"]))
     opened = open_difference(exchange, np.concatenate((x.reshape(-1), y.reshape(-1))), masks, space)
     eps, delta = opened[: x.size].reshape(x.shape), opened[x.size :].reshape(y.shape)

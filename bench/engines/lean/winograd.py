@@ -1,16 +1,16 @@
-"""Winograd's F(2 x 2, 3 x 3) over Z_2^64: four times a convolution, exactly, for 1 / 2.25 of its products.
+"""Winograd's F(2 x 2, 3 x 3) over Z_2^64: exactly four times a convolution, for 1 / 2.25 of its products.
 
 In one dimension y_i = d_i g_0 + d_(i+1) g_1 + d_(i+2) g_2, i = 0, 1, is y = A^T ((G g) . (B^T d)) with
 
     B^T = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1],  2 G = [2 0 0; 1 1 1; 1 -1 1; 0 0 2],
     A^T = [1 1 1 0; 0 1 -1 -1]
 
-(Winograd 1980; Lavin and Gray, CVPR 2016). The halves in G have no place in Z_2^64, so 2 G is used: in two
-dimensions the result is 4 y, two more fractional bits, for every share, mask and correction alike.
+(Winograd 1980; Lavin and Gray, CVPR 2016). The halves in G do not exist in Z_2^64, so 2 G is used. In two
+dimensions the result is 4 y, with two more fractional bits, for every share, mask and correction alike.
 
-A map [C, H, W] is cut in T tiles of 2 x 2 outputs; V [16, C, T] is its transform, U [16, O, C] the kernel's,
-and M[p] = U[p] V[p] are 16 matrix products. Few tiles are multiplied as V[p]^T U[p]^T, so that the long
-dimension is the inner one.
+A map [C, H, W] is cut into T tiles of 2 x 2 outputs. V [16, C, T] is its transform, U [16, O, C] the
+kernel's, and M[p] = U[p] V[p] are 16 matrix products. A small number of tiles is multiplied as V[p]^T U[p]^T,
+so that the long dimension is the inner one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ GAIN = 2
 """Fractional bits that the result has more than the product: 4 = 2^2."""
 _MANY_TILES = 64
 _TILES_AT_ONCE = 256
-_APART = 72  # words between planes, so that their rows do not share cache sets
+_APART = 72  # extra words between planes, so that their rows do not share cache sets
 _words = uint64[::1]
 
 
 def tiles(height: int, width: int) -> int:
-    """T of one output map."""
+    """Returns T of one output map."""
     return -(-height // 2) * -(-width // 2)
 
 
 def arrange(kernel: torch.Tensor, pixels: tuple[int, int]) -> torch.Tensor:
-    """U of a kernel [O, C, 3, 3]: [16, O, C], or packed [16, C, O] if the output map [H, W] has few tiles."""
+    """Returns U of a kernel [O, C, 3, 3]: [16, O, C], or packed [16, C, O] for an output map of few tiles."""
     for dim in (2, 3):
         a, b, c = kernel.unbind(dim)
         kernel = torch.stack((2 * a, a + b + c, a - b + c, 2 * c), dim)
@@ -48,7 +48,7 @@ def arrange(kernel: torch.Tensor, pixels: tuple[int, int]) -> torch.Tensor:
 def convolve(
     x: torch.Tensor, u: torch.Tensor, padding: tuple[int, int], shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    """4 (x * kernel) for x [N, C, H, W] int64, an output map `shape` [O, H', W'] and stride 1."""
+    """Computes 4 (x * kernel) for x [N, C, H, W] int64, an output map `shape` [O, H', W'] and stride 1."""
     n, c, h, w = x.shape
     o, height, width = shape
     each = tiles(height, width)
@@ -100,7 +100,7 @@ def _spread(row, columns, v, at, plane):
     nogil=True,
 )
 def _transform_input(x, n, c, h, w, ph, pw, height, width, v, plane):
-    """V = B^T d B of every tile: x [n, c, h, w], v [16, c, n T]."""
+    """Computes V = B^T d B of every tile: x [n, c, h, w], v [16, c, n T]."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     span = 2 * columns + 2
     total = n * rows * columns
@@ -135,7 +135,7 @@ def _transform_input(x, n, c, h, w, ph, pw, height, width, v, plane):
 
 @njit(void(_words, signed, signed, signed, signed, signed, _words), cache=True, nogil=True)
 def _transform_output(m, plane, n, o, height, width, y):
-    """Outputs y = A^T M A of every tile: m [16, o, n T], y [n, o, height, width]."""
+    """Computes the outputs y = A^T M A of every tile: m [16, o, n T], y [n, o, height, width]."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     total = n * rows * columns
     top, low = np.empty(2 * columns, np.uint64), np.empty(2 * columns, np.uint64)
@@ -167,7 +167,7 @@ def _transform_output(m, plane, n, o, height, width, y):
 
 @njit(void(_words, signed, signed, signed, signed, signed, _words), cache=True, nogil=True)
 def _transform_few(m, plane, n, o, height, width, y):
-    """The same for m [16, n T, o]: inner loops run over channels."""
+    """Computes the same for m [16, n T, o]; its inner loops run over channels."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     four = np.empty(4 * o, np.uint64)
     pixels = height * width

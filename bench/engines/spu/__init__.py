@@ -1,21 +1,32 @@
-"""SecretFlow SPU's protocols as engines: SEMI2K, ABY3 and CHEETAH, each party a process.
+"""SecretFlow SPU's protocols as engines: SEMI2K, ABY3 and CHEETAH, with one process for each party.
 
-SPU 0.9.5 is a compiler and a runtime. `networks` says a program in jax.numpy, `compiler` turns that into
-SPU's code, once for each batch, in a process of its own that party 0 starts; `node` is a party, which runs
-the code on shares; `link` connects the parties by SPU's own link (brpc), `log` reads rounds and bytes from
-SPU's own profile; `protocols` holds what differs between the three engines.
+SPU 0.9.5 is a compiler and a runtime. `networks` writes a program in jax.numpy. `compiler` turns it into
+SPU's code, once for each batch, in a separate process that party 0 starts. `node` is a party, which runs the
+code on shares. `link` connects the parties by SPU's own link (brpc). `log` reads rounds and bytes from SPU's
+own profile. `protocols` holds the differences between the three engines. `byhand` is a network written by
+hand, as a yardstick.
 
-Secrets: party 0 alone is given the weights and party 1 alone the images. Each makes the shares of what it was
-given in its own process and sends the others theirs over the link; the logits are opened to party 1.
+Secrets: party 0 alone receives the weights and party 1 alone the images. Each makes the shares of its input
+in its own process and sends the others their shares over the link. The logits are opened to party 1.
 
-One clock: these protocols have no offline phase here, so `prepare` has nothing to do and an inference is
-everything that they do.
+One clock: these protocols have no offline phase here. `prepare` therefore does nothing, and an inference
+contains all their work.
 """
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from pibench.engines.base import Engine, Helper, Node, Setting
+from pibench.engines.spu.protocols import options
 from pibench.program import ir
+
+if TYPE_CHECKING:
+    import torch
 
 OPERATORS = (
     ir.Convolution,
@@ -30,22 +41,40 @@ OPERATORS = (
     ir.Concatenate,
     ir.Flatten,
     ir.Mean,
+    ir.Affine,
+    ir.Shift,
+    ir.PiecewiseLinear,
+    ir.Combine,
+    ir.Rearrange,
+    ir.Sum,
+    ir.Weigh,
 )
 """The operators of the intermediate representation that `networks` can say to SPU."""
 
 
+WHEEL = "Python 3.11 on Linux x86_64"
+"""What SPU 0.9.5 can be installed for; its wheel for Python 3.10 is of no use here."""
+
+
 def make_node(setting: Setting) -> Node | Helper:
-    """Builds the party of this process and connects it to the others."""
+    """Makes the party of this process and connects it to the others."""
     from pibench.engines.spu.node import SpuNode
 
     return SpuNode(setting)
 
 
-def value_limits(program: ir.Program) -> dict[str, float]:
-    """Asks for no more than what holds for every engine, |v| < 2^30; refuses operators by name.
+def make_node_by_hand(setting: Setting) -> Node:
+    """Builds a party that runs a network written by hand for SPU."""
+    from pibench.engines.spu.node import ByHand
 
-    All three protocols truncate a product right to one unit while it is below 2^62, that is 2^30 in values.
-    Raises NotImplementedError for an operator that cannot be said to SPU.
+    return ByHand(setting)
+
+
+def value_limits(program: ir.Program) -> dict[str, float]:
+    """Returns no limits beyond the common |v| < 2^30; refuses operators by name.
+
+    All three protocols truncate a product correctly to one unit while it is below 2^62, that is 2^30 in
+    values. Raises NotImplementedError for an operator that SPU cannot express.
     """
     for step in program.steps:
         if not isinstance(step.operator, OPERATORS):
@@ -56,10 +85,31 @@ def value_limits(program: ir.Program) -> dict[str, float]:
     return {}
 
 
+def unsuited() -> str | None:
+    """Says which Python or system this is, where SPU has no wheel for it."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    here = f"Python {version} on {platform.system()} {platform.machine()}"
+    if here == WHEEL:
+        return None
+    return f"has a wheel for {WHEEL} alone, and this is {here}: make the environment with such a Python"
+
+
+def rehearse(
+    program: ir.Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[ir.Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in SPU's fixed point, in plaintext."""
+    from pibench.program.fixed_point import evaluate_in_fixed_point
+
+    return evaluate_in_fixed_point(program, weights, images, after)
+
+
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
 ) -> Engine:
-    """Describes one protocol; `compute` is against the stock engine's time for one image."""
+    """Describes one protocol; `compute` is against the stock engine's time for one image and peer."""
     return Engine(
         name=name,
         label=label,
@@ -67,6 +117,7 @@ def _engine(
         parties=(parties,),
         providers={provider: ()},
         make_node=make_node,
+        rehearse=rehearse,
         exact_truncation=True,
         line=line,
         filled=filled,
@@ -74,9 +125,11 @@ def _engine(
         compute=compute,
         waiting=2.0,
         clocks=("all_phases",),
+        options=options(name),
         value_limits=value_limits,
         modules=("spu",),
-        install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
+        install="pip install -e '.[spu]'",
+        unsuited=unsuited,
         # ABY3 draws anew in each truncation who does what, CHEETAH compresses ciphertexts and makes its
         # oblivious transfers in stocks.
         steady_traffic=name == "spu-semi2k",
@@ -94,11 +147,20 @@ ABY3 = _engine(
     "spu-aby3",
     "ABY3 (SPU)",
     "three semi-honest parties, of whom no two collude; no dealer",
-    *(3, "none", 6.0, "-.", True),
+    *(3, "none", 3.0, "-.", True),
 )
 CHEETAH = _engine(
     "spu-cheetah",
     "Cheetah (SPU)",
     "two semi-honest parties, nobody else: no dealer",
     *(2, "none", 60.0, ":", True),
+)
+
+BY_HAND = replace(
+    SEMI2K,
+    name="spu-byhand",
+    label="SPU by hand",
+    trust="as spu-semi2k",
+    make_node=make_node_by_hand,
+    offered=False,
 )

@@ -1,6 +1,6 @@
-"""Compiles a program to SPU's code, in a process of its own.
+"""Compiles a program to SPU's code, in a separate process.
 
-jax is heavy and starts threads, so the parties do without it: party 0 starts this module as a child
+jax is heavy and starts threads, so the parties do not import it. Party 0 starts this module as a child
 (`compiled`), writes the program to it and reads the code. The child ends with its parent.
 """
 
@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Code:
-    """SPU's code of a function: its text, and the names of what it reads and writes in a party's memory."""
+    """SPU's code of a function: its text, and the names of the values that it reads and writes."""
 
     name: str
     inputs: list[str]
@@ -34,11 +34,12 @@ class Code:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compiled: a whole program for a batch, or each of its steps apart."""
+    """The input of one compilation for a batch: a whole program, each of its steps, or its twin by hand."""
 
     program: ir.Program
     batch: int
     stepwise: bool = False
+    by_hand: bool = False
 
 
 _IMAGE, _MAPS = (4, 8, 8), (8, 8, 8)
@@ -62,28 +63,21 @@ START = ir.Program(
 
 def weight_shapes(steps: Iterable[ir.Step]) -> dict[str, tuple[int, ...]]:
     """Maps the names of the weights that the steps use to their shapes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for step in steps:
-        op = step.operator
-        if isinstance(op, ir.Convolution | ir.Linear):
-            shapes[op.weight] = op.weight_shape
-            if op.bias is not None:
-                shapes[op.bias] = op.weight_shape[:1]
-    return shapes
+    return {name: shape for step in steps for name, shape in ir.stored_of(step.operator).items()}
 
 
 def weight(name: str) -> str:
-    """Names a weight in a party's memory, apart from every value."""
+    """Returns the name of a weight in a party's memory, which differs from the name of every value."""
     return f"weight {name}"
 
 
 def read_codes(message: bytes) -> list[Code]:
-    """Reads what `compiled` returns."""
+    """Reads the output of `compiled`."""
     return [Code(**fields) for fields in json.loads(message)]
 
 
 def compiled(*requests: Request) -> bytes:
-    """Compiles in a child process; returns the codes of all requests in a row, as JSON.
+    """Compiles in a child process; returns the codes of all requests in order, as JSON.
 
     Raises RuntimeError with the child's words when it fails.
     """
@@ -101,17 +95,19 @@ def compiled(*requests: Request) -> bytes:
 
 def compile_request(request: Request) -> list[Code]:
     """Compiles in this process: one function for the program, or one for each step."""
+    from pibench.engines.spu.byhand import by_hand
     from pibench.engines.spu.networks import network
 
     program, batch = request.program, request.batch
     if not request.stepwise:
         shapes = weight_shapes(program.steps)
         inputs = {program.input: (batch, *program.input_shape)}
-        return [_code("network", network(program, tuple(shapes)), shapes, inputs, program.output)]
+        made = by_hand(tuple(shapes)) if request.by_hand else network(program, tuple(shapes))
+        return [_code("network", made, shapes, inputs, program.output)]
     codes = []
     for step in program.steps:
         shapes = weight_shapes([step])
-        # A value may be an operator's input twice; a function's inputs have one name each.
+        # A value may be an operator's input twice, but a function's inputs have different names.
         inputs = {name: (batch, *shape) for name, shape in zip(step.inputs, step.input_shapes, strict=True)}
         codes.append(_code(step.name, _of_names(step, tuple(shapes)), shapes, inputs, step.name))
     return codes
@@ -161,7 +157,7 @@ def main() -> None:
     """Reads the requests, writes the codes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
-        return  # the party ended before the kernel was told to end this process with it
+        return  # the party had ended before the kernel knew that it must end this process too
     requests = pickle.load(sys.stdin.buffer)
     result, sys.stdout = sys.stdout, sys.stderr
     codes = [code for request in requests for code in compile_request(request)]

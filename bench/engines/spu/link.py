@@ -1,7 +1,7 @@
 """SPU's own link (brpc) between the parties: every party listens, and calls every other.
 
-A party finds a port that is free, tells the group's store, and waits until all have done so. Where a relay
-shapes the link, the addresses of the others are ports of the relay, and the bytes on the wire are SPU's own.
+A party finds a free port, tells the group's store, and waits until all parties have done so. Where a relay
+shapes the link, the addresses of the others are ports of the relay. The bytes on the wire are SPU's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RETRY_MS = 100
 
 
 def connect(setting: Setting) -> tuple[Any, Store]:
-    """Joins the link; returns SPU's context, and the store, which must live as long.
+    """Joins the link; returns SPU's context, and the store, which must live as long as the context.
 
     Raises ConnectionError when no listener can be opened or a party does not come within the time-out.
     """
@@ -55,7 +55,10 @@ def connect(setting: Setting) -> tuple[Any, Store]:
 
 
 def attempts(timeout_s: float) -> int:
-    """Counts the attempts to reach a party that fit into a time: SPU lets them last 2, 3, .. 12, 2, .. s."""
+    """Returns the number of attempts to reach a party that fit into a time.
+
+    SPU's last 2, 3, .. 12, 2, .. s.
+    """
     count, spent = 0, 0.0
     while spent < timeout_s:
         spent += 2 + count % 11
@@ -64,7 +67,7 @@ def attempts(timeout_s: float) -> int:
 
 
 def free_port(host: str, ports: tuple[int, ...]) -> int:
-    """Returns the first of `ports` that is free at `host` (0: any); SPU opens it itself, a moment later."""
+    """Returns the first of `ports` that is free at `host` (0: any); SPU opens it a moment later."""
     reasons = []
     for port in ports:
         with socket.socket() as trial:
@@ -79,7 +82,7 @@ def free_port(host: str, ports: tuple[int, ...]) -> int:
 
 
 def _reached(setting: Setting, rank: int, store: Store) -> str:
-    """Returns the address at which this party calls party `rank`, once that has told it."""
+    """Returns the address at which this party calls party `rank`; waits until that party has told it."""
     try:
         host, port = store.get(f"address{rank}").decode().rsplit(":", 1)
     except RuntimeError as error:
@@ -100,7 +103,7 @@ def packed(share: Any) -> bytes:
 
 
 def unpacked(message: bytes) -> Any:
-    """Reads what `packed` wrote; raises ConnectionError for anything else."""
+    """Reads the output of `packed`; raises ConnectionError for other bytes."""
     from spu import libspu
 
     try:

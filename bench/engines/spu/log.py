@@ -1,8 +1,8 @@
-"""Reads what SPU says of a run in the process's own log: there is no call that returns it.
+"""Reads SPU's report of a run in the process's own log: no call returns it.
 
-With `enable_pphlo_profile` SPU writes, at the end of each run, a line for each kind of operator and one for
-the link: bytes and actions (messages) sent and received by this party. Only the latter is read here; the cost
-of a step is that of running its code alone.
+With `enable_pphlo_profile` SPU writes lines at the end of each run. There is one line for each kind of
+operator and one for the link: bytes and actions (messages) that this party sent and received. Only the link's
+line is read here. The cost of a step comes from running its code alone.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ LINK = re.compile(
 
 @dataclass(frozen=True)
 class Sent:
-    """What this party sent in one run: payload bytes, and messages."""
+    """The traffic that this party sent in one run: payload bytes, and messages."""
 
     bytes_sent: int
     actions: int
 
 
 class Log:
-    """The file that this process's standard output goes to, read from where the last look ended."""
+    """The file of this process's standard output, read from the end of the last look."""
 
     def __init__(self) -> None:
         self._descriptor = os.open("/proc/self/fd/1", os.O_RDONLY)
         self._at = os.fstat(self._descriptor).st_size
 
     def sent(self) -> Sent:
-        """Returns what the run since the last call sent; raises RuntimeError unless there was one."""
+        """Returns the traffic of the run since the last call.
+
+        Raises RuntimeError unless there was one run.
+        """
         text = os.pread(self._descriptor, os.fstat(self._descriptor).st_size - self._at, self._at)
         self._at += len(text)
         found = LINK.findall(text.decode(errors="replace"))

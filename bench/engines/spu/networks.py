@@ -1,11 +1,11 @@
-"""A program in jax.numpy: what SPU's compiler is given. Imported by `compiler` alone, for it needs jax.
+"""A program in jax.numpy, as input of SPU's compiler. Only `compiler` imports it, because it needs jax.
 
-Values are arrays [N, ...] of float32, which SPU holds in fixed point; it truncates after every product.
+Values are arrays [N, ...] of float32, which SPU holds in fixed point. SPU truncates after every product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
 from math import prod
 from typing import Any
@@ -71,6 +71,17 @@ def _(op: ir.Linear, weights, x):
 
 
 @apply.register
+def _(op: ir.Affine, weights, x):
+    y = x * weights[op.weight]
+    return y if op.bias is None else y + weights[op.bias]
+
+
+@apply.register
+def _(op: ir.Shift, weights, x):
+    return x + weights[op.bias]
+
+
+@apply.register
 def _(op: ir.Relu, weights, x):
     """Gathers what is kept, compares, and gathers back through a public permutation.
 
@@ -89,6 +100,38 @@ def _(op: ir.Relu, weights, x):
 def _taken(flat: Any, columns: np.ndarray) -> Any:
     """Gathers columns, all of which are there: without a bound that SPU would check under encryption."""
     return flat.at[:, columns].get(mode="promise_in_bounds")
+
+
+@apply.register
+def _(op: ir.PiecewiseLinear, weights, x):
+    """Compares with all knots at once: [K, N, ...] values x - t_k."""
+    knots = np.asarray(op.knots, np.float32).reshape(-1, *[1] * x.ndim)
+    above = jnp.maximum(x[None] - knots, 0)
+    return _combined([x, *above], (op.slope, *op.jumps)) + np.float32(op.offset)
+
+
+def _combined(values: Sequence[Any], factors: Sequence[float]) -> Any:
+    """Sums products with public factors: without a truncation if all are 1, -1 or 0, else with one."""
+    parts = [(value, factor) for value, factor in zip(values, factors, strict=True) if factor]
+    if not all(abs(factor) == 1 for _, factor in parts):
+        values, factors = zip(*parts, strict=True)
+        return jnp.stack(values, -1) @ np.asarray(factors, np.float32)
+    total = jnp.zeros_like(values[0])
+    for value, factor in parts:
+        total = total + value if factor > 0 else total - value
+    return total
+
+
+@apply.register
+def _(op: ir.Rearrange, weights, x):
+    flat = x.reshape(x.shape[0], -1)
+    if op.index is not None:
+        index = np.asarray(op.index, np.int32)
+        if (index < 0).any():
+            flat = jnp.pad(flat, ((0, 0), (0, 1)))  # a zero at the end, which -1 is counted back from
+            index = index % flat.shape[1]
+        flat = _taken(flat, index)
+    return flat.reshape(x.shape[0], *op.shape)
 
 
 @apply.register
@@ -132,6 +175,11 @@ def _(op: ir.Add, weights, x, y):
 
 
 @apply.register
+def _(op: ir.Combine, weights, *inputs):
+    return _combined(inputs, op.factors)
+
+
+@apply.register
 def _(op: ir.Multiply, weights, x, y):
     return x * y
 
@@ -144,6 +192,11 @@ def _(op: ir.Square, weights, x):
 @apply.register
 def _(op: ir.Scale, weights, x):
     return x * np.float32(op.factor)
+
+
+@apply.register
+def _(op: ir.Weigh, weights, x):
+    return x * np.asarray(op.factors, np.float32)
 
 
 @apply.register
@@ -161,3 +214,8 @@ def _(op: ir.Flatten, weights, x):
 def _(op: ir.Mean, weights, x):
     count = prod(x.shape[dim] for dim in op.dims)
     return x.sum(op.dims, keepdims=op.keepdim) * np.float32(1 / count)
+
+
+@apply.register
+def _(op: ir.Sum, weights, x):
+    return x.sum(op.dims, keepdims=op.keepdim)

@@ -24,14 +24,16 @@ COMPILES = 0
 class SpuNode(Node):
     """A party that runs SPU's virtual machine.
 
-    `meter` counts messages as rounds: SPU counts no rounds, and a message is a round of its own wherever a
-    party waits for one before it sends the next.
+    `meter` counts messages as rounds, because SPU counts no rounds. A message is a round wherever a party
+    waits for one before it sends the next.
     """
+
+    metered = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._link, self._store = connect(setting)
-        config = runtime_config(PROTOCOLS[setting.engine])
+        config = runtime_config(PROTOCOLS[setting.engine], self.metered)
         self._io = Io(setting.parties, config)
         self._machine = Runtime(self._link, config)
         self._log = Log()
@@ -48,7 +50,7 @@ class SpuNode(Node):
         self._log.close()
 
     def barrier(self) -> None:
-        """Returns when every party is here."""
+        """Returns when every party has arrived."""
         self._link.barrier()
 
     def small_round(self) -> None:
@@ -58,12 +60,12 @@ class SpuNode(Node):
     # Set-up
 
     def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
-        """Compiles for one image, shares the weights and lets the protocol do what it does once.
+        """Compiles for one image, shares the weights and starts the protocol.
 
         Party 0 makes the shares of the weights and sends each other party its own.
         """
         self.forget()
-        start, self._networks[1] = self._compiled(Request(START, 1), Request(program, 1))
+        start, self._networks[1] = self._compiled(Request(START, 1), self._request(program, 1))
         if not self._started:
             self._start(start)
         self.program = program
@@ -72,9 +74,9 @@ class SpuNode(Node):
             self._share(weight(name), plain, OWNER_OF_WEIGHTS)
 
     def _start(self, start: libspu.Executable) -> None:
-        """Multiplies and compares some zeros, so that no inference is the first.
+        """Multiplies and compares some zeros, so that no inference is the first computation.
 
-        CHEETAH exchanges its keys and makes its first oblivious transfers then: 10 MB, some seconds.
+        CHEETAH then exchanges its keys and makes its first oblivious transfers: 10 MB, some seconds.
         """
         for name, shape in weight_shapes(START.steps).items():
             self._share(weight(name), torch.zeros(shape), OWNER_OF_WEIGHTS)
@@ -96,18 +98,22 @@ class SpuNode(Node):
     def plan(self, batch: int) -> None:
         """Compiles the program for a batch, once."""
         if batch not in self._networks:
-            (self._networks[batch],) = self._compiled(Request(self.program, batch))
+            (self._networks[batch],) = self._compiled(self._request(self.program, batch))
 
     def prepare(self, batch: int) -> int:
-        """Has nothing to prepare: these protocols do all their work in the inference."""
+        """Does nothing: these protocols do all their work in the inference."""
         self._prepared = batch
         return 0
 
     def start(self, batch: int) -> None:
-        """Demands the code for this batch."""
+        """Raises NotPrepared unless the code for this batch is compiled."""
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared, self._batch = None, batch
+
+    def _request(self, program: Program, batch: int) -> Request:
+        """Asks for the code of the whole program."""
+        return Request(program, batch)
 
     def _compiled(self, *requests: Request) -> list[libspu.Executable]:
         """Compiles at party 0, which sends the code to the others."""
@@ -123,7 +129,7 @@ class SpuNode(Node):
         ]
 
     def _share(self, name: str, plain: torch.Tensor | None, owner: int) -> None:
-        """Puts this party's share of a value that `owner` alone is given under `name` in the memory."""
+        """Stores this party's share of a value, which `owner` alone receives, under `name` in the memory."""
         if self.rank == owner:
             array = np.ascontiguousarray(plain.numpy(), np.float32)
             shares = self._io.make_shares(array, libspu.Visibility.VIS_SECRET, owner)
@@ -145,12 +151,12 @@ class SpuNode(Node):
     # Inference
 
     def share(self, images: torch.Tensor | None, batch: int) -> str:
-        """Shares the images: party 1 makes the shares; returns their name."""
+        """Shares the images; party 1 makes the shares. Returns their name."""
         self._share(self.program.input, images, OWNER_OF_IMAGES)
         return self.program.input
 
     def run(self, shared: str, after: Callable[[Step], None] | None = None) -> torch.Tensor | None:
-        """Runs the whole program at once; step by step if `after` is to be called."""
+        """Runs the whole program at once, or step by step if `after` must be called."""
         if after is None:
             self._execute(self._networks[self._batch])
             return self.reveal(self.program.output)
@@ -176,13 +182,15 @@ class SpuNode(Node):
     def _execute(self, executable: libspu.Executable) -> None:
         self._machine.run(executable)
         self._held.update(executable.output_names)
+        if not self.metered:
+            return
         sent = self._log.sent()
         self.meter.rounds += sent.actions
         self.meter.hops += sent.actions
         self.meter.bytes_sent += sent.bytes_sent
 
     def reveal(self, value: str) -> torch.Tensor | None:
-        """Opens the logits to party 1, to whom the others send their shares."""
+        """Opens the logits to party 1; the others send it their shares."""
         own = self._machine.get_var(value)
         if self.rank != OWNER_OF_IMAGES:
             self._send(OWNER_OF_IMAGES, packed(own))
@@ -192,3 +200,16 @@ class SpuNode(Node):
             for rank in range(self.setting.parties)
         ]
         return torch.from_numpy(self._io.reconstruct(shares)).float()
+
+
+class ByHand(SpuNode):
+    """A party that runs the CIFAR ResNet-18 of `byhand` and not the program, whose weights it takes.
+
+    It runs without SPU's profile, which a user's own script would not switch on; so its rounds and bytes are
+    not counted, but for those of the opening.
+    """
+
+    metered = False
+
+    def _request(self, program: Program, batch: int) -> Request:
+        return Request(program, batch, by_hand=True)

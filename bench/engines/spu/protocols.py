@@ -1,4 +1,4 @@
-"""What differs between the engines: SPU's protocol and the options that are not its defaults."""
+"""The differences between the engines: SPU's protocol and its options other than the defaults."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FRACTION_BITS = 16
 class Protocol:
     """A protocol of SPU.
 
-    `kind` is its name there; `colocated` tells that a value whose owner holds it in plaintext stays with the
-    owner until it meets a share. CHEETAH multiplies weights in plaintext then, as its paper does, and sends a
-    fifth less; ABY3 would share the weights anew in every inference and send more; SEMI2K sends the same.
+    `kind` is its name there. `colocated` keeps a value with the owner of its plaintext until it meets a
+    share. CHEETAH then multiplies weights in plaintext, as its paper does, and sends a fifth less. ABY3 would
+    share the weights anew in every inference and send more. SEMI2K sends the same.
     """
 
     kind: str
@@ -26,16 +26,17 @@ PROTOCOLS = {
     "spu-semi2k": Protocol("SEMI2K"),
     "spu-aby3": Protocol("ABY3"),
     "spu-cheetah": Protocol("CHEETAH", colocated=True),
+    "spu-byhand": Protocol("SEMI2K"),
 }
 """Engines by name (`pibench.engines.ENGINES`)."""
 
 
-def runtime_config(protocol: Protocol) -> Any:
-    """Gives SPU's configuration: ring Z_2^64, one thread, the profile that holds rounds and bytes.
+def runtime_config(protocol: Protocol, profile: bool = True) -> Any:
+    """Returns SPU's configuration: ring Z_2^64, one thread, the profile with rounds and bytes.
 
-    Truncation is SPU's default, right to one unit in the last place (`trunc_allow_msb_error` is off); so are
-    CHEETAH's products (`enable_mul_lsb_error` is off), and its comparisons are exact. SEMI2K takes its Beaver
-    triples from the first party.
+    Truncation is SPU's default, which is correct to one unit in the last place (`trunc_allow_msb_error` is
+    off). CHEETAH's products are correct too (`enable_mul_lsb_error` is off), and its comparisons are exact.
+    SEMI2K takes its Beaver triples from the first party.
     """
     from spu import libspu
 
@@ -44,18 +45,23 @@ def runtime_config(protocol: Protocol) -> Any:
     )
     config.fxp_fraction_bits = FRACTION_BITS
     config.max_concurrency = 1
-    config.enable_pphlo_profile = True
+    config.enable_pphlo_profile = profile
     config.experimental_enable_colocated_optimization = protocol.colocated
     return config
 
 
-def options(engine: str) -> dict[str, Any]:
-    """Describes an engine's arithmetic as a row stores it."""
+def options(engine: str) -> dict[str, str | int | bool]:
+    """Describes an engine's arithmetic as a row stores it, by SPU's own names of its options.
+
+    No comparison is approximate, so that a ReLU is exact; `enable_mul_lsb_error` is CHEETAH's alone.
+    """
+    kind = PROTOCOLS[engine].kind
     return {
-        "protocol": PROTOCOLS[engine].kind,
+        "protocol": kind,
         "ring_bits": 64,
         "fraction_bits": FRACTION_BITS,
+        "relu": "exact",
         "trunc_allow_msb_error": False,
-        "enable_mul_lsb_error": False,
-        "colocated": PROTOCOLS[engine].colocated,
+        **({"enable_mul_lsb_error": False} if kind == "CHEETAH" else {}),
+        "experimental_enable_colocated_optimization": PROTOCOLS[engine].colocated,
     }

@@ -1,1 +1,1 @@
-"""What is trained: each task is a network with its loss and with what happens between the steps."""
+"""Tasks: each one is a network with its loss and its actions between the steps."""

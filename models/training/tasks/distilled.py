@@ -32,7 +32,7 @@ class Distilled(Supervised):
         self.teacher, self.stages = teacher, tuple(stages)
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Returns the weighted sum; labels are not smoothed beside a teacher."""
+        """Returns the weighted sum; with a teacher the labels are not smoothed."""
         with torch.no_grad():
             wanted, theirs, _ = run_tapped(self.teacher, x, self.stages)
         logits, ours, _ = run_tapped(self.model, x, self.stages)

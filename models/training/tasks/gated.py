@@ -14,7 +14,7 @@ from pibench.models.variants import calibrate
 
 
 class Gated(Distilled):
-    """Joint reduction's learning: the gate of some blocks falls to 0 while the teacher is followed."""
+    """Joint reduction's training: the gate of some blocks falls to 0, and the network follows the teacher."""
 
     schedule: GateSchedule
 
@@ -36,7 +36,7 @@ class Gated(Distilled):
                 block.get_submodule(block.end).requires_grad_(False)
 
     def gate(self, done: float) -> float:
-        """Returns the gate when the fraction `done` of all steps is behind."""
+        """Returns the gate after the fraction `done` of all steps."""
         return max(0.0, 1.0 - done / self.schedule.fading)
 
     def start(self, setting: Setting) -> None:
@@ -49,14 +49,14 @@ class Gated(Distilled):
             block.gate = self.gate(done)
 
     def constants(self) -> Hashable | None:
-        """Returns nothing settled while the gate falls."""
+        """Returns None while the gate falls, because the loss then changes at every step."""
         return None if any(block.gate > 0 for block in self.blocks.values()) else super().constants()
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
-        """Takes the BatchNorm statistics anew if the gate has moved in this epoch; notes the gate.
+        """Recomputes the BatchNorm statistics if the gate has moved in this epoch; logs the gate.
 
         A moving gate changes the inputs of later layers faster than running statistics follow. Training uses
-        the batch's and does not depend on them.
+        the statistics of the batch and does not depend on them.
         """
         if self.gate(epoch / self.schedule.epochs) > 0:
             batches = setting.images.epoch(self.schedule.batch, setting.seed, epoch)

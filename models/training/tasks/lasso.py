@@ -1,4 +1,4 @@
-"""Learning which ReLUs may go."""
+"""Learning which ReLUs can be removed."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -16,9 +16,9 @@ from pibench.models.training.tasks.supervised import Supervised
 class Lasso(Supervised):
     """SNL's selection: weights and slopes learn labels together, with a lasso on the slopes.
 
-    The lasso's weight grows at every check at which the number of ReLUs (slopes above the threshold) has
-    fallen by less than an even pace to the budget asks (SNL: when it stalls). At the budget slopes stay.
-    Source: SNL (ICML 2022).
+    The number of ReLUs counts the slopes above the threshold. At every check it should have fallen at an even
+    pace towards the budget. If it has fallen less, the lasso's weight grows (in SNL: when it stalls). At the
+    budget the slopes stop. Source: SNL (ICML 2022).
     """
 
     schedule: LassoSchedule
@@ -34,11 +34,11 @@ class Lasso(Supervised):
         }
 
     def count(self) -> int:
-        """Returns how many slopes are above the threshold."""
+        """Returns the number of slopes above the threshold."""
         return sum(int((soft.alpha > self.schedule.threshold).sum()) for soft in self.softs.values())
 
     def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
-        """Adds an Adam for the slopes."""
+        """Returns the optimizers of the weights and an Adam for the slopes."""
         self.steps = steps
         self.pace = self.schedule.travels / steps
         self.adam = torch.optim.Adam([soft.alpha for soft in self.softs.values()], lr=self.pace)
@@ -49,11 +49,11 @@ class Lasso(Supervised):
         self.stopped = bool(self.extra["full"])
 
     def constants(self) -> Hashable | None:
-        """Returns whether the slopes stand still; the lasso's weight is a tensor."""
+        """Returns whether the slopes have stopped; the lasso's weight is a tensor."""
         return self.stopped
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Returns the cross-entropy and the lasso."""
+        """Returns the sum of the cross-entropy and the lasso."""
         loss = super().loss(x, labels)
         if self.stopped:
             return loss
@@ -61,7 +61,7 @@ class Lasso(Supervised):
 
     @torch.no_grad()
     def after_step(self, done: float) -> None:
-        """Keeps slopes in [0, 1]; checks their number at its times."""
+        """Keeps slopes in [0, 1]; checks their number at regular steps."""
         for group in self.adam.param_groups:
             group["lr"] = 0.0 if self.stopped else self.pace
         for soft in self.softs.values():
@@ -74,9 +74,9 @@ class Lasso(Supervised):
         left = max(1, (self.steps - step) // every)
         self.extra["full"] = torch.tensor(count <= self.budget)
         if before - count < (before - self.budget) / left:
-            self.extra["weight"].mul_(self.schedule.growth)  # in its place, where a recorded step reads it
+            self.extra["weight"].mul_(self.schedule.growth)  # in place: a recorded step reads this tensor
         self.extra["count"] = torch.tensor(count)
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
-        """Notes the number of ReLUs and the lasso's weight."""
+        """Returns the number of ReLUs and the lasso's weight for the log."""
         return {"relus": self.count(), "lasso": float(self.extra["weight"])}

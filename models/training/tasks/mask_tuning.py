@@ -15,11 +15,12 @@ from pibench.models.training.tasks.distilled import Distilled
 
 @torch.no_grad()
 def linearisation_error(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Returns what it costs each position of a network's ReLUs to be linear, [C, H, W] by name.
+    """Returns the error of making each position of a network's ReLUs linear, [C, H, W] by name.
 
-    It is |ReLU(x) - x| = |min(x, 0)| of the value x before the ReLU, summed over the images. Ours: SENet
-    takes |a_AR - a_PR|, the change of the value after the ReLU against the network with all ReLUs (arXiv
-    2301.09254), which is almost 0 where a ReLU stands, so that a mask chosen by it flees from itself.
+    It is |ReLU(x) - x| = |min(x, 0)| of the value x before the ReLU, summed over the images. This choice is
+    ours. SENet takes |a_AR - a_PR|, the change of the value after the ReLU compared with the network with all
+    ReLUs (arXiv 2301.09254). That change is almost 0 at every position with a ReLU, so a mask chosen by it
+    would drop exactly these positions.
     """
     kinds = (nn.ReLU, TrainingReLU)
     names = [name for name, relu in named_relus(model).items() if isinstance(relu, kinds)]
@@ -33,11 +34,11 @@ def linearisation_error(model: nn.Module, batches: Iterable[Tensor]) -> dict[str
 
 
 class MaskTuning(Distilled):
-    """SENet's fine-tuning with masks that stay, chosen at the start in place of its search.
+    """SENet's fine-tuning with fixed masks, chosen at the start instead of by its search.
 
-    `share` says how many positions each layer keeps. `reference` is the same structure with all ReLUs, or
-    with those of a larger budget: in each layer the positions with the largest `linearisation_error` there
-    are kept.
+    `share` is the number of positions that each layer keeps. `reference` is the same structure with all
+    ReLUs, or with those of a larger budget. In each layer the positions with the largest
+    `linearisation_error` there are kept.
     """
 
     schedule: MaskSchedule
@@ -55,7 +56,7 @@ class MaskTuning(Distilled):
         self.reference, self.share = reference, share
 
     def start(self, setting: Setting) -> None:
-        """Chooses the masks; of a reference that has masks only positions that are kept there are."""
+        """Chooses the masks; they keep only positions that the reference's masks keep."""
         with setting.autocast():
             error = linearisation_error(self.reference, setting.images.sample(self.schedule.images))
         error = {name: value.cpu() for name, value in error.items()}

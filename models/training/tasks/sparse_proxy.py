@@ -1,4 +1,4 @@
-"""Learning with few weights that move: a measure of where a network is sensitive."""
+"""Learning with few weights that move: a measure of a network's sensitivity."""
 
 from collections.abc import Mapping
 
@@ -13,16 +13,16 @@ from pibench.models.training.tasks.supervised import Supervised
 
 
 def densities(kept: Mapping[str, Tensor]) -> dict[str, float]:
-    """Returns the share of weights that each convolution has, from the proxy's masks."""
+    """Returns the share of its weights that each convolution has, from the proxy's masks."""
     return {name: float(mask.float().mean()) for name, mask in kept.items()}
 
 
 class SparseProxy(Supervised):
-    """Trains with few weights that move to where the momentum is: SENet's measure of sensitivity.
+    """Trains with few weights that move to the places of large momentum: SENet's measure of sensitivity.
 
-    Of each convolution the smallest weights are cut; as many grow again, shared among the layers by the mean
-    momentum of their weights, at the largest momenta (sparse momentum, arXiv 1907.04840). The number of
-    weights in all convolutions never changes.
+    The smallest weights of each convolution are cut. The same number grows again at the largest momenta,
+    shared among the layers by the mean momentum of their weights (sparse momentum, arXiv 1907.04840). The
+    number of weights in all convolutions never changes.
     """
 
     schedule: SparseSchedule
@@ -47,13 +47,13 @@ class SparseProxy(Supervised):
             conv.weight.mul_(self.extra[name])
 
     def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
-        """Keeps the optimizer, whose momenta say where weights grow."""
+        """Keeps the optimizer, because its momenta decide where weights grow."""
         self.steps = steps
         (self.sgd,) = super().optimizers(schedule, steps)
         return [self.sgd]
 
     def after_step(self, done: float) -> None:
-        """Keeps cut weights at 0, and moves weights at its times."""
+        """Keeps cut weights at 0, and moves weights at regular steps."""
         self._cut()
         step = round(done * self.steps)
         if (
@@ -81,7 +81,7 @@ class SparseProxy(Supervised):
         free = [int((~self.extra[name]).sum()) for name in self.convs]
         grown = dict(zip(self.convs, allocate(free, means, cut), strict=True))
         for name in self.convs:
-            # -1 bars the places that are taken
+            # -1 excludes the places that are taken
             places = momenta[name].masked_fill(self.extra[name], -1.0).cpu()
             new = largest_masks({name: places}, {name: grown[name]})[name]
             self.extra[name] = self.extra[name] | new.to(self.extra[name].device)

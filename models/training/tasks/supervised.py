@@ -40,7 +40,7 @@ class Supervised:
         """Does nothing."""
 
     def constants(self) -> Hashable | None:
-        """Returns what the loss depends on besides tensors: nothing."""
+        """Returns an empty value: the loss depends only on tensors."""
         return ()
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -51,5 +51,5 @@ class Supervised:
         """Does nothing."""
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
-        """Notes nothing."""
+        """Returns nothing to log."""
         return {}

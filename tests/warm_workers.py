@@ -1,0 +1,102 @@
+"""Workers that are forked from one process, which has imported what they need.
+
+An import of torch, CrypTen and numba takes a worker most of the seconds that a small test takes. The fork
+server of the standard library pays for it once for each process of the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from pibench.parties import group
+from pibench.parties.processes import ENVIRONMENT, start_worker
+
+_FORKS = get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "pibench.parties.worker",
+        "pibench.engines.crypten.node",
+        "pibench.engines.lean.dealer",
+        "pibench.engines.lean.node",
+    ]
+)
+
+
+class Forked:
+    """A forked worker, as a group sees it: what it uses of `subprocess.Popen`."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self.process = process
+        self.pid = process.pid
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", timeout)
+        return self.process.exitcode
+
+
+def fork_worker(
+    log: Path, lifeline: int, interface: str, prefix: tuple[str, ...] = ()
+) -> tuple[Any, Connection]:
+    """Starts a worker like `pibench.parties.processes.start_worker`; one behind a prefix is not forked."""
+    if prefix:
+        return start_worker(log, lifeline, interface, prefix)
+    ours, theirs = socket.socketpair()
+    environment = os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": interface}
+    with theirs, patch.dict(os.environ, environment):  # glibc reads its own when the server starts
+        process = _FORKS.Process(target=_work, args=(theirs, _Descriptor(lifeline), log, environment))
+        process.start()
+    return Forked(process), Connection(ours.detach())
+
+
+class _Descriptor:
+    """A descriptor that travels to the forked process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self.number),)
+
+
+def _received(passed: Any) -> int:
+    return passed.detach()
+
+
+def _work(connection: socket.socket, lifeline: int, log: Path, environment: dict[str, str]) -> None:
+    """Makes the forked process what a started one is, and works."""
+    from pibench.parties import worker
+
+    os.setsid()
+    with log.open("wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["worker", str(connection.detach()), str(lifeline)]
+    worker.main()
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Has the parties that are started here forked."""
+    with patch.object(group, "start_worker", fork_worker):
+        yield
