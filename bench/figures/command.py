@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     if options.paper:
-        print(*write_paper(tables, options.plots / "paper"), sep="\n")
+        print(write_paper(tables, options.plots / "paper"))
         return 0
     lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]

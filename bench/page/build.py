@@ -15,11 +15,18 @@ from pibench.figures.data import Tables
 from pibench.figures.drawing import draw_all
 from pibench.figures.style import CLASSES
 from pibench.page import content
-from pibench.page.markdown import to_html
-from pibench.report.accuracy_section import FIGURES as ACCURACY_FIGURES
+from pibench.page.markdown import figures_of, to_html
 from pibench.report.collect import Report
 from pibench.report.pages import PAGES
 from pibench.report.provenance import conventions_list, provenance_lines
+
+MORE_FIGURES = {
+    "accuracy": {
+        "sensitivity": "Accuracy that each ReLU layer is worth",
+        "masks": "Where trained networks keep their ReLUs",
+    }
+}
+"""Figures that no page of the report shows, by section: captions by name."""
 
 
 def make_page(report: Report, tables: Tables) -> str:
@@ -30,14 +37,15 @@ def make_page(report: Report, tables: Tables) -> str:
     drawn = draw_figures(tables)
     sections = []
     for name, page in PAGES.items():
-        captions = ACCURACY_FIGURES if name == "accuracy" else page.figures
+        text = page.tables(report)
+        captions = figures_of(text) | page.figures | MORE_FIGURES.get(name, {})
         shown = {figure: caption for figure, caption in captions.items() if figure in drawn}
         sections.append(
             {
                 "name": name,
                 "title": page.title,
                 "introduction": to_html(page.introduction),
-                "text": to_html(page.tables(report)),
+                "text": to_html(text),
                 "figures": [(drawn[figure], caption) for figure, caption in shown.items()],
             }
         )

@@ -33,6 +33,8 @@ TABLES = {
     "equal_latency": "the most accurate network within a measured latency",
     "tries": "trainings with one setting changed",
     "sensitivity": "accuracy that each ReLU layer is worth",
+    "protocols": "the same networks under other protocols, each beside its own baseline",
+    "protocol_models": "what published models say of those protocols, beside what was measured",
 }
 """The tables of a report, in the order of the page, and what one line is."""
 

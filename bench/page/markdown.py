@@ -9,6 +9,7 @@ from html import escape
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+FIGURE = re.compile(r"^!\[(?P<caption>[^\]\n]*)\]\(plots/(?P<name>\w+)\.svg\)$", re.MULTILINE)
 FOLDED = re.compile(r"^(?:<details><summary>(?P<title>.*)</summary>|(?P<end></details>))$", re.MULTILINE)
 """The only tags that reports write, each alone on its line."""
 
@@ -26,9 +27,14 @@ def _parser() -> MarkdownIt:
     return parser
 
 
+def figures_of(text: str) -> dict[str, str]:
+    """Returns the captions of the figures that a report's Markdown shows, by the figures' names."""
+    return {found["name"]: found["caption"] for found in FIGURE.finditer(text)}
+
+
 def to_html(text: str) -> Markup:
     """Returns the HTML of a report's Markdown; figures are left out, and links become plain words."""
-    text = re.sub(r"^!\[[^\]\n]*\]\(plots/[^)\n]*\)$", "", text, flags=re.MULTILINE)
+    text = FIGURE.sub("", text)
     made, at = [], 0
     for mark in FOLDED.finditer(text):
         made.append(_parser().render(text[at : mark.start()]))

@@ -31,7 +31,7 @@ IN_A_COLUMN = (
 """The figures that can be read in one column; the others have too many panels."""
 
 
-def write_paper(tables: Tables, folder: Path) -> list[str]:
+def write_paper(tables: Tables, folder: Path) -> str:
     """Writes figures as PDF, `figures.tex` with their captions, and a file a table; says what it wrote."""
     drawn = drawing.on_all_cores(partial(draw, tables=tables, folder=folder), FIGURES)
     floats = [text for each in zip(FIGURES, drawn, strict=True) for text in _floats(*each)]
@@ -40,10 +40,10 @@ def write_paper(tables: Tables, folder: Path) -> list[str]:
     for name, text in made.items():
         replace_file(folder / name, text.encode())
     known = sum(caption is not None for caption in drawn)
-    return [
+    return (
         f"{folder}: {known} figures of {WIDTH:g} in, those of one panel or two of 3.3 in as well, and "
         f"{len(made) - 1} tables; use the packages booktabs and graphicx"
-    ]
+    )
 
 
 def draw(name: str, tables: Tables, folder: Path) -> str | None:
