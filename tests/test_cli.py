@@ -42,6 +42,7 @@ OWN = {
                 return self.head(torch.flatten(x, 1))
         """,
     "net.py": """
+        import torch
         from models.net import Net
 
         def make():
@@ -50,6 +51,10 @@ OWN = {
         def sized(width): ...
         def text(): return "no network"
         def failing(): raise KeyError("a fault of mine")
+
+        class Random(Net):
+            def forward(self, x):
+                return super().forward(x * torch.rand(1))
         """,
 }
 
@@ -138,12 +143,17 @@ def test_debug_shows_where():
         ("nett.py:make", "did you mean 'net.py'"),
         ("net.py:sized", "sized needs width"),
         ("net.py:text", "it must give a torch.nn.Module"),
-        ("net.py:failing", "a fault of mine' (line 9 of net.py)"),
+        ("net.py:failing", "a fault of mine' (line 10 of net.py)"),
         ("models.nett:Net", "No module named 'models.nett'"),
     ],
 )
 def test_a_faulty_network_of_ones_own_is_named(own, name, complaint):
     assert complaint in call("cost", name, "--shape", "3,16,16", status=2)
+
+
+def test_a_random_factor_is_refused_and_not_frozen(own):
+    complaint = call("cost", "net.py:Random", "--shape", "3,16,16", status=2)
+    assert "draws random numbers, which would be frozen; draw only if self.training" in complaint
 
 
 def test_the_shape_is_found_or_asked_for(own):
@@ -254,6 +264,30 @@ def test_compare_refuses_to_mix_machines_and_what_has_nothing_in_common(tmp_path
     assert "no case in common" in call("compare", str(tmp_path / "a"), str(tmp_path / "c"), status=2)
 
 
+def test_results_of_two_machines_merge_and_are_never_mixed(tmp_path):
+    here, there, both = (str(tmp_path / name) for name in ("here", "there", "both"))
+    fill(tmp_path / "here", started="2026-01-01T00:00:00+00:00")
+    another = make_row("baseline", "lean")["machine"] | {"cpu": "Another CPU"}
+    fill(tmp_path / "there", 2.0, machine=another, host="node7", started="2026-02-01T00:00:00+00:00")
+    said = call("merge", here, there, "-o", both)
+    assert "Another CPU" in said
+    assert "node7" in said
+    assert len(read_rows(tmp_path / "both" / "bench.json")) == 4
+    assert pibench.merge([here], both)["cases"].tolist() == [2, 2]
+    again = pibench.compare(both, both)
+    assert again["online_ratio"].tolist() == [1.0] * 4
+    assert pibench.compare(both, here)["machine"].nunique() == 1
+    assert "of two machines" in call("compare", here, both, "--across-machines", status=2)
+    assert "shown is Another CPU" in call("report", "--results", both, "--quiet")
+    newest = pd.read_csv(tmp_path / "both" / "summary.csv")
+    assert set(newest["cpu"]) == {"Another CPU"}
+    assert len(newest) == 2
+    call("report", "--results", both, "--quiet", "--machine", "epyc")
+    assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["cpu"]).isdisjoint({"Another CPU"})
+    assert "choose one of" in call("report", "--results", both, "--machine", "none", status=1)
+    assert "there is none at" in call("merge", here, str(tmp_path / "nowhere"), "-o", both, status=2)
+
+
 def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
     missing = ("--results", str(tmp_path))
     assert "has no rows" in call("report", *missing, status=1)
@@ -270,6 +304,17 @@ def test_the_command_is_a_module_too():
 
 def test_help_teaches_by_examples():
     assert "pibench run net.py:make" in " ".join(call("--help").split())
-    for command in ("list", "cost", "run", "compare", "report", "figures", "train", "accuracy", "doctor"):
+    for command in (
+        "list",
+        "cost",
+        "run",
+        "compare",
+        "merge",
+        "report",
+        "figures",
+        "train",
+        "accuracy",
+        "doctor",
+    ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")

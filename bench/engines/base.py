@@ -18,6 +18,11 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
+Rehearsal = Callable[
+    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
+    "torch.Tensor",
+]
+
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
     """Raised by `infer` when no offline phase for this batch precedes it."""
@@ -56,6 +61,10 @@ def usual_options() -> dict[str, str | int | bool]:
     return {"ring_bits": 64, "fraction_bits": 16}
 
 
+def suited() -> None:
+    """Finds nothing that keeps an engine from this machine."""
+
+
 def nothing_to_compile() -> None:
     """Does nothing: the engine has nothing to compile."""
 
@@ -76,11 +85,14 @@ class Engine:
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
     that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
     bytes of each step, with the opening last. It is None for an engine without one.
+    `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
+    `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
-    Requirements: `modules` must be importable, and `install` is the command that installs them. With
-    `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
-    address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
-    differ a little. `two_hosts` is true if a party may run on another host.
+    Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
+    returns why no command can install them here, or None. With `all_listen` every party listens and every
+    other party may call it, as with gloo. Each party then needs an address that the others reach. Without
+    `steady_traffic` the traffic of two inferences of one network may differ a little. `two_hosts` is true if
+    a party may run on another host.
 
     Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference.
     `compute` and `waiting` are the times for computing and for waiting on a link, relative to the stock
@@ -106,8 +118,10 @@ class Engine:
     value_limits: Callable[[Program], Mapping[str, float]] = no_limits
     compile_all: Callable[[], None] = nothing_to_compile
     traffic: Callable[[Program, int, int], Sequence[StepTraffic]] | None = None
+    rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
+    unsuited: Callable[[], str | None] = suited
     steady_traffic: bool = True
     all_listen: bool = False
     two_hosts: bool = False
@@ -141,10 +155,10 @@ class Engine:
         lacking = [module for module in self.modules if find_spec(module) is None]
         if not lacking:
             return None
-        return (
-            f"the {self.name} engine needs {', '.join(lacking)}, not installed here; install it with: "
-            f"{self.install}"
-        )
+        needed = f"the {self.name} engine needs {', '.join(lacking)}"
+        if (reason := self.unsuited()) is not None:
+            return f"{needed}, which {reason}"
+        return f"{needed}, not installed here; install it with: {self.install}"
 
     def demand_installed(self) -> None:
         """Raises EngineMissing, with the command that installs the engine, where it cannot run."""

@@ -28,7 +28,8 @@ from pibench.links import Link, LinkCheck, make_shaper, parse_link
 from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
-from pibench.program.lower import VALUE_LIMIT, Lowered, lower
+from pibench.program.guard import demand_precision, demand_truncations, widest
+from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
 
@@ -123,6 +124,7 @@ class Parties:
         self.link_check: LinkCheck | None = None
         self.group = Group(shaper_of_link, timeout_s)
         self._prepared: int | None = None
+        self._reach = 0.0  # the largest number of images that was judged
 
     # Opening and closing.
 
@@ -188,11 +190,12 @@ class Parties:
         """Lowers `model` for inputs like `example` [N, ...] and shares its weights among the parties.
 
         `set_up` then holds the cost, and `lowered` the program and the plaintext logits of the example.
-        Raises ExportError when the model cannot be run (see `pibench.program.lower`); the processes then
-        receive nothing.
+        Raises ExportError when the model cannot be run (see `pibench.program.lower`) or when fixed point
+        spoils its answers (see `pibench.program.guard`); the processes then receive nothing. A smaller loss
+        is a PrecisionWarning.
         """
         lowered = lower(model, example)
-        lowered.demand(self._known.value_limits(lowered.program))
+        self._judge(lowered, widest(example))
         self._prepared = None
         # The weights travel as arrays: a pickled tensor needs a second copy in the receiving party's memory.
         weights = {name: weight.numpy() for name, weight in lowered.weights.items()}
@@ -200,6 +203,7 @@ class Parties:
             "load", lambda rank: (lowered.program, weights if rank == 0 else None), helpers=True
         )
         self.lowered = lowered
+        self._reach = lowered.largest[lowered.program.input]
         self.set_up = SetUp(
             max(reply["seconds"] for reply in replies[: self.count]),
             max(reply["rounds"] for reply in replies[: self.count]),
@@ -231,8 +235,9 @@ class Parties:
 
         `online_s` then holds the slower party's seconds, `sent` the traffic, and `hops` its sequential
         one-way trips. Raises NotPrepared without a matching `prepare`. Raises TypeError or ValueError for
-        images of another type or shape, or beyond fixed point. The range of the values inside the network was
-        checked only for the example of `load`: much larger images may overflow unnoticed.
+        images of another type or shape, or beyond fixed point. Images with larger numbers than all before are
+        judged as the example was, and refused if they do not pass. This evaluates the two widest ones three
+        times in plaintext; no clock includes it.
         """
         replies = self._online("infer", images)
         self.online_s = max(reply["seconds"] for reply in replies)
@@ -339,8 +344,26 @@ class Parties:
                 f"the loaded network takes images of shape [N, {', '.join(map(str, shape))}], "
                 f"not {list(images.shape)}"
             )
-        if not images.isfinite().all() or images.abs().max() >= VALUE_LIMIT:
+        reach = images.abs().max().item()
+        if not reach < VALUE_LIMIT:
             raise ValueError("the images hold NaN, infinity or values beyond 2^30; repair or normalise them")
+        if reach > self._reach:
+            try:
+                wide = widest(images)
+                self._judge(self._loaded().on(wide), wide)
+            except ExportError as error:
+                raise ValueError(
+                    f"the images reach {reach:.3g}, where up to {self._reach:.3g} was checked: {error}"
+                ) from error
+            self._reach = reach
+
+    def _judge(self, lowered: Lowered, images: torch.Tensor) -> None:
+        """Raises ExportError unless this engine can hold a network's values on `images` and the answer."""
+        lowered.demand(self._known.value_limits(lowered.program))
+        if not self.exact_truncation:
+            demand_truncations(lowered)
+        if self._known.rehearse is not None:
+            demand_precision(lowered, images, self._known.rehearse)
 
     def _call(
         self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False

@@ -52,6 +52,14 @@ class Lowered:
     largest: dict[str, float]
     truncation_failures: float
 
+    def on(self, images: Tensor) -> Lowered:
+        """Returns the same network with the values that it takes on other images [N, ...].
+
+        Raises ExportError as `lower` does for values that are NaN, infinite or 2^30 or more.
+        """
+        labels = {step.name: f"the value of {step.name!r}" for step in self.program.steps}
+        return _valued(self.program, self.weights, images.detach().to("cpu", torch.float64), labels)
+
     def demand(self, limits: Mapping[str, float]) -> None:
         """Raises ExportError if a value reaches its limit; limits are by the names of the program."""
         for name, limit in limits.items():

@@ -47,7 +47,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
     Modules of torch.nn and `MaskedReLU` become single nodes with positional arguments. A GraphModule is
     copied. No operator of the graph works in place (see `pibench.models.graph.inplace`). Raises ValueError
-    for modules with forward hooks, and for networks that cannot be written without in-place changes.
+    for modules with forward hooks, for a forward that draws random numbers, and for networks that cannot be
+    written without in-place changes.
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
@@ -57,7 +58,13 @@ def trace(model: nn.Module) -> fx.GraphModule:
             )
     copied = copy.deepcopy(model)
     if not isinstance(copied, fx.GraphModule):
+        before = torch.get_rng_state()
         copied = fx.GraphModule(copied, _Tracer().trace(copied), type(model).__name__)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise ValueError(
+                f"cannot trace: the forward of {type(model).__name__} draws random numbers, which a graph "
+                "would freeze to one draw; draw only if self.training"
+            )
     for node in copied.graph.nodes:
         if node.op == "call_module" and node.kwargs:
             forward = inspect.signature(copied.get_submodule(node.target).forward)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
-from pibench.program.ir import Program
+from pibench.program.ir import Program, Step
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_node(setting: Setting) -> Node | Helper:
@@ -29,6 +34,18 @@ def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
     return traffic(program, batch, parties)
 
 
+def rehearse(
+    program: Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in CrypTen's fixed point, in plaintext; it encodes toward zero."""
+    from pibench.program.fixed_point import evaluate_in_fixed_point, toward_zero
+
+    return evaluate_in_fixed_point(program, weights, images, after, encode=toward_zero)
+
+
 ENGINE = Engine(
     name="stock",
     label="stock (CrypTen)",
@@ -38,6 +55,7 @@ ENGINE = Engine(
     serving=("ttp",),
     make_node=make_node,
     traffic=traffic,
+    rehearse=rehearse,
     exact_truncation=False,
     line="--",
     filled=False,

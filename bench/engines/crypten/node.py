@@ -18,8 +18,8 @@ import torch
 
 from pibench.engines.base import Helper, Meter, Node, NotPrepared, Setting
 from pibench.engines.crypten.compat import crypten
+from pibench.engines.crypten.gloo import demand_relayed, shaped_rendezvous
 from pibench.links.model import ring_hops
-from pibench.links.route import demand_relayed, shaped_rendezvous
 from pibench.program import ir
 from pibench.program.plaintext import rearranged
 

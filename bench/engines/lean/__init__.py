@@ -10,8 +10,14 @@ Values must stay below 2^28 in absolute value; `plan.value_limits` returns the e
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
 from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
-from pibench.program.ir import Program
+from pibench.program.ir import Program, Step
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_node(setting: Setting) -> Node | Helper:
@@ -43,6 +49,18 @@ def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
     return traffic(program, batch, parties)
 
 
+def rehearse(
+    program: Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in the engine's fixed point, in plaintext (`plaintext`)."""
+    from pibench.engines.lean.plaintext import evaluate
+
+    return evaluate(program, weights, images, after)
+
+
 def compile_all() -> None:
     """Compiles the kernels into the cache on disk, so that no measurement pays for it."""
     from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
@@ -58,6 +76,7 @@ ENGINE = Engine(
     value_limits=value_limits,
     traffic=traffic,
     compile_all=compile_all,
+    rehearse=rehearse,
     exact_truncation=True,
     line="-",
     filled=True,

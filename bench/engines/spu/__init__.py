@@ -3,7 +3,8 @@
 SPU 0.9.5 is a compiler and a runtime. `networks` writes a program in jax.numpy. `compiler` turns it into
 SPU's code, once for each batch, in a separate process that party 0 starts. `node` is a party, which runs the
 code on shares. `link` connects the parties by SPU's own link (brpc). `log` reads rounds and bytes from SPU's
-own profile. `protocols` holds the differences between the three engines.
+own profile. `protocols` holds the differences between the three engines. `byhand` is a network written by
+hand, as a yardstick.
 
 Secrets: party 0 alone receives the weights and party 1 alone the images. Each makes the shares of its input
 in its own process and sends the others their shares over the link. The logits are opened to party 1.
@@ -14,9 +15,18 @@ contains all their work.
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.engines.spu.protocols import options
 from pibench.program import ir
+
+if TYPE_CHECKING:
+    import torch
 
 OPERATORS = (
     ir.Convolution,
@@ -42,11 +52,22 @@ OPERATORS = (
 """The operators of the intermediate representation that `networks` can say to SPU."""
 
 
+WHEEL = "Python 3.11 on Linux x86_64"
+"""What SPU 0.9.5 can be installed for; its wheel for Python 3.10 is of no use here."""
+
+
 def make_node(setting: Setting) -> Node | Helper:
     """Makes the party of this process and connects it to the others."""
     from pibench.engines.spu.node import SpuNode
 
     return SpuNode(setting)
+
+
+def make_node_by_hand(setting: Setting) -> Node:
+    """Makes a party that runs a network written by hand for SPU."""
+    from pibench.engines.spu.node import ByHand
+
+    return ByHand(setting)
 
 
 def value_limits(program: ir.Program) -> dict[str, float]:
@@ -64,10 +85,31 @@ def value_limits(program: ir.Program) -> dict[str, float]:
     return {}
 
 
+def unsuited() -> str | None:
+    """Returns which Python or system this is if SPU has no wheel for it, else None."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    here = f"Python {version} on {platform.system()} {platform.machine()}"
+    if here == WHEEL:
+        return None
+    return f"has a wheel for {WHEEL} alone, and this is {here}: make the environment with such a Python"
+
+
+def rehearse(
+    program: ir.Program,
+    weights: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
+    after: Callable[[ir.Step, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """Computes an answer in SPU's fixed point, in plaintext."""
+    from pibench.program.fixed_point import evaluate_in_fixed_point
+
+    return evaluate_in_fixed_point(program, weights, images, after)
+
+
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
 ) -> Engine:
-    """Describes one protocol; `compute` is against the stock engine's time for one image and peer."""
+    """Describes one protocol; `compute` is relative to the stock engine's time for one image and peer."""
     return Engine(
         name=name,
         label=label,
@@ -75,6 +117,7 @@ def _engine(
         parties=(parties,),
         providers={provider: ()},
         make_node=make_node,
+        rehearse=rehearse,
         exact_truncation=True,
         line=line,
         filled=filled,
@@ -85,7 +128,8 @@ def _engine(
         options=options(name),
         value_limits=value_limits,
         modules=("spu",),
-        install="pip install -e '.[spu]' (wheels for Linux x86-64 with Python 3.11)",
+        install="pip install -e '.[spu]'",
+        unsuited=unsuited,
         # ABY3 draws anew in each truncation who does what, CHEETAH compresses ciphertexts and makes its
         # oblivious transfers in stocks.
         steady_traffic=name == "spu-semi2k",
@@ -110,4 +154,13 @@ CHEETAH = _engine(
     "Cheetah (SPU)",
     "two semi-honest parties, nobody else: no dealer",
     *(2, "none", 60.0, ":", True),
+)
+
+BY_HAND = replace(
+    SEMI2K,
+    name="spu-byhand",
+    label="SPU by hand",
+    trust="as spu-semi2k",
+    make_node=make_node_by_hand,
+    offered=False,
 )
