@@ -5,6 +5,7 @@ import textwrap
 
 import pandas as pd
 import pytest
+import torch
 from results_factory import make_protocol_row, make_row
 from typer.testing import CliRunner
 
@@ -165,11 +166,9 @@ def test_the_shape_is_found_or_asked_for(own):
 
 
 def test_own_networks_are_measured_in_a_folder_with_its_own_models(own):
-    command = [sys.executable, "-m", "pibench.cli", "run", "models.net:Net", "--against", "net.py:make"]
-    run = subprocess.run(
-        [*command, "--rounds", "2", "--json"], cwd=own, capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 0, run.stderr
+    command = ("run", "models.net:Net", "--against", "net.py:make", "--rounds", "2", "--json")
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
     lines = {line["variant"]: line for line in json.loads(run.stdout)}
     assert lines["models.net:Net"]["reference_case"] == "lean/net.py:make/w4/b1/2p/loopback"
     rows = read_rows(own / "results" / "bench.json")
@@ -204,14 +203,10 @@ def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
     line = json.loads(call("cost", name, "--shape", "1,8,8", "--json"))[0]
     assert {key: line[key] for key in wanted} == wanted
     assert "(line 14 of shaped.py)" in call("cost", name, "--shape", "1,9,9", status=2)
-    script = (
-        "import torch, shaped\n"
-        "example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO\n"
-        "made = shaped.Shaped().eval()\n"
-        "exported = torch.export.export(made, (example,), dynamic_shapes=({0: batch},))\n"
-        "torch.export.save(exported, 'net.pt2')\n"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=own, check=True, timeout=120)
+    exec(compile(textwrap.dedent(SHAPED), "shaped.py", "exec"), made := {"__name__": "shaped"})
+    example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO
+    exported = torch.export.export(made["Shaped"]().eval(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, own / "net.pt2")
     (own / "shaped.py").unlink()
     line = json.loads(call("cost", "net.pt2", "--json"))[0]
     assert {key: line[key] for key in wanted} == wanted
@@ -299,6 +294,12 @@ def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
     assert "--plots" in call("figures", "--help")
     assert "--plan" in call("train", "--help")
     assert "--test-images" in call("accuracy", "--help")
+
+
+def test_the_command_is_a_module_too():
+    command = [sys.executable, "-m", "pibench.cli", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "pibench COMMAND --help" in " ".join(run.stdout.split())
 
 
 def test_help_teaches_by_examples():

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 from pibench.costs.predict import predict
-from pibench.parties.driver import Parties
 from pibench.program.lower import lower
 
 IMAGES = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -82,18 +81,6 @@ def model_of(name: str) -> nn.Module:
     model.register_buffer("d", torch.rand(1, 4, 1, 1, generator=draw) + 0.5)
     model.register_buffer("mask", MASK.float())
     return model
-
-
-@pytest.fixture(scope="module")
-def stock():
-    with Parties(engine="stock", timeout_s=120) as parties:
-        yield parties
-
-
-@pytest.fixture(scope="module")
-def lean():
-    with Parties(engine="lean", timeout_s=120) as parties:
-        yield parties
 
 
 @pytest.mark.parametrize("name", CASES)
