@@ -172,7 +172,7 @@ def test_the_page_has_one_table_with_trust_and_everything_asked_for(made):
 def test_the_paragraph_says_what_the_numbers_say(near):
     said = findings(near)
     assert "One inference of the baseline takes " in said
-    assert "Fewer layers beside fewer ReLUs, `joint-0.052` over `senet-0.09`, give " in said
+    assert "Fewer layers beside fewer ReLUs, `joint-0.052` over `senet-0.09`, are worth " in said
     assert "`joint-0.052` gains most under stock (CrypTen) (" in said
     for engine, share in (("stock", 0.4), ("lean", 0.4), ("spu-semi2k", 0.8), ("spu-aby3", 0.7)):
         near = changed(near, engine, "baseline", relu_share=share, relus_per_convolution=12_345)
@@ -198,6 +198,7 @@ def test_whether_dropping_relus_pays_under_he(near, speedup, low, verdict):
     )
     said = f"dropping ReLUs alone {verdict}: on Cheetah (SPU) `senet-0.09` is faster by"
     assert said in findings(near)
+    assert ("too few pairs" in findings(near)) == math.isnan(low)
 
 
 def test_merging_alone_may_lose(near):

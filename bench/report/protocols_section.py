@@ -114,7 +114,7 @@ def _said_of_reductions(near: pd.DataFrame) -> str:
         if {senet, joint} <= set(speedups):
             more = (speedups[joint] / speedups[senet]).dropna()
             span = " to ".join(dict.fromkeys(format_ratio(end) for end in (more.min(), more.max())))
-            sentences.append(f"Fewer layers beside fewer ReLUs, `{joint}` over `{senet}`, give {span}.")
+            sentences.append(f"Fewer layers beside fewer ReLUs, `{joint}` over `{senet}`, are worth {span}.")
     merged = reduced[reduced["variant"] == "merged-exact"]
     for verb, group in (
         ("faster", merged[merged["whole_speedup"] > 1]),
@@ -158,11 +158,13 @@ def _said_of_he(near: pd.DataFrame) -> str:
     if found.empty:
         return ""
     case = found.iloc[0]
-    low = case["whole_speedup"] if pd.isna(case["whole_speedup_low"]) else case["whole_speedup_low"]
+    alone = pd.isna(case["whole_speedup_low"])
+    low = case["whole_speedup"] if alone else case["whole_speedup_low"]
     verdict = "pays" if low > PAYS else "hardly pays" if low > 1 else "does not pay"
     return (
         f"Under homomorphic encryption, dropping ReLUs alone {verdict}: on {_label(case)} "
-        f"`{case['variant']}` is faster by {format_ratio(*case[list(FASTER)])}."
+        f"`{case['variant']}` is faster by {format_ratio(*case[list(FASTER)])}"
+        + (", of too few pairs for an interval." if alone else ".")
     )
 
 
