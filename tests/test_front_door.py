@@ -137,12 +137,6 @@ def test_masks_as_papers_write_them(function, mask):
     assert step.operator.kept.tolist() == MASK.flatten().nonzero().flatten().tolist()
 
 
-def test_outputs_are_chosen_by_name():
-    model = Apply(lambda m, x: {"out": x.relu(), "aux": -x})
-    assert (lower(model, IMAGES, output="out").logits == IMAGES.double().relu()).all()
-    assert (lower(model, IMAGES, output="aux").logits == -IMAGES.double()).all()
-
-
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_wrapped_and_pruned_networks_run():
     conv = nn.Conv2d(4, 3, 3)
