@@ -214,6 +214,37 @@ def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
     assert frame["repetitions_succeeded"].tolist() == [1]
 
 
+HEADS = """
+    import torch
+    from torch import nn
+
+    class Heads(nn.Module):
+        def __init__(self, by_size=False):
+            super().__init__()
+            self.conv, self.fc, self.by_size = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5), by_size
+
+        def forward(self, x):
+            x = self.conv(x).relu()
+            if self.by_size and x.shape[2] != 6:  # no tracer follows this
+                raise ValueError("8 pixels, please")
+            return {"logits": self.fc(x.flatten(1)), "maps": [x, x.mean((2, 3))]}
+
+    def exported():
+        return Heads(True)
+    """
+
+
+@pytest.mark.parametrize("name", ["heads.py:Heads", "heads.py:exported"])
+def test_an_output_is_chosen_by_name(own, name):
+    (own / "heads.py").write_text(textwrap.dedent(HEADS))
+    complaint = call("cost", name, "--shape", "3,8,8", status=2)
+    assert "returns 3 tensors (logits, maps.0, maps.1); choose one, such as output='logits'" in complaint
+    assert "none of them is 'log'" in call("cost", name, "--shape", "3,8,8", "--output", "log", status=2)
+    for output, layers in (("logits", 2), ("maps.1", 1)):
+        line = json.loads(call("cost", name, "--shape", "3,8,8", "--output", output, "--json"))[0]
+        assert (line["network"], line["linear_layers"]) == (f"{name}[{output}]", layers)
+
+
 def fill(path, factor=1.0, variants=("baseline", "senet-0.09"), **changes):
     for variant in variants:
         row = make_row(variant, "lean") | changes

@@ -124,13 +124,6 @@ def test_masks_as_papers_write_them(function, mask):
     assert step.operator.kept.tolist() == MASK.flatten().nonzero().flatten().tolist()
 
 
-def test_outputs_are_chosen_by_name():
-    model = Apply(lambda m, x: {"out": x.relu(), "aux": -x})
-    out, aux = (logits_of(lower(model, IMAGES, output=name), IMAGES) for name in ("out", "aux"))
-    assert (out == IMAGES.double().relu()).all()
-    assert (aux == -IMAGES.double()).all()
-
-
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_wrapped_and_pruned_networks_run():
     conv = nn.Conv2d(4, 3, 3)
