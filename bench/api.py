@@ -47,7 +47,11 @@ def engine_named(name: str) -> str:
 
 
 def link_named(text: str) -> str:
-    """Returns the name of a link; raises ValueError that names the nearest one."""
+    """Returns the name of a link; raises ValueError that names the nearest one.
+
+    >>> link_named("wan"), link_named("0.2Gbit/40ms")
+    ('wan', '0.2Gbit/40ms')
+    """
     if text.isidentifier() or text.replace("-", "").isalpha():
         if text not in LINKS:
             remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
@@ -127,6 +131,13 @@ def cost(
     sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
     the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
     image.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> frame = cost(model, torch.zeros(1, 3, 8, 8))
+    >>> frame.loc[frame["link"] == "wan", ["name", "relus", "rounds", "hops", "bytes_sent"]].head(2)
+        name  relus  rounds  hops  bytes_sent
+    2  stock    144      11    44       36960
+    6   lean    144       7     7        8880
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
