@@ -275,6 +275,7 @@ def measure(
     against: str | nn.Module | Chosen | None = None,
     results: str | Path = "results",
     again: bool = False,
+    on: str | None = None,
     watch: Watch | None = None,
     say: Callable[[str], object] = print,
     shape: tuple[int, ...] | None = None,
@@ -287,7 +288,9 @@ def measure(
     alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
     engine, link, batch, rounds, width. `output` chooses one of several outputs, by its name or its number.
     Every answer is checked against the float64 network. Rows are kept in `results`; a row that is there and
-    up to date is returned as it is, unless `again`.
+    up to date is returned as it is, unless `again`. With `on`, the address of a dask scheduler or "local", a
+    cluster measures them (`pibench.cluster`). Raises ValueError for an unknown name and for images that do
+    not fit.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -304,7 +307,12 @@ def measure(
     for one, other in pairwise(sorted(case.id for case in cases)):
         if one == other:
             raise ValueError(f"two networks are called {one}: give each another name")
-    return summarize(measure_cases(cases, Path(results), watch, again, say))
+    if on is None:
+        return summarize(measure_cases(cases, Path(results), watch, again, say))
+    from pibench.cluster import connected, measure_on
+
+    with connected(on) as client:
+        return summarize(measure_on(client, cases, Path(results), again, say))
 
 
 def rows_of(place: str | Path) -> list[Row]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,6 +83,10 @@ Output = Annotated[
     typer.Option(help="Which output, by name or number, where a network returns several."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
+On = Annotated[
+    str | None,
+    typer.Option(help='A cluster: the address of its dask scheduler, or "local".', metavar="ADDRESS"),
+]
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -162,6 +168,7 @@ def run(
     output: Output = None,
     results: Results = Path("results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
+    on: On = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -182,7 +189,7 @@ def run(
     from pibench.show import run_tables, show
 
     form = _form(json, csv, markdown, latex)
-    with watching() as watch:
+    with watching() if on is None else nullcontext() as watch:
         summary = api.measure(
             models,
             engine=engine,
@@ -195,6 +202,7 @@ def run(
             output=output,
             results=results,
             again=again,
+            on=on,
             watch=watch,
             say=lambda line: print(line, file=sys.stderr),
         )
@@ -300,14 +308,20 @@ def figures(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=PASSED_ON)
-def train(ctx: typer.Context) -> None:
-    """Trains variants, as `make train`.
+def train(ctx: typer.Context, on: On = None) -> None:
+    """Trains variants, as `make train`; with `--on ADDRESS` a row at a time on each worker of a cluster.
 
     Example: `pibench train --rows baseline --plan quick`
     """
-    from pibench.models.training.__main__ import main
+    from pibench.models.training.__main__ import main, options_of
 
-    raise typer.Exit(main(ctx.args))
+    if on is None:
+        raise typer.Exit(main(ctx.args))
+    from pibench.cluster import connected, train_on
+
+    rows, options = options_of(ctx.args)
+    with connected(on) as client:
+        train_on(client, rows, options)
 
 
 @app.command(context_settings=PASSED_ON)
@@ -336,8 +350,23 @@ def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, lat
         raise typer.Exit(1)
 
 
+def _open_streams() -> None:
+    """Opens nowhere those standard streams that the caller has closed.
+
+    Otherwise the next file that is opened takes the place of one, and what is printed goes into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Lower ones are open by now, so this one is the lowest that is free.
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def main() -> None:
     """Runs the command; `pyproject.toml` names it."""
+    _open_streams()
     app(prog_name="pibench")
 
 

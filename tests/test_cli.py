@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -349,3 +350,49 @@ def test_help_teaches_by_examples():
     ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
+    """A complaint stays on standard error; where that is closed it is nowhere."""
+    command = [sys.executable, "-m", "pibench.cli", "compare", "nowhere", "neither"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh", *command],
+        text=True,
+        timeout=240,
+        check=False,
+        **streams,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ("there is none at nowhere" in done.stderr) == (closed != 2)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_is_no_traceback():
+    script = f"{sys.executable} -m pibench.cli list --csv | head -n 1"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.stdout == "# networks\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("list", "--jsn"), "No such option: --jsn"),
+        (("doctor", "--jsn"), "No such option: --jsn"),
+        (("merge", "nowhere", "-o", "both"), "there is none at nowhere"),
+        (("merge", "nowhere"), "Missing option '-o'"),
+        (("report", "--machin", "x"), "unrecognized arguments|--machine"),
+        (("figures", "--plot", "x", "--result", "y", "more"), "unrecognized arguments: more"),
+        (("train", "--rows", "baselin"), "invalid choice: 'baselin'"),
+        (("train", "--plan", "lnog"), "invalid choice: 'lnog'"),
+        (("accuracy", "--rows", "baselin"), "invalid choice: 'baselin'"),
+    ],
+)
+def test_every_command_refuses_bad_input_in_words(own, arguments, complaint, capfd):
+    result = CliRunner().invoke(app, list(arguments))
+    said = " ".join((result.output + capfd.readouterr().err).split())
+    assert result.exit_code == 2, said
+    assert re.search(complaint, said), said
