@@ -313,10 +313,6 @@ class Node(ABC):
         note("open", "open")
         return costs
 
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""
-
 
 class Helper(ABC):
     """A process that is no party (a dealer): it takes part in load and prepare, never online.
@@ -337,7 +333,3 @@ class Helper(ABC):
     @abstractmethod
     def prepare(self, batch: int) -> int:
         """Deals the randomness of one inference; returns the bytes it sent."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""
