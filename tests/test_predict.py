@@ -22,7 +22,6 @@ from pibench.costs.predict import predict
 from pibench.engines.crypten import cost as stock_cost
 from pibench.engines.crypten.cost import AllReduce, Gather, maximum, rectified
 from pibench.links.link import LINKS
-from pibench.models import variants
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.variants import VARIANTS
 from pibench.parties.driver import Parties
