@@ -61,7 +61,7 @@ protocols: .venv-spu
 	$(SPU_BIN)/python -m pibench.report --quiet || status=1; \
 	$(SPU_BIN)/python -m pibench.figures || status=1; exit $$status
 
-# What needs SPU: its tests; one network under each of its protocols, and one by hand, at width 8.
+# The needs of SPU: its tests; one network under each of its protocols, and one by hand, at width 8.
 spu: .venv-spu
 	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
 	$(SPU_BIN)/python -m pytest bench --smoke --benchmark-disable -k spu

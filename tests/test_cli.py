@@ -41,6 +41,7 @@ OWN = {
                 return self.head(torch.flatten(x, 1))
         """,
     "net.py": """
+        import torch
         from models.net import Net
 
         def make():
@@ -49,6 +50,10 @@ OWN = {
         def sized(width): ...
         def text(): return "no network"
         def failing(): raise KeyError("a fault of mine")
+
+        class Random(Net):
+            def forward(self, x):
+                return super().forward(x * torch.rand(1))
         """,
 }
 
@@ -137,12 +142,17 @@ def test_debug_shows_where():
         ("nett.py:make", "did you mean 'net.py'"),
         ("net.py:sized", "sized needs width"),
         ("net.py:text", "it must give a torch.nn.Module"),
-        ("net.py:failing", "a fault of mine' (line 9 of net.py)"),
+        ("net.py:failing", "a fault of mine' (line 10 of net.py)"),
         ("models.nett:Net", "No module named 'models.nett'"),
     ],
 )
 def test_a_faulty_network_of_ones_own_is_named(own, name, complaint):
     assert complaint in call("cost", name, "--shape", "3,16,16", status=2)
+
+
+def test_a_random_factor_is_refused_and_not_frozen(own):
+    complaint = call("cost", "net.py:Random", "--shape", "3,16,16", status=2)
+    assert "draws random numbers, which would be frozen; draw only if self.training" in complaint
 
 
 def test_the_shape_is_found_or_asked_for(own):

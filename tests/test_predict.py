@@ -20,6 +20,7 @@ from pibench.costs.predict import predict
 from pibench.engines.crypten import cost as stock_cost
 from pibench.engines.crypten.cost import AllReduce, Gather, maximum, rectified
 from pibench.links.link import LINKS
+from pibench.models import variants
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import VARIANTS
@@ -41,8 +42,9 @@ def resnet(network, width: int, **arguments) -> nn.Module:
 
 def uncalibrated(name: str, width: int = 8) -> nn.Module:
     """Returns a variant as `build` makes it, without the statistics: traffic depends on none."""
-    model = VARIANTS[name].trainable(width, classes=CLASSES, image_size=8).eval()
-    return VARIANTS[name].finished(model).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variants, "calibrate", lambda *_: None)
+        return VARIANTS[name].build(width, None, classes=CLASSES, image_size=8)
 
 
 ZOO = {  # name -> (network, image size)

@@ -4,22 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from protocol_rows import SIX, make_five_protocols
-from results_factory import LINKED, make_protocol_row, make_row, remember
+from results_factory import LINKED, make_protocol_row, make_row
 
 from pibench import report
 from pibench.costs.literature import CHANNELS, modelled, network_from_dict
-from pibench.report import interval_of_median, statistics
 from pibench.report.protocols_section import findings, models_verdict
 from pibench.store.results import validate
 
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
+
 ORDER = ["stock", "lean", "spu-semi2k", "spu-aby3", "spu-cheetah"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
 
 
 def tables(rows):

@@ -88,11 +88,11 @@ class Engine:
     `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
     `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
-    Requirements: `modules` must be importable, and `install` is the command that installs them.
-    `unsuited()` says why no command can install them here, or returns None. With
-    `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
-    address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
-    differ a little. `two_hosts` is true if a party may run on another host.
+    Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
+    returns why no command can install them here, or None. With `all_listen` every party listens and every
+    other party may call it, as with gloo. Each party then needs an address that the others reach. Without
+    `steady_traffic` the traffic of two inferences of one network may differ a little. `two_hosts` is true if
+    a party may run on another host.
 
     Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference,
     and `bytes_per_parameter` for each parameter of the network. `compute` and `waiting` are the times for
@@ -315,10 +315,6 @@ class Node(ABC):
         note("open", "open")
         return costs
 
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""
-
 
 class Helper(ABC):
     """A process that is no party (a dealer): it takes part in load and prepare, never online.
@@ -339,7 +335,3 @@ class Helper(ABC):
     @abstractmethod
     def prepare(self, batch: int) -> int:
         """Deals the randomness of one inference; returns the bytes it sent."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""

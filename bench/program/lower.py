@@ -40,15 +40,14 @@ aten = torch.ops.aten
 class Lowered:
     """A network ready for parties.
 
-    `program` is public. `weights` (float64) belong to party 0. `logits` is the plaintext answer to the
-    example in float64. `largest` is the largest absolute value under each name of the program.
-    `truncation_failures` is the expected number of wrong local truncations in one inference of one image,
-    under a two-party engine that truncates locally (facts: |v| / 2^32 for each product).
+    `program` is public. `weights` (float64) belong to party 0. `largest` is the largest absolute value under
+    each name of the program, for the example. `truncation_failures` is the expected number of wrong local
+    truncations in one inference of one image, under a two-party engine that truncates locally (facts:
+    |v| / 2^32 for each product).
     """
 
     program: ir.Program
     weights: dict[str, Tensor]
-    logits: Tensor
     largest: dict[str, float]
     truncation_failures: float
 
@@ -410,8 +409,8 @@ def _valued(
         failures += _wrong_truncations(step.operator, step, value, weights)
 
     check(program.input, f"the input {program.input!r}", example)
-    logits = evaluate(program, weights, example, note)
-    return Lowered(program, weights, logits, largest, failures / len(example))
+    evaluate(program, weights, example, note)
+    return Lowered(program, weights, largest, failures / len(example))
 
 
 @singledispatch

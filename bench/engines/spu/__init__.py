@@ -64,7 +64,7 @@ def make_node(setting: Setting) -> Node | Helper:
 
 
 def make_node_by_hand(setting: Setting) -> Node:
-    """Builds a party that runs a network written by hand for SPU."""
+    """Makes a party that runs a network written by hand for SPU."""
     from pibench.engines.spu.node import ByHand
 
     return ByHand(setting)
@@ -86,7 +86,7 @@ def value_limits(program: ir.Program) -> dict[str, float]:
 
 
 def unsuited() -> str | None:
-    """Says which Python or system this is, where SPU has no wheel for it."""
+    """Returns which Python or system this is if SPU has no wheel for it, else None."""
     version = ".".join(map(str, sys.version_info[:2]))
     here = f"Python {version} on {platform.system()} {platform.machine()}"
     if here == WHEEL:
@@ -109,9 +109,9 @@ def rehearse(
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, line: str, filled: bool, **known: float
 ) -> Engine:
-    """Describes one protocol; what is `known` of it are times and memory.
+    """Describes one protocol; `known` are its estimates of time and memory.
 
-    `compute` is against the stock engine's time for one image and peer.
+    `compute` is relative to the stock engine's time for one image and peer.
     """
     return Engine(
         name=name,
