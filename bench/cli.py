@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -73,8 +73,12 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print LaTeX.")]
 Width = Annotated[int, typer.Option(help="Channels of the first stage of variants.", min=1)]
 Shape = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    str | None,
     typer.Option(help="One input's shape, where the network does not say it: 3,32,32."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Which output, by name or number, where a network returns several."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
 
@@ -116,10 +120,11 @@ def cost(
     model: Annotated[str, typer.Argument(help="A network; see `pibench run --help`.")],
     width: Width = 64,
     image: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Height and width of the images.", min=1),
     ] = None,
     shape: Shape = None,
+    output: Output = None,
     batch: Annotated[int, typer.Option(help="Images of one inference.", min=1)] = 1,
     json: Json = False,
     csv: Csv = False,
@@ -135,7 +140,7 @@ def cost(
     from pibench.show import cost_tables, show
 
     form = _form(json, csv, markdown, latex)
-    frame = api.cost(model, batch=batch, width=width, image=image, shape=_shape(shape))
+    frame = api.cost(model, batch=batch, width=width, image=image, shape=_shape(shape), output=output)
     show(frame, form, cost_tables(frame))
 
 
@@ -149,11 +154,12 @@ def run(
     batch: Annotated[int, typer.Option(help="Images of one inference.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Measured rounds; six or more give an interval.", min=1)] = 8,
     against: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="The network whose rounds are paired with those of the others."),
     ] = None,
     width: Width = 64,
     shape: Shape = None,
+    output: Output = None,
     results: Results = Path("results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
     json: Json = False,
@@ -186,6 +192,7 @@ def run(
             against=against,
             width=width,
             shape=_shape(shape),
+            output=output,
             results=results,
             again=again,
             watch=watch,
@@ -199,7 +206,7 @@ def compare(
     before: Annotated[Path, typer.Argument(help="A results file, or the folder that holds bench.json.")],
     after: Annotated[Path, typer.Argument(help="Another one.")],
     fail_above: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Exit status 1 if a case is slower online by more: 5%."),
     ] = None,
     across_machines: Annotated[
@@ -283,7 +290,9 @@ def report(ctx: typer.Context) -> None:
 def figures(ctx: typer.Context) -> None:
     """Draws the figures from the tables that `pibench report` writes.
 
-    Example: `pibench figures --plots plots`
+    With `--paper` as PDF of one- and two-column widths, with LaTeX tables and captions beside them.
+
+    Example: `pibench figures --paper`
     """
     from pibench.figures.command import main
 

@@ -4,28 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from protocol_rows import SIX, make_five_protocols
-from results_factory import LINKED, make_protocol_row, make_row, remember
+from results_factory import LINKED, make_protocol_row, make_row
 
 from pibench import report
 from pibench.costs.literature import CHANNELS, modelled, network_from_dict
-from pibench.report import interval_of_median, statistics
 from pibench.report.protocols_findings import findings
 from pibench.report.protocols_section import models_verdict
 from pibench.store.results import validate
 
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
+
 ORDER = ["stock", "lean", "spu-semi2k", "spu-aby3", "spu-cheetah"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
 
 
 def tables(rows):
     summary = report.summarize(rows)
-    protocols = report.tabulate_protocols(summary, report.tabulate_layers(rows))
+    protocols = report.tabulate_protocols(summary, report.tabulate_layers(rows), rows)
     return protocols, report.tabulate_protocol_models(rows, protocols), summary
 
 
@@ -85,6 +79,14 @@ def test_speedups_are_paired_with_the_same_protocols_baseline(rows, near):
         assert line["whole_speedup_low"] < line["whole_speedup"] < line["whole_speedup_high"]
     # Lean's baseline is measured in turn with stock's, over which it has no place here.
     assert (near.loc[near["variant"] == "baseline", "whole_speedup"] == 1).all()
+
+
+def test_an_unpaired_speedup_is_a_quotient_of_medians_with_an_interval():
+    rows = [make_protocol_row(name, "spu-cheetah", paired=False) for name in ("baseline", "joint-0.052")]
+    line = tables(rows)[0].set_index("variant").loc["joint-0.052"]
+    seconds = [np.median(row["times"]["all_phases_s"]) for row in rows]
+    assert line["whole_speedup"] == pytest.approx(seconds[0] / seconds[1])
+    assert line["whole_speedup_low"] < line["whole_speedup"] < line["whole_speedup_high"]
 
 
 def test_over_a_link_the_speedup_is_a_quotient_without_an_interval(made):

@@ -1,4 +1,4 @@
-"""What the table of protocols says, in plain words: one paragraph, computed from its lines."""
+"""The findings of the table of protocols: one paragraph in plain words, computed from its lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAYS = 1.05
 
 
 def findings(near: pd.DataFrame) -> str:
-    """Says in plain words which protocol and reduction is fastest, what is dear, and whether HE gains."""
+    """Writes which protocol and reduction is fastest, which parts cost most, and whether HE gains."""
     said = [_said_of_protocols(near), _said_of_reductions(near), _said_of_prices(near), _said_of_he(near)]
     return " ".join(filter(None, said))
 
@@ -35,7 +35,7 @@ def _said_of_protocols(near: pd.DataFrame) -> str:
 
 
 def _said_of_reductions(near: pd.DataFrame) -> str:
-    """Names the fastest networks, what fewer layers add to fewer ReLUs, and what merging alone gives."""
+    """Names the fastest networks, the extra gain of fewer layers, and the gain of merging alone."""
     reduced = near[near["variant"] != "baseline"].dropna(subset=["whole_speedup"])
     if reduced.empty:
         return ""
@@ -65,7 +65,7 @@ def _with_speedups(cases: pd.DataFrame) -> str:
 
 
 def _said_of_prices(near: pd.DataFrame) -> str:
-    """Says where ReLUs take more than half of the baseline's time, and how many a layer costs."""
+    """Writes where ReLUs take more than half of the baseline's time, and how many ReLUs a layer costs."""
     priced = near[near["variant"] == "baseline"].dropna(subset=["relu_share"])
     sentences = []
     for what, group in (
@@ -87,7 +87,7 @@ def _said_of_prices(near: pd.DataFrame) -> str:
 
 
 def _said_of_he(near: pd.DataFrame) -> str:
-    """Says whether dropping ReLUs alone pays under HE, by the SENet with fewest of them."""
+    """Writes whether fewer ReLUs alone pay off under HE, by the SENet with fewest of them."""
     found = near[(near["engine"] == HE) & near["variant"].isin([senet for senet, _ in PAIRS])]
     found = found.dropna(subset=["whole_speedup"]).sort_values("relus")
     if found.empty:

@@ -1,4 +1,4 @@
-"""The page of protocols: the same networks under each, what that says, and models of the literature."""
+"""The page of protocols: the same networks under each, the findings, and models of the literature."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FIGURE = "![Seconds and bytes of the same networks under each protocol](plots/pr
 
 
 def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """Shows the same networks under each protocol: what it says, the table, links, and models beside it.
+    """Shows the same networks under each protocol: findings, table, links, and the models.
 
-    `protocols` and `models` are what `tabulate_protocols` and `tabulate_protocol_models` return.
+    `protocols` and `models` are the results of `tabulate_protocols` and `tabulate_protocol_models`.
     """
     if protocols.empty:
         return ABSENT
@@ -41,10 +41,10 @@ def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd
             "Seconds are medians of all phases together: of `stock` and `lean` the offline and the online "
             "phase of the same round, of the others the inference, in which they do everything. *noisy*: "
             "the interquartile range exceeds 10 % of the median. A speed-up is over the same protocol's "
-            "baseline: the median of paired repetitions, with its 95 % bootstrap interval where they are six "
-            "or more. MB are those of all processes, a dealer's too; where party 0 deals under `stock`, "
-            "CrypTen sends nothing for it. Rounds: collective calls of `stock` and `lean` online; under SPU, "
-            "messages of one party.",
+            "baseline: the median of paired repetitions or, for CHEETAH's long ones, the quotient of the "
+            "medians, with its 95 % bootstrap interval where they are six or more. MB are those of all "
+            "processes, a dealer's too; where party 0 deals under `stock`, CrypTen sends nothing for it. "
+            "Rounds: collective calls of `stock` and `lean` online; under SPU, messages of one party.",
             *([FIGURE] if "baseline" in set(near["variant"]) else []),
         ]
         prices = _prices(near)
@@ -77,7 +77,7 @@ def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd
 
 
 def models_verdict(models: pd.DataFrame) -> str:
-    """Says how far the bytes and the seconds of each model are off, over all its cases."""
+    """Writes the errors of each model in bytes and seconds, over all its cases."""
     sentences = []
     for (model, engine), group in models.groupby(["model", "engine"], sort=False):
         said = [
@@ -149,7 +149,7 @@ def _links(far: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(case: pd.Series, place: int) -> dict[str, str]:
-    """Names the protocol and whom it trusts in its first line, and nothing in the others."""
+    """Names the protocol and its trust in the first line, and nothing in the others."""
     return {"Protocol": "", "Trust": ""} if place else {"Protocol": _label(case), "Trust": case["trust"]}
 
 
