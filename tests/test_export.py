@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Apply, logits_of
 from torch import nn
 
 from pibench.models.graph.relu import MaskedReLU
@@ -14,19 +17,6 @@ from pibench.program import ir
 from pibench.program.lower import ExportError, lower
 
 IMAGES = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-class Apply(nn.Module):
-    """Applies a function of the input and, where given, modules."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self, x)
 
 
 def steps(function, **modules: nn.Module) -> list[ir.Operator]:
@@ -130,7 +120,7 @@ def test_plaintext_walk_leaves_model_and_example_alone():
     lowered = lower(model, example)
     assert torch.equal(example, before)
     assert model.training
-    torch.testing.assert_close(lowered.logits, before.relu())
+    torch.testing.assert_close(logits_of(lowered, before), before.relu())
 
 
 def test_masked_relu_positions():
@@ -173,7 +163,11 @@ def test_truncation_law_of_an_average():
         (lambda m, x: torch.flatten(x), {}, "batch"),
         (lambda m, x: x.mean(), {}, "averages over the batch"),
         (lambda m, x: F.dropout(x, training=True), {}, "draws random numbers"),
-        (lambda m, x: x * torch.rand(8), {}, "draws random numbers"),
+        (lambda m, x: x * torch.rand(8), {}, r"'rand' .* draws random numbers"),
+        (lambda m, x: x + 0.1 * torch.randn_like(x), {}, r"'randn_like' .* draws random numbers"),
+        (lambda m, x: F.dropout2d(x, 0.5), {}, "draws random numbers"),
+        (lambda m, x: x * np.random.rand(), {}, "draws random numbers"),
+        (lambda m, x: x * random.random(), {}, "draws random numbers"),
         (lambda m, x: torch.where(x > 0, x, 0 * x), {}, "chooses by a secret value"),
         (lambda m, x: (x, x.relu()), {}, "returns 2 tensors .0, 1.; choose one, such as output=0"),
     ],

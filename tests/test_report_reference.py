@@ -4,12 +4,13 @@ import json
 
 import pandas as pd
 import pytest
-from results_factory import VARIANTS, make_accuracy_row, make_row, remember
+from results_factory import VARIANTS, make_accuracy_row, make_row
 
 from pibench import report
-from pibench.report import interval_of_median, statistics
 from pibench.report.reference import SECTIONS, Project, main, take_over
 from pibench.store.results import ResultsError, Store, read_rows
+
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 README = """# Title
 before
@@ -22,13 +23,6 @@ old
 after
 """
 TRAINED = ("baseline", *VARIANTS[1:], "joint-0.09")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where a figure will stand: its width in inches, and whether it says its conditions itself.
+    """The place of a figure: its width in inches, and whether the figure says its conditions itself.
 
     In a paper the caption says them. On a narrow sheet panels stand below each other.
     """
@@ -84,7 +84,7 @@ class Sheet:
 
     @property
     def narrow(self) -> bool:
-        """Whether this is one column of a paper."""
+        """True if this is one column of a paper."""
         return self.width < 0.6 * WIDTH
 
 
@@ -241,7 +241,7 @@ def add_caption(
 
 
 def add_small_print(figure: Figure, text: str) -> None:
-    """Writes small text below the axes, unless a paper's caption says it; the figure's label has it too."""
+    """Writes text below the axes, unless a paper's caption says it; keeps it as the figure's label."""
     figure.set_label(text)
     if not _SHEET.get().says_conditions:
         return

@@ -1,4 +1,4 @@
-"""A report's Markdown as HTML that holds nothing but text, tables, lists and emphasis."""
+"""Turns a report's Markdown into HTML that holds only text, tables, lists and emphasis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDED = re.compile(r"^(?:<details><summary>(?P<title>.*)</summary>|(?P<end></de
 
 @cache
 def _parser() -> MarkdownIt:
-    """Returns a parser that passes no tag, link or image on: what rows say is text."""
+    """Returns a parser that passes no tag, link or image on: the content of rows is only text."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.disable(["image", "autolink", "html_inline", "html_block", "reference"])
     scroll = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
@@ -33,7 +33,7 @@ def figures_of(text: str) -> dict[str, str]:
 
 
 def to_html(text: str) -> Markup:
-    """Returns the HTML of a report's Markdown; figures are left out, links are their words alone."""
+    """Returns the HTML of a report's Markdown; figures are left out, and links become plain words."""
     text = FIGURE.sub("", text)
     made, at = [], 0
     for mark in FOLDED.finditer(text):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from pibench.figures import command
-from pibench.figures.command import FIGURES, write
+from pibench.figures import drawing
 from pibench.figures.data import Missing, Tables
+from pibench.figures.drawing import FIGURES, write
 from pibench.figures.style import STYLE, WIDTH, Sheet, drawn_on
 from pibench.models.files import replace_file
 from pibench.paper.tables import escape, latex_tables
@@ -33,7 +33,7 @@ IN_A_COLUMN = (
 
 def write_paper(tables: Tables, folder: Path) -> str:
     """Writes figures as PDF, `figures.tex` with their captions, and a file a table; says what it wrote."""
-    drawn = command.on_all_cores(partial(draw, tables=tables, folder=folder), FIGURES)
+    drawn = drawing.on_all_cores(partial(draw, tables=tables, folder=folder), FIGURES)
     floats = [text for each in zip(FIGURES, drawn, strict=True) for text in _floats(*each)]
     made = {f"{name}.tex": text for name, text in latex_tables(tables).items()}
     made["figures.tex"] = "\n".join(floats)

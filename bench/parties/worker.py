@@ -163,7 +163,7 @@ def reset_peak_memory() -> None:
 def obey(connection: Connection, setting: Setting) -> None:
     """Answers commands until the driver closes the connection."""
     if setting.rendezvous.startswith(INHERITED):
-        from pibench.links.forward import forwarded_rendezvous
+        from pibench.parties.forwarded import forwarded_rendezvous
 
         descriptor = int(setting.rendezvous.removeprefix(INHERITED))
         setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
