@@ -78,6 +78,10 @@ Shape = Annotated[
     str | None,
     typer.Option(help="One input's shape, where the network does not say it: 3,32,32."),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Which output, by name or number, where a network returns several."),
+]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
 On = Annotated[
     str | None,
@@ -126,6 +130,7 @@ def cost(
         typer.Option(help="Height and width of the images.", min=1),
     ] = None,
     shape: Shape = None,
+    output: Output = None,
     batch: Annotated[int, typer.Option(help="Images of one inference.", min=1)] = 1,
     json: Json = False,
     csv: Csv = False,
@@ -141,7 +146,7 @@ def cost(
     from pibench.show import cost_tables, show
 
     form = _form(json, csv, markdown, latex)
-    frame = api.cost(model, batch=batch, width=width, image=image, shape=_shape(shape))
+    frame = api.cost(model, batch=batch, width=width, image=image, shape=_shape(shape), output=output)
     show(frame, form, cost_tables(frame))
 
 
@@ -160,6 +165,7 @@ def run(
     ] = None,
     width: Width = 64,
     shape: Shape = None,
+    output: Output = None,
     results: Results = Path("results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
     on: On = None,
@@ -193,6 +199,7 @@ def run(
             against=against,
             width=width,
             shape=_shape(shape),
+            output=output,
             results=results,
             again=again,
             on=on,

@@ -11,7 +11,8 @@ import test_figures_accuracy
 from results_factory import make_accuracy, make_narrow_rows, make_row, make_rows, remember
 
 from pibench import figures, report
-from pibench.figures import command
+from pibench.figures import drawing
+from pibench.figures.command import main
 from pibench.figures.style import drawn_on
 from pibench.paper import write
 from pibench.paper.tables import escape, latex_table, latex_tables
@@ -119,9 +120,9 @@ def test_the_command_writes_figures_with_captions_beside_their_tables(tmp_path, 
             (results / f"{field.name}.csv").write_text(report.csv_text(getattr(made, field.name)))
     for name in set(figures.FIGURES) - {"latency_vs_relus", "stock_vs_lean"}:
         monkeypatch.delitem(figures.FIGURES, name)
-    monkeypatch.setattr(command, "on_all_cores", lambda function, names: [function(name) for name in names])
+    monkeypatch.setattr(drawing, "on_all_cores", lambda function, names: [function(name) for name in names])
     folders = ["--results", str(results), "--plots", str(tmp_path / "plots"), "--weights", str(tmp_path)]
-    assert figures.main([*folders, "--paper"]) == 0
+    assert main([*folders, "--paper"]) == 0
     assert "plots/paper: 1 figures" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "plots" / "paper").iterdir()}
     drawn = {"latency_vs_relus.pdf", "latency_vs_relus-column.pdf", "figures.tex"}

@@ -74,7 +74,7 @@ BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where a figure will stand: its width in inches, and whether it says its conditions itself.
+    """The place of a figure: its width in inches, and whether the figure says its conditions itself.
 
     In a paper the caption says them. On a narrow sheet panels stand below each other.
     """
@@ -84,7 +84,7 @@ class Sheet:
 
     @property
     def narrow(self) -> bool:
-        """Whether this is one column of a paper."""
+        """True if this is one column of a paper."""
         return self.width < 0.6 * WIDTH
 
 

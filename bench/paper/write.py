@@ -7,9 +7,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from pibench.figures import command
-from pibench.figures.command import FIGURES, write
+from pibench.figures import drawing
 from pibench.figures.data import Missing, Tables
+from pibench.figures.drawing import FIGURES, write
 from pibench.figures.style import STYLE, WIDTH, Sheet, drawn_on
 from pibench.models.files import replace_file
 from pibench.paper.tables import escape, latex_tables
@@ -31,19 +31,19 @@ IN_A_COLUMN = (
 """The figures that can be read in one column; the others have too many panels."""
 
 
-def write_paper(tables: Tables, folder: Path) -> list[str]:
+def write_paper(tables: Tables, folder: Path) -> str:
     """Writes figures as PDF, `figures.tex` with their captions, and a file a table; says what it wrote."""
-    drawn = command.on_all_cores(partial(draw, tables=tables, folder=folder), FIGURES)
+    drawn = drawing.on_all_cores(partial(draw, tables=tables, folder=folder), FIGURES)
     floats = [text for each in zip(FIGURES, drawn, strict=True) for text in _floats(*each)]
     made = {f"{name}.tex": text for name, text in latex_tables(tables).items()}
     made["figures.tex"] = "\n".join(floats)
     for name, text in made.items():
         replace_file(folder / name, text.encode())
     known = sum(caption is not None for caption in drawn)
-    return [
+    return (
         f"{folder}: {known} figures of {WIDTH:g} in, those of one panel or two of 3.3 in as well, and "
         f"{len(made) - 1} tables; use the packages booktabs and graphicx"
-    ]
+    )
 
 
 def draw(name: str, tables: Tables, folder: Path) -> str | None:
