@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -161,7 +163,11 @@ def test_truncation_law_of_an_average():
         (lambda m, x: torch.flatten(x), {}, "batch"),
         (lambda m, x: x.mean(), {}, "averages over the batch"),
         (lambda m, x: F.dropout(x, training=True), {}, "draws random numbers"),
-        (lambda m, x: x * torch.rand(8), {}, "draws random numbers"),
+        (lambda m, x: x * torch.rand(8), {}, r"'rand' .* draws random numbers"),
+        (lambda m, x: x + 0.1 * torch.randn_like(x), {}, r"'randn_like' .* draws random numbers"),
+        (lambda m, x: F.dropout2d(x, 0.5), {}, "draws random numbers"),
+        (lambda m, x: x * np.random.rand(), {}, "draws random numbers"),
+        (lambda m, x: x * random.random(), {}, "draws random numbers"),
         (lambda m, x: torch.where(x > 0, x, 0 * x), {}, "chooses by a secret value"),
         (lambda m, x: (x, x.relu()), {}, "returns 2 tensors .0, 1.; choose one, such as output=0"),
     ],

@@ -18,6 +18,7 @@ from results_factory import (
 )
 
 from pibench import figures, report
+from pibench.figures.command import main
 from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
@@ -31,7 +32,7 @@ def tables(rows):
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
     made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
-    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"])
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 
@@ -432,7 +433,7 @@ def project(tmp_path):
 
 def run(project):
     folders = {"--results": "results", "--plots": "plots", "--weights": "models"}
-    return figures.main([part for name, path in folders.items() for part in (name, str(project / path))])
+    return main([part for name, path in folders.items() for part in (name, str(project / path))])
 
 
 def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, capsys, monkeypatch):

@@ -39,6 +39,7 @@ def tables(content, rows=(), runs=(), masks=None):
     accuracy = report.tabulate_accuracy(pd.DataFrame(content) if content else None)
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])

@@ -74,6 +74,18 @@ def test_hooks_are_not_lost_but_refused(register, name, again):
     trace(model)
 
 
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(3), lambda: torch.randn(1) > 0, lambda: torch.empty(3).normal_()]
+)
+def test_a_random_factor_is_not_frozen_but_refused(draw):
+    class Random(nn.Module):
+        def forward(self, x):
+            return x * draw()
+
+    with pytest.raises(ValueError, match="cannot trace: the forward of Random draws random numbers"):
+        trace(Random())
+
+
 def test_arguments_of_modules_become_positional():
     class Named(nn.Module):
         def __init__(self):

@@ -29,7 +29,7 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def judge(engine: str, lowered: Lowered, images: torch.Tensor) -> None:
-    """What `Parties.load` does before it asks a process."""
+    """Does the checks of `Parties.load` before it asks a process."""
     known = ENGINES[engine]
     if engine in ("stock", "lean"):
         lowered.demand(known.value_limits(lowered.program))
@@ -253,7 +253,7 @@ def parties(request):
     ],
 )
 def test_images_of_every_size_are_answered_right_or_refused(parties, model, images):
-    """What the parties answer is within 2 % of the network; the largest images must be refused."""
+    """The parties' answer is within 2 % of the network; the largest images must be refused."""
     parties.load(model, images[:1])
     reference, refused = deepcopy(model).double(), []
     for power in range(9):

@@ -5,6 +5,7 @@ import pytest
 from results_factory import make_accuracy_row, make_row
 
 from pibench import report
+from pibench.report.command import main
 from pibench.report.pages import PAGES
 from pibench.store.results import Store
 
@@ -28,7 +29,7 @@ def project(tmp_path):
 
 def run(project, *options):
     folders = [part for name in ("results", "plots", "docs") for part in (f"--{name}", str(project / name))]
-    return report.main([*folders, *options])
+    return main([*folders, *options])
 
 
 def page(project, name):

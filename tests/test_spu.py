@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import platform
@@ -331,6 +332,21 @@ def test_profile_adds_up_to_the_traffic(semi2k, images):
 
 
 @needs_spu
+@pytest.mark.parametrize("engine", ["spu-aby3", "spu-cheetah"])
+def test_a_profile_names_the_steps_where_traffic_varies(engine, running, block, images):
+    parties = started(running, engine)
+    parties.load(block, images)
+    profile = parties.profile(images[:1])
+    assert [(cost.name, cost.kind) for cost in profile] == [
+        *((step.name, step.kind) for step in parties.lowered.program.steps),
+        ("open", "open"),
+    ]
+    sending = {cost.name for cost in profile if cost.rounds and cost.bytes_sent}
+    assert sending == {"conv", "relu", "pool", "fc", "open"}
+    assert all(cost.seconds > 0 for cost in profile)
+
+
+@needs_spu
 def test_all_parties_of_aby3_send_the_same_together(running, block, images):
     """SPU draws anew in each truncation which party does what, so only the sum is the same."""
     parties = started(running, "spu-aby3")
@@ -582,7 +598,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(condition, timeout_s: float = 30.0):
-    """What `condition` gives as soon as it is true."""
+    """Returns the result of `condition` as soon as it is true."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -603,13 +619,16 @@ def test_values_beyond_fixed_point_are_refused_before_the_parties_are_asked(semi
 
 
 @needs_spu
-def test_values_that_overflow_inside_are_found_by_the_answer_check(semi2k, images):
-    """The example of `load` was small; these images are admitted, and their squares leave the ring."""
+def test_values_that_overflow_inside_are_refused_and_would_be_found_by_the_answer_check(semi2k, images):
+    """The example of `load` was small; these images are below the limit, and their squares leave the ring."""
     subject = Subject(Apply(lambda m, x: x.square().flatten(1)), images, 1, semi2k)
     subject.prepare()
     assert subject.right(subject.infer())
     large = 2.0**20 * images[:1]
     semi2k.prepare()
+    with pytest.raises(ValueError, match=r"the images reach .*, where up to"):
+        semi2k.infer(large)
+    semi2k._reach = math.inf  # without the driver's own check
     squares = semi2k.infer(large)
     assert (squares.double() - large.double().square().flatten(1)).abs().max() > 2.0**30
     assert not subject.right(squares)

@@ -88,16 +88,17 @@ class Engine:
     `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
     `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
-    Requirements: `modules` must be importable, and `install` is the command that installs them.
-    `unsuited()` says why no command can install them here, or returns None. With
-    `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
-    address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
-    differ a little. `two_hosts` is true if a party may run on another host.
+    Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
+    returns why no command can install them here, or None. With `all_listen` every party listens and every
+    other party may call it, as with gloo. Each party then needs an address that the others reach. Without
+    `steady_traffic` the traffic of two inferences of one network may differ a little. `two_hosts` is true if
+    a party may run on another host.
 
-    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference.
-    `compute` and `waiting` are the times for computing and for waiting on a link, relative to the stock
-    engine. `line` is the line style in figures, and `filled` chooses filled markers. An engine that is not
-    `offered` is a yardstick of the suite, not a choice for its users.
+    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference,
+    and `bytes_per_parameter` for each parameter of the network. `compute` and `waiting` are the times for
+    computing and for waiting on a link, relative to the stock engine. `line` is the line style in figures,
+    and `filled` chooses filled markers. An engine that is not `offered` is a yardstick of the suite, not a
+    choice for its users.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Engine:
     bytes_per_relu: float
     compute: float
     waiting: float
+    bytes_per_parameter: float = 0.0
     serving: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("offline", "online")
     options: Mapping[str, str | int | bool] = field(default_factory=usual_options)

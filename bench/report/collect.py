@@ -72,7 +72,7 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
     tries = [tabulate_tries(folder / "tries.json", accuracy) for folder in folders]
     sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
     summary, layers = summarize(rows, trained), tabulate_layers(rows)
-    protocols = tabulate_protocols(summary, layers)
+    protocols = tabulate_protocols(summary, layers, rows)
     return Report(
         source,
         others,

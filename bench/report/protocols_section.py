@@ -1,4 +1,4 @@
-"""The page of protocols: the same networks under each, what that says, and models of the literature."""
+"""The page of protocols: the same networks under each, the findings, and models of the literature."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PAYS = 1.05
 
 
 def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """Shows the same networks under each protocol: what it says, the table, links, and models beside it.
+    """Shows the same networks under each protocol: findings, table, links, and the models.
 
-    `protocols` and `models` are what `tabulate_protocols` and `tabulate_protocol_models` return.
+    `protocols` and `models` are the results of `tabulate_protocols` and `tabulate_protocol_models`.
     """
     if protocols.empty:
         return ABSENT
@@ -47,10 +47,10 @@ def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd
             "Seconds are medians of all phases together: of `stock` and `lean` the offline and the online "
             "phase of the same round, of the others the inference, in which they do everything. *noisy*: "
             "the interquartile range exceeds 10 % of the median. A speed-up is over the same protocol's "
-            "baseline: the median of paired repetitions, with its 95 % bootstrap interval where they are six "
-            "or more. MB are those of all processes, a dealer's too; where party 0 deals under `stock`, "
-            "CrypTen sends nothing for it. Rounds: collective calls of `stock` and `lean` online; under SPU, "
-            "messages of one party.",
+            "baseline: the median of paired repetitions or, for CHEETAH's long ones, the quotient of the "
+            "medians, with its 95 % bootstrap interval where they are six or more. MB are those of all "
+            "processes, a dealer's too; where party 0 deals under `stock`, CrypTen sends nothing for it. "
+            "Rounds: collective calls of `stock` and `lean` online; under SPU, messages of one party.",
             FIGURE,
         ]
         prices = _prices(near)
@@ -83,7 +83,7 @@ def protocols_section(protocols: pd.DataFrame, models: pd.DataFrame, summary: pd
 
 
 def findings(near: pd.DataFrame) -> str:
-    """Says in plain words which protocol and reduction is fastest, what is dear, and whether HE gains."""
+    """Writes which protocol and reduction is fastest, which parts cost most, and whether HE gains."""
     said = [_said_of_protocols(near), _said_of_reductions(near), _said_of_prices(near), _said_of_he(near)]
     return " ".join(filter(None, said))
 
@@ -100,7 +100,7 @@ def _said_of_protocols(near: pd.DataFrame) -> str:
 
 
 def _said_of_reductions(near: pd.DataFrame) -> str:
-    """Names the fastest networks, what fewer layers add to fewer ReLUs, and what merging alone gives."""
+    """Names the fastest networks, the extra gain of fewer layers, and the gain of merging alone."""
     reduced = near[near["variant"] != "baseline"].dropna(subset=["whole_speedup"])
     if reduced.empty:
         return ""
@@ -114,7 +114,7 @@ def _said_of_reductions(near: pd.DataFrame) -> str:
         if {senet, joint} <= set(speedups):
             more = (speedups[joint] / speedups[senet]).dropna()
             span = " to ".join(dict.fromkeys(format_ratio(end) for end in (more.min(), more.max())))
-            sentences.append(f"Fewer layers beside fewer ReLUs, `{joint}` over `{senet}`, give {span}.")
+            sentences.append(f"Fewer layers beside fewer ReLUs, `{joint}` over `{senet}`, are worth {span}.")
     merged = reduced[reduced["variant"] == "merged-exact"]
     for verb, group in (
         ("faster", merged[merged["whole_speedup"] > 1]),
@@ -130,7 +130,7 @@ def _with_speedups(cases: pd.DataFrame) -> str:
 
 
 def _said_of_prices(near: pd.DataFrame) -> str:
-    """Says where ReLUs take more than half of the baseline's time, and how many a layer costs."""
+    """Writes where ReLUs take more than half of the baseline's time, and how many ReLUs a layer costs."""
     priced = near[near["variant"] == "baseline"].dropna(subset=["relu_share"])
     sentences = []
     for what, group in (
@@ -152,22 +152,24 @@ def _said_of_prices(near: pd.DataFrame) -> str:
 
 
 def _said_of_he(near: pd.DataFrame) -> str:
-    """Says whether dropping ReLUs alone pays under HE, by the SENet with fewest of them."""
+    """Writes whether fewer ReLUs alone pay off under HE, by the SENet with fewest of them."""
     found = near[(near["engine"] == HE) & near["variant"].isin([senet for senet, _ in PAIRS])]
     found = found.dropna(subset=["whole_speedup"]).sort_values("relus")
     if found.empty:
         return ""
     case = found.iloc[0]
-    low = case["whole_speedup"] if pd.isna(case["whole_speedup_low"]) else case["whole_speedup_low"]
+    alone = pd.isna(case["whole_speedup_low"])
+    low = case["whole_speedup"] if alone else case["whole_speedup_low"]
     verdict = "pays" if low > PAYS else "hardly pays" if low > 1 else "does not pay"
     return (
         f"Under homomorphic encryption, dropping ReLUs alone {verdict}: on {_label(case)} "
-        f"`{case['variant']}` is faster by {format_ratio(*case[list(FASTER)])}."
+        f"`{case['variant']}` is faster by {format_ratio(*case[list(FASTER)])}"
+        + (", of too few pairs for an interval." if alone else ".")
     )
 
 
 def models_verdict(models: pd.DataFrame) -> str:
-    """Says how far the bytes and the seconds of each model are off, over all its cases."""
+    """Writes the errors of each model in bytes and seconds, over all its cases."""
     sentences = []
     for (model, engine), group in models.groupby(["model", "engine"], sort=False):
         said = [
@@ -239,7 +241,7 @@ def _links(far: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(case: pd.Series, place: int) -> dict[str, str]:
-    """Names the protocol and whom it trusts in its first line, and nothing in the others."""
+    """Names the protocol and its trust in the first line, and nothing in the others."""
     return {"Protocol": "", "Trust": ""} if place else {"Protocol": _label(case), "Trust": case["trust"]}
 
 

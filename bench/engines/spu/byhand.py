@@ -1,7 +1,7 @@
-"""ResNet-18 written by hand for SPU, in jax.numpy: the yardstick for what the suite itself costs there.
+"""ResNet-18 written by hand for SPU, in jax.numpy: the yardstick for the cost of the suite itself.
 
-It is what a user of SPU would write for the CIFAR ResNet-18 of `pibench.models.zoo` with BatchNorm folded; it
-knows no program. Imported where SPU's compiler runs, for it needs jax.
+A user of SPU would write this for the CIFAR ResNet-18 of `pibench.models.zoo` with BatchNorm folded. The
+module knows no program. Only SPU's compiler process imports it, because it needs jax.
 """
 
 from __future__ import annotations

@@ -198,10 +198,10 @@ class SpuNode(Node):
 
 
 class ByHand(SpuNode):
-    """A party that runs the CIFAR ResNet-18 of `byhand` and not the program, whose weights it takes.
+    """A party that runs the CIFAR ResNet-18 of `byhand` instead of the program, with the program's weights.
 
-    It runs without SPU's profile, which a user's own script would not switch on; so its rounds and bytes are
-    not counted, but for those of the opening.
+    It runs without SPU's profile, as a user's own script would. Its rounds and bytes are therefore not
+    counted, except those of the opening.
     """
 
     metered = False

@@ -51,9 +51,9 @@ def runtime_config(protocol: Protocol, profile: bool = True) -> Any:
 
 
 def options(engine: str) -> dict[str, str | int | bool]:
-    """Describes an engine's arithmetic as a row stores it, by SPU's own names of its options.
+    """Describes an engine's arithmetic for a row, by SPU's own names of its options.
 
-    No comparison is approximate, so that a ReLU is exact; `enable_mul_lsb_error` is CHEETAH's alone.
+    No comparison is approximate, so a ReLU is exact. Only CHEETAH has `enable_mul_lsb_error`.
     """
     kind = PROTOCOLS[engine].kind
     return {
