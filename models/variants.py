@@ -96,14 +96,6 @@ class Variant(base.Variant):
         )
         return model.requires_grad_(False).eval()
 
-    def trainable(
-        self, width: int = 64, seed: int = 0, classes: int = 100, image_size: int = 32
-    ) -> nn.Module:
-        """Returns the network for training: BatchNorm not folded, masks drawn, weights random."""
-        check_sizes(width=width, classes=classes, image_size=image_size)
-        with torch.random.fork_rng(devices=[]):
-            return self._untrained(width, seed, classes, image_size)[0]
-
     def _untrained(
         self, width: int, seed: int, classes: int, image_size: int
     ) -> tuple[nn.Module, dict[str, Tensor | bool]]:

@@ -71,3 +71,12 @@ def block() -> Block:
 def images() -> torch.Tensor:
     """Four different images [4, 3, 8, 8]."""
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def remembered_intervals() -> Iterator[None]:
+    """The same values have the same interval: most of a summary's time goes there."""
+    from report_tables import remembered_statistics  # most tests need no tables
+
+    with remembered_statistics():
+        yield

@@ -396,6 +396,13 @@ def test_a_party_that_dies_is_one_sentence_and_the_row_stays(trained, monkeypatc
     assert rows_path(folder).read_text() == before
 
 
+def test_an_engine_that_is_not_installed_says_what_installs_it(trained, monkeypatch, capsys):
+    """Every offered engine can be asked for by name."""
+    monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
+    line = refusal([*trained[1], "--engines", "spu-semi2k"], capsys)
+    assert line.startswith("the spu-semi2k engine needs spu")
+
+
 def test_the_cause_of_a_failure_is_its_first_line_and_what_was_raised():
     trace = "party 0 failed in 'load':\nTraceback (most recent call last):\n  File\nValueError: too large\n"
     assert command._cause(PartyFailed(trace)) == "party 0 failed in 'load': ValueError: too large"

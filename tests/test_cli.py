@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -222,6 +223,37 @@ def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
     assert frame["repetitions_succeeded"].tolist() == [1]
 
 
+HEADS = """
+    import torch
+    from torch import nn
+
+    class Heads(nn.Module):
+        def __init__(self, by_size=False):
+            super().__init__()
+            self.conv, self.fc, self.by_size = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5), by_size
+
+        def forward(self, x):
+            x = self.conv(x).relu()
+            if self.by_size and x.shape[2] != 6:  # no tracer follows this
+                raise ValueError("8 pixels, please")
+            return {"logits": self.fc(x.flatten(1)), "maps": [x, x.mean((2, 3))]}
+
+    def exported():
+        return Heads(True)
+    """
+
+
+@pytest.mark.parametrize("name", ["heads.py:Heads", "heads.py:exported"])
+def test_an_output_is_chosen_by_name(own, name):
+    (own / "heads.py").write_text(textwrap.dedent(HEADS))
+    complaint = call("cost", name, "--shape", "3,8,8", status=2)
+    assert "returns 3 tensors (logits, maps.0, maps.1); choose one, such as output='logits'" in complaint
+    assert "none of them is 'log'" in call("cost", name, "--shape", "3,8,8", "--output", "log", status=2)
+    for output, layers in (("logits", 2), ("maps.1", 1)):
+        line = json.loads(call("cost", name, "--shape", "3,8,8", "--output", output, "--json"))[0]
+        assert (line["network"], line["linear_layers"]) == (f"{name}[{output}]", layers)
+
+
 def fill(path, factor=1.0, variants=("baseline", "senet-0.09"), **changes):
     for variant in variants:
         row = make_row(variant, "lean") | changes
@@ -326,3 +358,49 @@ def test_help_teaches_by_examples():
     ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
+    """A complaint stays on standard error; where that is closed it is nowhere."""
+    command = [sys.executable, "-m", "pibench.cli", "compare", "nowhere", "neither"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh", *command],
+        text=True,
+        timeout=240,
+        check=False,
+        **streams,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ("there is none at nowhere" in done.stderr) == (closed != 2)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_is_no_traceback():
+    script = f"{sys.executable} -m pibench.cli list --csv | head -n 1"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.stdout == "# networks\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("list", "--jsn"), "No such option: --jsn"),
+        (("doctor", "--jsn"), "No such option: --jsn"),
+        (("merge", "nowhere", "-o", "both"), "there is none at nowhere"),
+        (("merge", "nowhere"), "Missing option '-o'"),
+        (("report", "--machinery", "x"), "unrecognized arguments: --machinery x"),
+        (("figures", "--plot", "x", "--result", "y", "more"), "unrecognized arguments: more"),
+        (("train", "--rows", "baselin"), "invalid choice: 'baselin'"),
+        (("train", "--plan", "lnog"), "invalid choice: 'lnog'"),
+        (("accuracy", "--rows", "baselin"), "invalid choice: 'baselin'"),
+    ],
+)
+def test_every_command_refuses_bad_input_in_words(own, arguments, complaint, capfd):
+    result = CliRunner().invoke(app, list(arguments))
+    said = " ".join((result.output + capfd.readouterr().err).split())
+    assert result.exit_code == 2, said
+    assert re.search(complaint, said), said

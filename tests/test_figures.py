@@ -15,7 +15,6 @@ from results_factory import (
     make_protocol_rows,
     make_row,
     make_rows,
-    remember,
 )
 
 from pibench import figures, report
@@ -23,7 +22,8 @@ from pibench.figures.command import main
 from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
-from pibench.report import statistics
+
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 def tables(rows):
@@ -39,14 +39,6 @@ def tables(rows):
 
 def through_csv(table):
     return pd.read_csv(StringIO(report.csv_text(table)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(report.interval_of_median))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_export import Apply
+from networks import Apply, logits_of
 from torch import nn
 from torch.nn.utils import prune
 
@@ -89,7 +89,7 @@ def test_the_program_is_the_network(name):
     lowered = lower(model, IMAGES)
     with torch.no_grad():
         expected = model.double()(IMAGES.double())
-    assert (lowered.logits - expected).abs().max() <= CASES[name][2]
+    assert (logits_of(lowered, IMAGES) - expected).abs().max() <= CASES[name][2]
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
@@ -104,7 +104,7 @@ def test_answer_rounds_and_bytes(name, engine, request):
     ]
     parties.prepare(len(IMAGES))
     answer = torch.as_tensor(parties.infer(IMAGES)).double()
-    torch.testing.assert_close(answer, parties.lowered.logits, atol=5e-3, rtol=2e-3)
+    torch.testing.assert_close(answer, logits_of(parties.lowered, IMAGES), atol=5e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("mask", [MASK, MASK[0], MASK.float(), MASK[0].float()])
@@ -124,21 +124,15 @@ def test_masks_as_papers_write_them(function, mask):
     assert step.operator.kept.tolist() == MASK.flatten().nonzero().flatten().tolist()
 
 
-def test_outputs_are_chosen_by_name():
-    model = Apply(lambda m, x: {"out": x.relu(), "aux": -x})
-    assert (lower(model, IMAGES, output="out").logits == IMAGES.double().relu()).all()
-    assert (lower(model, IMAGES, output="aux").logits == -IMAGES.double()).all()
-
-
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
 def test_wrapped_and_pruned_networks_run():
     conv = nn.Conv2d(4, 3, 3)
     expected = conv.double()(IMAGES.double()).detach()
-    torch.testing.assert_close(lower(nn.DataParallel(conv), IMAGES).logits, expected)
-    torch.testing.assert_close(lower(torch.compile(conv), IMAGES).logits, expected)
+    torch.testing.assert_close(logits_of(lower(nn.DataParallel(conv), IMAGES), IMAGES), expected)
+    torch.testing.assert_close(logits_of(lower(torch.compile(conv), IMAGES), IMAGES), expected)
     normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 3, 3))
     pruned = prune.random_unstructured(nn.Conv2d(4, 3, 3), "weight", 0.5)
     for model in (normed, pruned):
         with torch.no_grad():
-            logits = lower(model, IMAGES).logits
+            logits = logits_of(lower(model, IMAGES), IMAGES)
             torch.testing.assert_close(logits, model.double()(IMAGES.double()))

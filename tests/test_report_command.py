@@ -2,20 +2,14 @@ import json
 
 import pandas as pd
 import pytest
-from results_factory import make_accuracy_row, make_row, remember
+from results_factory import make_accuracy_row, make_row
 
 from pibench import report
-from pibench.report import interval_of_median, statistics
 from pibench.report.command import main
 from pibench.report.pages import PAGES
 from pibench.store.results import Store
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 def fill(folder, variants=("baseline", "senet-0.09"), links=True, **changes):

@@ -5,12 +5,13 @@ import shutil
 
 import pandas as pd
 import pytest
-from results_factory import VARIANTS, make_accuracy_row, make_row, remember
+from results_factory import VARIANTS, make_accuracy_row, make_row
 
 from pibench import report
-from pibench.report import interval_of_median, statistics
 from pibench.report.reference import SECTIONS, Project, main, take_over
 from pibench.store.results import ResultsError, Store, read_rows
+
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 README = """# Title
 before
@@ -23,13 +24,6 @@ old
 after
 """
 TRAINED = ("baseline", *VARIANTS[1:], "joint-0.09")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
 
 
 def filled(folder):
@@ -71,7 +65,7 @@ def run(project, *options):
 
 
 @pytest.fixture(scope="module")
-def made_once(tmp_path_factory):
+def made_once(tmp_path_factory, remembered_intervals):
     """A project whose tables, pages and README have been made."""
     folder = filled(tmp_path_factory.mktemp("project"))
     assert run(folder) == 0

@@ -22,8 +22,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accidents import alive, check_hanging_party_is_ended, check_killed_party_is_reported
+from networks import Apply, logits_of
 from test_front_door import CASES, IMAGES, model_of
-from test_parties import OPERATORS, Lambda, alive
+from test_parties import OPERATORS
 from torch import nn
 
 from pibench.api import listed
@@ -175,7 +177,7 @@ def plain(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 @needs_spu
 def test_every_operator_equals_plaintext(parties, images):
     """All operators in one network, for every network is compiled in a new process."""
-    everything = Lambda(
+    everything = Apply(
         lambda m, x: torch.cat([torch.flatten(getattr(m, name)(x), 1) for name in m.order], 1),
         **{f"op{i}": model for i, model in enumerate(OPERATORS.values())},
     )
@@ -202,13 +204,13 @@ SOME = ("option A", "stored tensor", "relu6", "sigmoid", "padding left out", "pr
 def test_what_users_write_equals_plaintext(parties):
     """All cases of the front door in one network, on the slower protocols `SOME` of them."""
     names = tuple(CASES) if parties.engine == "spu-semi2k" else SOME
-    everything = Lambda(
+    everything = Apply(
         lambda m, x: torch.cat([getattr(m, f"case{i}")(x).flatten(1) for i in range(len(names))], 1),
         **{f"case{i}": model_of(name) for i, name in enumerate(names)},
     )
     parties.load(everything, IMAGES)
     parties.prepare(2)
-    answers, expected = parties.infer(IMAGES).double(), parties.lowered.logits
+    answers, expected = parties.infer(IMAGES).double(), logits_of(parties.lowered, IMAGES)
     at = 0
     for name in names:
         end = at + model_of(name).float()(IMAGES).flatten(1).shape[1]
@@ -232,7 +234,7 @@ def test_every_operator_of_the_ir_is_run_on_spu():
 @needs_spu
 def test_public_factors_of_one_are_free(semi2k, images):
     """Any other factor costs one truncation of the whole sum, a knot a comparison."""
-    model = Lambda(lambda m, x: F.leaky_relu(F.relu6(x) - x.square(), 0.25))
+    model = Apply(lambda m, x: F.leaky_relu(F.relu6(x) - x.square(), 0.25))
     semi2k.load(model, images)
     costs = {cost.kind: (cost.rounds, cost.bytes_sent) for cost in semi2k.profile(images[:1])}
     assert costs["combine"] == (0, 0)
@@ -244,7 +246,7 @@ def test_public_factors_of_one_are_free(semi2k, images):
 @needs_spu
 def test_max_pool_of_very_negative_values(semi2k):
     images = torch.full((1, 3, 8, 8), -50000.0)
-    semi2k.load(Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
+    semi2k.load(Apply(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
     semi2k.prepare()
     torch.testing.assert_close(semi2k.infer(images), torch.full((1, 3, 4, 4), -50000.0), atol=1, rtol=0)
 
@@ -253,7 +255,7 @@ def test_max_pool_of_very_negative_values(semi2k):
 def test_no_truncation_is_off_by_more_than_a_unit(parties):
     """Local truncation, as the stock engine's, would fail for every eighth of these products."""
     images = (2.0**29) * torch.linspace(0.5, 0.9, 3072).view(1, 3, 32, 32)
-    parties.load(Lambda(lambda m, x: x * 0.75), images)
+    parties.load(Apply(lambda m, x: x * 0.75), images)
     parties.prepare()
     answer = parties.infer(images).double()
     assert (answer - 0.75 * images.double()).abs().max() <= 32, "a float32 has steps of 32 there"
@@ -306,7 +308,7 @@ def test_traffic_is_exact(semi2k, block, images):
 @needs_spu
 def test_a_masked_relu_costs_what_it_keeps(semi2k, images):
     mask = torch.arange(192).view(3, 8, 8) % 3 == 0
-    masked = Lambda(lambda m, x: m.r(x), r=MaskedReLU(mask))
+    masked = Apply(lambda m, x: m.r(x), r=MaskedReLU(mask))
     semi2k.load(masked, images)
     semi2k.prepare(2)
     torch.testing.assert_close(semi2k.infer(images[:2]), plain(masked, images[:2]), atol=1e-3, rtol=0)
@@ -499,7 +501,7 @@ def test_a_slow_link_takes_the_seconds_that_its_messages_and_bytes_ask_for(engin
 
     The same bytes are sent as on loopback.
     """
-    model, images = Lambda(lambda m, x: x.relu()), torch.randn(2, 3, 32, 32)
+    model, images = Apply(lambda m, x: x.relu()), torch.randn(2, 3, 32, 32)
     near = started(running, engine)
     near.load(model, images)
     sent = near.traffic(images[:1])
@@ -520,30 +522,13 @@ def test_a_slow_link_takes_the_seconds_that_its_messages_and_bytes_ask_for(engin
 @pytest.mark.parametrize("engine", SPU)
 def test_killed_party_is_reported_within_five_seconds(engine, block, images):
     with Parties(engine=engine, timeout_s=120) as parties:
-        parties.load(block, images)
-        parties.prepare()
-        pids = parties.pids
-        os.kill(pids[1], signal.SIGKILL)
-        started_at = time.monotonic()
-        with pytest.raises(PartyFailed, match=r"party 1 died by signal 9 \(SIGKILL\)"):
-            parties.infer(images[:1])
-        assert time.monotonic() - started_at < 5
-        assert not alive(pids)
+        check_killed_party_is_reported(parties, block, images)
 
 
 @needs_spu
 def test_hanging_party_is_ended_after_the_timeout(block, images):
     with Parties(engine="spu-semi2k", timeout_s=120) as parties:
-        parties.load(block, images)
-        parties.prepare()
-        parties.group.timeout_s = 1.5
-        pids = parties.pids
-        os.kill(pids[0], signal.SIGSTOP)
-        started_at = time.monotonic()
-        with pytest.raises(PartyFailed, match=r"did not answer 'infer' within 1.5 s"):
-            parties.infer(images[:1])
-        assert time.monotonic() - started_at < 5
-        assert not alive(pids)
+        check_hanging_party_is_ended(parties, block, images, "")
 
 
 @needs_spu
@@ -624,8 +609,8 @@ def wait_for(condition, timeout_s: float = 30.0):
 @needs_spu
 def test_values_beyond_fixed_point_are_refused_before_the_parties_are_asked(semi2k, images):
     with pytest.raises(ExportError, match=r"2\^30"):
-        semi2k.load(Lambda(lambda m, x: 2.0**20 * (2.0**12 * x)), images)
-    model = Lambda(lambda m, x: x.relu())
+        semi2k.load(Apply(lambda m, x: 2.0**20 * (2.0**12 * x)), images)
+    model = Apply(lambda m, x: x.relu())
     semi2k.load(model, images)
     semi2k.prepare()
     with pytest.raises(ValueError, match=r"2\^30"):
@@ -636,7 +621,7 @@ def test_values_beyond_fixed_point_are_refused_before_the_parties_are_asked(semi
 @needs_spu
 def test_values_that_overflow_inside_are_refused_and_would_be_found_by_the_answer_check(semi2k, images):
     """The example of `load` was small; these images are below the limit, and their squares leave the ring."""
-    subject = Subject(Lambda(lambda m, x: x.square().flatten(1)), images, 1, semi2k)
+    subject = Subject(Apply(lambda m, x: x.square().flatten(1)), images, 1, semi2k)
     subject.prepare()
     assert subject.right(subject.infer())
     large = 2.0**20 * images[:1]

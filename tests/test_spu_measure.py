@@ -59,6 +59,16 @@ def test_a_row_of_a_protocol(engine, tmp_path):
     assert report.headline_section(stored, report.summarize(stored)).startswith("No headline case")
 
 
+def test_memory_is_asked_for_by_parameters_too(monkeypatch, tmp_path):
+    """A party of CHEETAH was seen to hold 2.5 GB of this network at full width, of SEMI2K 0.9 GB."""
+    monkeypatch.setattr("pibench.measure.session.available_memory", lambda: 4.4e9)
+    monkeypatch.setattr("pibench.engines.base.Engine.missing", lambda engine: None)
+    cases = [replace(CASES[engine], reference=None) for engine in SPU]
+    said = [Session(cases, tmp_path, "test").obstacle(case) for case in cases]
+    assert said[:2] == [None, None]
+    assert "needs about 5 GB of memory beside 0 loaded networks, 4 GB are free" in said[2]
+
+
 @needs_spu
 def test_a_row_over_a_shaped_link(tmp_path):
     case = next(case for case in protocol_link_cases() if case.variant == "joint-0.052")

@@ -94,10 +94,11 @@ class Engine:
     `steady_traffic` the traffic of two inferences of one network may differ a little. `two_hosts` is true if
     a party may run on another host.
 
-    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference.
-    `compute` and `waiting` are the times for computing and for waiting on a link, relative to the stock
-    engine. `line` is the line style in figures, and `filled` chooses filled markers. An engine that is not
-    `offered` is a yardstick of the suite, not a choice for its users.
+    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference,
+    and `bytes_per_parameter` for each parameter of the network. `compute` and `waiting` are the times for
+    computing and for waiting on a link, relative to the stock engine. `line` is the line style in figures,
+    and `filled` chooses filled markers. An engine that is not `offered` is a yardstick of the suite, not a
+    choice for its users.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Engine:
     bytes_per_relu: float
     compute: float
     waiting: float
+    bytes_per_parameter: float = 0.0
     serving: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("offline", "online")
     options: Mapping[str, str | int | bool] = field(default_factory=usual_options)
@@ -313,10 +315,6 @@ class Node(ABC):
         note("open", "open")
         return costs
 
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""
-
 
 class Helper(ABC):
     """A process that is no party (a dealer): it takes part in load and prepare, never online.
@@ -337,7 +335,3 @@ class Helper(ABC):
     @abstractmethod
     def prepare(self, batch: int) -> int:
         """Deals the randomness of one inference; returns the bytes it sent."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""

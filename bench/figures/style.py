@@ -84,7 +84,7 @@ class Sheet:
 
     @property
     def narrow(self) -> bool:
-        """Whether this is one column of a paper."""
+        """True if this is one column of a paper."""
         return self.width < 0.6 * WIDTH
 
 

@@ -80,9 +80,6 @@ class TrustedThirdParty(Helper):
         """Does nothing: the parties' requests drive the server."""
         return 0
 
-    def close(self) -> None:
-        """Does nothing: the process ends."""
-
 
 class StockParty(Node):
     """A party that computes with CrypTen tensors."""
@@ -189,9 +186,6 @@ class StockParty(Node):
     def reveal(self, value: Any) -> torch.Tensor:
         """Opens the value to every party, as CrypTen's users do."""
         return value.get_plain_text()
-
-    def close(self) -> None:
-        crypten.uninit()
 
     # One small function for each operator.
 

@@ -107,9 +107,12 @@ def rehearse(
 
 
 def _engine(
-    name: str, label: str, trust: str, parties: int, provider: str, compute: float, line: str, filled: bool
+    name: str, label: str, trust: str, parties: int, provider: str, line: str, filled: bool, **known: float
 ) -> Engine:
-    """Describes one protocol; `compute` is relative to the stock engine's time for one image and peer."""
+    """Describes one protocol; `known` are its estimates of time and memory.
+
+    `compute` is relative to the stock engine's time for one image and peer.
+    """
     return Engine(
         name=name,
         label=label,
@@ -122,8 +125,7 @@ def _engine(
         line=line,
         filled=filled,
         bytes_per_relu=1000,
-        compute=compute,
-        waiting=2.0,
+        **known,
         clocks=("all_phases",),
         options=options(name),
         value_limits=value_limits,
@@ -141,19 +143,28 @@ SEMI2K = _engine(
     "spu-semi2k",
     "SEMI2K (SPU)",
     "two semi-honest parties; party 0 deals the correlated randomness",
-    *(2, "first party", 6.0, "-.", False),
+    *(2, "first party", "-.", False),
+    compute=6.0,
+    waiting=0.4,
+    bytes_per_parameter=40,
 )
 ABY3 = _engine(
     "spu-aby3",
     "ABY3 (SPU)",
     "three semi-honest parties, of whom no two collude; no dealer",
-    *(3, "none", 3.0, "-.", True),
+    *(3, "none", "-.", True),
+    compute=3.0,
+    waiting=0.4,
+    bytes_per_parameter=70,
 )
 CHEETAH = _engine(
     "spu-cheetah",
     "Cheetah (SPU)",
     "two semi-honest parties, nobody else: no dealer",
-    *(2, "none", 60.0, ":", True),
+    *(2, "none", ":", True),
+    compute=60.0,
+    waiting=8.0,
+    bytes_per_parameter=180,
 )
 
 BY_HAND = replace(

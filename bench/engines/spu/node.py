@@ -44,11 +44,6 @@ class SpuNode(Node):
         self._prepared: int | None = None
         self._batch = 0
 
-    def close(self) -> None:
-        """Stops the link."""
-        self._link.stop_link()
-        self._log.close()
-
     def barrier(self) -> None:
         """Returns when every party has arrived."""
         self._link.barrier()
