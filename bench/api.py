@@ -20,7 +20,7 @@ from pibench.engines import ENGINES
 from pibench.links.link import LINKS, parse_link
 from pibench.measure.case import Case, OwnNetwork
 from pibench.measure.count import count_program
-from pibench.measure.network import Chosen, nearest, network
+from pibench.measure.network import Chosen, answering, nearest, network
 from pibench.measure.rounds import Measurement
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
@@ -47,7 +47,11 @@ def engine_named(name: str) -> str:
 
 
 def link_named(text: str) -> str:
-    """Returns the name of a link; raises ValueError that names the nearest one."""
+    """Returns the name of a link; raises ValueError that names the nearest one.
+
+    >>> link_named("wan"), link_named("0.2Gbit/40ms")
+    ('wan', '0.2Gbit/40ms')
+    """
     if text.isidentifier() or text.replace("-", "").isalpha():
         if text not in LINKS:
             remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
@@ -113,7 +117,8 @@ def chosen(model: str | nn.Module | Chosen, images: Tensor | None = None, **sett
         return network(model, **settings)
     if images is None:
         raise ValueError("a network of your own needs images [N, ...] as its input")
-    return Chosen(type(model).__name__, model.eval(), tuple(images.shape[1:]))
+    found = Chosen(type(model).__name__, model.eval(), tuple(images.shape[1:]))
+    return answering(found, settings.get("output"))
 
 
 def cost(
@@ -126,6 +131,13 @@ def cost(
     sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
     the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
     image.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> frame = cost(model, torch.zeros(1, 3, 8, 8))
+    >>> frame.loc[frame["link"] == "wan", ["name", "relus", "rounds", "hops", "bytes_sent"]].head(2)
+        name  relus  rounds  hops  bytes_sent
+    2  stock    144      11    44       36960
+    6   lean    144       7     7        8880
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
@@ -263,24 +275,29 @@ def measure(
     against: str | nn.Module | Chosen | None = None,
     results: str | Path = "results",
     again: bool = False,
+    on: str | None = None,
     watch: Watch | None = None,
     say: Callable[[str], object] = print,
     shape: tuple[int, ...] | None = None,
+    output: int | str | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Measures networks and returns one line each, with the columns of results/summary.csv.
 
     `model` is a name, a module with its `images` [N, ...], N >= 2, or a list of these. Rounds of each run
     alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
-    engine, link, batch, rounds, width. Every answer is checked against the float64 network. Rows are kept in
-    `results`; a row that is there and up to date is returned as it is, unless `again`.
+    engine, link, batch, rounds, width. `output` chooses one of several outputs, by its name or its number.
+    Every answer is checked against the float64 network. Rows are kept in `results`; a row that is there and
+    up to date is returned as it is, unless `again`. With `on`, the address of a dask scheduler or "local", a
+    cluster measures them (`pibench.cluster`). Raises ValueError for an unknown name and for images that do
+    not fit.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
 
     def case(each: Any) -> Case:
         named = {"width": common.width, "shape": shape} if isinstance(each, str) else {}
-        return case_of(chosen(each, images, **named), common, images)
+        return case_of(chosen(each, images, **named, output=output), common, images)
 
     reference = None if against is None else case(against)
     cases = [case(each) for each in several]
@@ -290,7 +307,12 @@ def measure(
     for one, other in pairwise(sorted(case.id for case in cases)):
         if one == other:
             raise ValueError(f"two networks are called {one}: give each another name")
-    return summarize(measure_cases(cases, Path(results), watch, again, say))
+    if on is None:
+        return summarize(measure_cases(cases, Path(results), watch, again, say))
+    from pibench.cluster import connected, measure_on
+
+    with connected(on) as client:
+        return summarize(measure_on(client, cases, Path(results), again, say))
 
 
 def rows_of(place: str | Path) -> list[Row]:

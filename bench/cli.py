@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,7 +78,15 @@ Shape = Annotated[
     str | None,
     typer.Option(help="One input's shape, where the network does not say it: 3,32,32."),
 ]
+Output = Annotated[
+    str | None,
+    typer.Option(help="Which output, by name or number, where a network returns several."),
+]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
+On = Annotated[
+    str | None,
+    typer.Option(help='A cluster: the address of its dask scheduler, or "local".', metavar="ADDRESS"),
+]
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -120,6 +130,7 @@ def cost(
         typer.Option(help="Height and width of the images.", min=1),
     ] = None,
     shape: Shape = None,
+    output: Output = None,
     batch: Annotated[int, typer.Option(help="Images of one inference.", min=1)] = 1,
     json: Json = False,
     csv: Csv = False,
@@ -135,7 +146,7 @@ def cost(
     from pibench.show import cost_tables, show
 
     form = _form(json, csv, markdown, latex)
-    frame = api.cost(model, batch=batch, width=width, image=image, shape=_shape(shape))
+    frame = api.cost(model, batch=batch, width=width, image=image, shape=_shape(shape), output=output)
     show(frame, form, cost_tables(frame))
 
 
@@ -154,8 +165,10 @@ def run(
     ] = None,
     width: Width = 64,
     shape: Shape = None,
+    output: Output = None,
     results: Results = Path("results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
+    on: On = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -176,7 +189,7 @@ def run(
     from pibench.show import run_tables, show
 
     form = _form(json, csv, markdown, latex)
-    with watching() as watch:
+    with watching() if on is None else nullcontext() as watch:
         summary = api.measure(
             models,
             engine=engine,
@@ -186,8 +199,10 @@ def run(
             against=against,
             width=width,
             shape=_shape(shape),
+            output=output,
             results=results,
             again=again,
+            on=on,
             watch=watch,
             say=lambda line: print(line, file=sys.stderr),
         )
@@ -293,14 +308,20 @@ def figures(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=PASSED_ON)
-def train(ctx: typer.Context) -> None:
-    """Trains variants, as `make train`.
+def train(ctx: typer.Context, on: On = None) -> None:
+    """Trains variants, as `make train`; with `--on ADDRESS` a row at a time on each worker of a cluster.
 
     Example: `pibench train --rows baseline --plan quick`
     """
-    from pibench.models.training.__main__ import main
+    from pibench.models.training.__main__ import main, options_of
 
-    raise typer.Exit(main(ctx.args))
+    if on is None:
+        raise typer.Exit(main(ctx.args))
+    from pibench.cluster import connected, train_on
+
+    rows, options = options_of(ctx.args)
+    with connected(on) as client:
+        train_on(client, rows, options)
 
 
 @app.command(context_settings=PASSED_ON)
@@ -329,8 +350,23 @@ def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, lat
         raise typer.Exit(1)
 
 
+def _open_streams() -> None:
+    """Opens nowhere those standard streams that the caller has closed.
+
+    Otherwise the next file that is opened takes the place of one, and what is printed goes into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Lower ones are open by now, so this one is the lowest that is free.
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def main() -> None:
     """Runs the command; `pyproject.toml` names it."""
+    _open_streams()
     app(prog_name="pibench")
 
 

@@ -37,19 +37,29 @@ def started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def _stock(_forked: None) -> Iterator[list[Parties]]:
-    running: list[Parties] = []
+def _running(_forked: None) -> Iterator[dict[str, Parties]]:
+    running: dict[str, Parties] = {}
     yield running
-    for parties in running:
+    for parties in running.values():
         parties.__exit__(None, None, None)
 
 
+def _parties(engine: str, running: dict[str, Parties]) -> Parties:
+    if engine not in running or not running[engine].pids:
+        running[engine] = Parties(engine=engine, timeout_s=120).__enter__()
+    return running[engine]
+
+
 @pytest.fixture
-def stock(_stock: list[Parties]) -> Parties:
+def stock(_running: dict[str, Parties]) -> Parties:
     """Two running parties of the stock engine (new ones if a test ended the last)."""
-    if not _stock or not _stock[-1].pids:
-        _stock.append(Parties(timeout_s=60).__enter__())
-    return _stock[-1]
+    return _parties("stock", _running)
+
+
+@pytest.fixture
+def lean(_running: dict[str, Parties]) -> Parties:
+    """Two running parties of the lean engine and their dealer, likewise."""
+    return _parties("lean", _running)
 
 
 @pytest.fixture

@@ -172,12 +172,6 @@ def test_a_class_that_tips_over_is_a_disagreement():
     assert found.max_logit_error == pytest.approx(gaps[gaps < TOLERANCE * spread].max().item(), abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def lean():
-    with Parties(engine="lean", timeout_s=120) as parties:
-        yield parties
-
-
 def test_parties_that_hold_other_weights_are_found_out(lean, monkeypatch):
     model, other, (images, labels) = network(), network(seed=5), pictures()
     load = lean.load

@@ -1,10 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 import textwrap
 
 import pandas as pd
 import pytest
+import torch
 from results_factory import make_protocol_row, make_row
 from typer.testing import CliRunner
 
@@ -165,11 +167,9 @@ def test_the_shape_is_found_or_asked_for(own):
 
 
 def test_own_networks_are_measured_in_a_folder_with_its_own_models(own):
-    command = [sys.executable, "-m", "pibench.cli", "run", "models.net:Net", "--against", "net.py:make"]
-    run = subprocess.run(
-        [*command, "--rounds", "2", "--json"], cwd=own, capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 0, run.stderr
+    command = ("run", "models.net:Net", "--against", "net.py:make", "--rounds", "2", "--json")
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
     lines = {line["variant"]: line for line in json.loads(run.stdout)}
     assert lines["models.net:Net"]["reference_case"] == "lean/net.py:make/w4/b1/2p/loopback"
     rows = read_rows(own / "results" / "bench.json")
@@ -204,19 +204,46 @@ def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
     line = json.loads(call("cost", name, "--shape", "1,8,8", "--json"))[0]
     assert {key: line[key] for key in wanted} == wanted
     assert "(line 14 of shaped.py)" in call("cost", name, "--shape", "1,9,9", status=2)
-    script = (
-        "import torch, shaped\n"
-        "example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO\n"
-        "made = shaped.Shaped().eval()\n"
-        "exported = torch.export.export(made, (example,), dynamic_shapes=({0: batch},))\n"
-        "torch.export.save(exported, 'net.pt2')\n"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=own, check=True, timeout=120)
+    exec(compile(textwrap.dedent(SHAPED), "shaped.py", "exec"), made := {"__name__": "shaped"})
+    example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO
+    exported = torch.export.export(made["Shaped"]().eval(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, own / "net.pt2")
     (own / "shaped.py").unlink()
     line = json.loads(call("cost", "net.pt2", "--json"))[0]
     assert {key: line[key] for key in wanted} == wanted
     frame = pibench.measure("net.pt2", rounds=1)
     assert frame["repetitions_succeeded"].tolist() == [1]
+
+
+HEADS = """
+    import torch
+    from torch import nn
+
+    class Heads(nn.Module):
+        def __init__(self, by_size=False):
+            super().__init__()
+            self.conv, self.fc, self.by_size = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5), by_size
+
+        def forward(self, x):
+            x = self.conv(x).relu()
+            if self.by_size and x.shape[2] != 6:  # no tracer follows this
+                raise ValueError("8 pixels, please")
+            return {"logits": self.fc(x.flatten(1)), "maps": [x, x.mean((2, 3))]}
+
+    def exported():
+        return Heads(True)
+    """
+
+
+@pytest.mark.parametrize("name", ["heads.py:Heads", "heads.py:exported"])
+def test_an_output_is_chosen_by_name(own, name):
+    (own / "heads.py").write_text(textwrap.dedent(HEADS))
+    complaint = call("cost", name, "--shape", "3,8,8", status=2)
+    assert "returns 3 tensors (logits, maps.0, maps.1); choose one, such as output='logits'" in complaint
+    assert "none of them is 'log'" in call("cost", name, "--shape", "3,8,8", "--output", "log", status=2)
+    for output, layers in (("logits", 2), ("maps.1", 1)):
+        line = json.loads(call("cost", name, "--shape", "3,8,8", "--output", output, "--json"))[0]
+        assert (line["network"], line["linear_layers"]) == (f"{name}[{output}]", layers)
 
 
 def fill(path, factor=1.0, variants=("baseline", "senet-0.09"), **changes):
@@ -301,6 +328,12 @@ def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
     assert "--test-images" in call("accuracy", "--help")
 
 
+def test_the_command_is_a_module_too():
+    command = [sys.executable, "-m", "pibench.cli", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "pibench COMMAND --help" in " ".join(run.stdout.split())
+
+
 def test_help_teaches_by_examples():
     assert "pibench run net.py:make" in " ".join(call("--help").split())
     for command in (
@@ -317,3 +350,49 @@ def test_help_teaches_by_examples():
     ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
+    """A complaint stays on standard error; where that is closed it is nowhere."""
+    command = [sys.executable, "-m", "pibench.cli", "compare", "nowhere", "neither"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh", *command],
+        text=True,
+        timeout=240,
+        check=False,
+        **streams,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ("there is none at nowhere" in done.stderr) == (closed != 2)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_is_no_traceback():
+    script = f"{sys.executable} -m pibench.cli list --csv | head -n 1"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.stdout == "# networks\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("list", "--jsn"), "No such option: --jsn"),
+        (("doctor", "--jsn"), "No such option: --jsn"),
+        (("merge", "nowhere", "-o", "both"), "there is none at nowhere"),
+        (("merge", "nowhere"), "Missing option '-o'"),
+        (("report", "--machinery", "x"), "unrecognized arguments: --machinery x"),
+        (("figures", "--plot", "x", "--result", "y", "more"), "unrecognized arguments: more"),
+        (("train", "--rows", "baselin"), "invalid choice: 'baselin'"),
+        (("train", "--plan", "lnog"), "invalid choice: 'lnog'"),
+        (("accuracy", "--rows", "baselin"), "invalid choice: 'baselin'"),
+    ],
+)
+def test_every_command_refuses_bad_input_in_words(own, arguments, complaint, capfd):
+    result = CliRunner().invoke(app, list(arguments))
+    said = " ".join((result.output + capfd.readouterr().err).split())
+    assert result.exit_code == 2, said
+    assert re.search(complaint, said), said

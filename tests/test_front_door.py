@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 from pibench.costs.predict import predict
-from pibench.parties.driver import Parties
 from pibench.program.lower import lower
 
 IMAGES = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -84,18 +83,6 @@ def model_of(name: str) -> nn.Module:
     return model
 
 
-@pytest.fixture(scope="module")
-def stock():
-    with Parties(engine="stock", timeout_s=120) as parties:
-        yield parties
-
-
-@pytest.fixture(scope="module")
-def lean():
-    with Parties(engine="lean", timeout_s=120) as parties:
-        yield parties
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_program_is_the_network(name):
     model = model_of(name)
@@ -135,13 +122,6 @@ def test_masks_as_papers_write_them(function, mask):
     model.register_buffer("m", mask if function.__code__.co_names.count("where") else mask.float())
     (step,) = lower(model, IMAGES).program.steps
     assert step.operator.kept.tolist() == MASK.flatten().nonzero().flatten().tolist()
-
-
-def test_outputs_are_chosen_by_name():
-    model = Apply(lambda m, x: {"out": x.relu(), "aux": -x})
-    out, aux = (logits_of(lower(model, IMAGES, output=name), IMAGES) for name in ("out", "aux"))
-    assert (out == IMAGES.double().relu()).all()
-    assert (aux == -IMAGES.double()).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")

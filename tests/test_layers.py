@@ -53,7 +53,7 @@ MAY_IMPORT = {
 ROOM_OF = {
     "": "entry points",
     **dict.fromkeys(
-        ("api", "cli", "conftest", "doctor", "live", "show", "bench_latency", "bench_operators"),
+        ("api", "cli", "cluster", "conftest", "doctor", "live", "show", "bench_latency", "bench_operators"),
         "entry points",
     ),
     **dict.fromkeys(

@@ -8,7 +8,8 @@ from results_factory import LINKED, make_protocol_row, make_row
 
 from pibench import report
 from pibench.costs.literature import CHANNELS, modelled, network_from_dict
-from pibench.report.protocols_section import findings, models_verdict
+from pibench.report.protocols_findings import findings
+from pibench.report.protocols_section import models_verdict
 from pibench.store.results import validate
 
 pytestmark = pytest.mark.usefixtures("remembered_intervals")
@@ -172,7 +173,7 @@ def test_the_page_has_one_table_with_trust_and_everything_asked_for(made):
 def test_the_paragraph_says_what_the_numbers_say(near):
     said = findings(near)
     assert "One inference of the baseline takes " in said
-    assert "Fewer layers beside fewer ReLUs, `joint-0.052` over `senet-0.09`, give " in said
+    assert "Fewer layers beside fewer ReLUs, `joint-0.052` over `senet-0.09`, are worth " in said
     assert "`joint-0.052` gains most under stock (CrypTen) (" in said
     for engine, share in (("stock", 0.4), ("lean", 0.4), ("spu-semi2k", 0.8), ("spu-aby3", 0.7)):
         near = changed(near, engine, "baseline", relu_share=share, relus_per_convolution=12_345)
@@ -198,6 +199,7 @@ def test_whether_dropping_relus_pays_under_he(near, speedup, low, verdict):
     )
     said = f"dropping ReLUs alone {verdict}: on Cheetah (SPU) `senet-0.09` is faster by"
     assert said in findings(near)
+    assert ("too few pairs" in findings(near)) == math.isnan(low)
 
 
 def test_merging_alone_may_lose(near):
@@ -237,6 +239,8 @@ def test_without_such_rows_the_page_names_the_command():
 def test_few_rows_make_a_page_too():
     rows = [make_protocol_row()]
     assert "| SEMI2K (SPU) |" in report.protocols_section(*tables(rows))
+    rows = [make_protocol_row("senet-0.09", reference=None)]
+    assert "plots/protocols.svg" not in report.protocols_section(*tables(rows))  # it needs a baseline
     rows = [make_protocol_row(engine="spu-cheetah", link="lan", layers=[])]
     assert "| Cheetah (SPU) |" in report.protocols_section(*tables(rows))
     rows = [make_protocol_row(layers=[]), make_protocol_row("senet-0.09", reference=None)]

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from pibench.models.graph.moves import trace
 
@@ -82,8 +83,7 @@ def _read_exported(path: Path) -> tuple[nn.Module, tuple[int, ...] | None]:
     graph = module.graph
     graph.set_codegen(fx.graph.CodeGen())  # a plain function of one tensor
     final = next(node for node in graph.nodes if node.op == "output")
-    if len(final.args[0]) == 1:
-        final.args = (final.args[0][0],)
+    final.args = (pytree.tree_unflatten(list(final.args[0]), exported.call_spec.out_spec),)
     return fx.GraphModule(module, graph), tuple(inputs[0].shape[1:])
 
 

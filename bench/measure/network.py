@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from pibench.models.data import default_images
 from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import variant
 from pibench.models.zoo import ZOO
+from pibench.program.outputs import with_output
 
 SIZES = (16, 28, 32, 48, 64, 96, 128, 160, 224, 256, 299)
 """Heights and widths that are tried when a network does not say what images it takes."""
@@ -67,13 +68,31 @@ def network(
     image: int | None = None,
     shape: tuple[int, ...] | None = None,
     folder: Path | None = None,
+    output: int | str | None = None,
 ) -> Chosen:
     """Returns the network that `name` means.
 
     `width` is that of variants, `image` the height and width of their images (32). `shape` is needed for a
     network that does not state its input. `folder` (here, if None) is the place at which a user's own code
-    starts. Raises ValueError for an unknown name, and for code that does not make a network.
+    starts. `output` chooses one of several outputs, by its number or its name. Raises ValueError for an
+    unknown name, for code that does not make a network, and for several outputs without a choice.
     """
+    return answering(_named(name, width, image, shape, folder), output)
+
+
+def answering(found: Chosen, output: int | str | None) -> Chosen:
+    """Returns the network with one output; `output` chooses it where there are several."""
+    if found.variant is not None:  # a variant returns its logits
+        return found
+    model = with_output(found.model, output, torch.zeros(1, *found.shape))
+    if model is found.model:
+        return found
+    return replace(found, name=found.name if output is None else f"{found.name}[{output}]", model=model)
+
+
+def _named(
+    name: str, width: int, image: int | None, shape: tuple[int, ...] | None, folder: Path | None
+) -> Chosen:
     if name in variant_names():
         size = image or 32
         return Chosen(name, variant(name).build(width, image_size=size), (3, size, size), name)

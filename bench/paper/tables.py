@@ -38,7 +38,11 @@ ESCAPED = str.maketrans(
 
 
 def escape(text: object) -> str:
-    """Writes a text so that LaTeX prints it as it stands."""
+    r"""Writes a text so that LaTeX prints it as it stands.
+
+    >>> print(escape("a_b & 5 %"))
+    a\_b \& 5 \%
+    """
     made = str(text).translate(ESCAPED)
     return "{[}" + made[1:] if made.startswith("[") else made  # else it were an option of the row before
 

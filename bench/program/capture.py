@@ -29,6 +29,7 @@ from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from pibench.models.graph.moves import trace
+from pibench.program.outputs import OutputError, choose, named_outputs
 
 BATCH = 5
 """Images in the batch that is exported: a prime that few networks use as a size of their own."""
@@ -138,14 +139,14 @@ class _Stepwise(nn.Module):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
-        self.graph = graph
+        self.traced = graph
         self.input_name = next(node.name for node in graph.graph.nodes if node.op == "placeholder")
         for node in graph.graph.nodes:
             node.meta["custom"] = {"step": node.name}
 
     def forward(self, *inputs: Any) -> Any:
         with fx.traceback.preserve_node_meta():
-            return fx.Interpreter(self.graph).run(*inputs)
+            return fx.Interpreter(self.traced).run(*inputs)
 
 
 def is_inert_dropout(node: fx.Node) -> bool:
@@ -206,7 +207,7 @@ def _bound(
         kept = exported.constants if spec.target in exported.constants else exported.state_dict
         value = kept[spec.target].detach()
         stored[node] = value.double() if value.is_floating_point() else value
-        names[node] = spec.target.removeprefix("graph.")
+        names[node] = spec.target.removeprefix("traced.")
     nodes = tuple(node for node in exported.graph.nodes if node.op not in ("placeholder", "output"))
     return Captured(nodes, stored, names, inputs[0], input_name or inputs[0].name, _chosen(exported, output))
 
@@ -216,30 +217,14 @@ def _chosen(exported: torch.export.ExportedProgram, output: int | str | None) ->
     final = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     kinds = [spec.kind.name for spec in exported.graph_signature.output_specs]
     values = [value for value, kind in zip(final, kinds, strict=True) if kind == "USER_OUTPUT"]
-    paths = [
-        path
-        for path, _ in pytree.tree_flatten_with_path(
-            pytree.tree_unflatten(values, exported.call_spec.out_spec)
-        )[0]
-    ]
-    keys = [
-        ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-        for path in paths
-    ]
-    found = {key: value for key, value in zip(keys, values, strict=True) if isinstance(value, fx.Node)}
+    outputs = named_outputs(pytree.tree_unflatten(values, exported.call_spec.out_spec))
+    found = {key: value for key, value in outputs.items() if isinstance(value, fx.Node)}
     if not found:
         raise ExportError("the network must return one tensor that depends on its input; return the logits")
-    if output is None and len(found) == 1:
-        return next(iter(found.values()))
-    if output is None or str(output) not in found:
-        wrong = "" if output is None else f" and none of them is {output!r}"
-        choice = next(iter(found))
-        choice = choice if choice.isdigit() else repr(choice)
-        raise ExportError(
-            f"the network returns {len(found)} tensors ({', '.join(found)}){wrong}; "
-            f"choose one, such as output={choice}, or return one tensor, the logits alone"
-        )
-    return found[str(output)]
+    try:
+        return choose(found, output)
+    except OutputError as error:
+        raise ExportError(str(error)) from error
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from torch._ops import OpOverload
 from pibench.program import ir
 from pibench.program.approximations import GELU, HARD_SIGMOID, SIGMOID, SILU, TANH
 from pibench.program.capture import BATCH, Captured, ExportError, capture, is_inert_dropout
+from pibench.program.outputs import Output
 from pibench.program.plaintext import evaluate
 
 __all__ = ["FRACTION_BITS", "VALUE_LIMIT", "ExportError", "Lowered", "lower"]
@@ -77,6 +78,9 @@ def lower(model: nn.Module, example: Tensor, output: int | str | None = None) ->
     cannot be captured, an operator without a lowering, a model that does not fit the example, NaN or infinite
     values, and values of 2^30 or more.
     """
+    if isinstance(model, Output) and output is None:
+        output = model.key
+        model = model.network
     if not isinstance(model, nn.Module) or not isinstance(example, Tensor):
         raise ExportError(
             "a torch.nn.Module and a tensor are needed, "
@@ -480,7 +484,7 @@ def _origin(node: fx.Node) -> _Origin:
     stack = list((node.meta.get("nn_module_stack") or {}).items())
     path, kind = stack[-1][1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    path = path.removeprefix("graph.")
+    path = path.removeprefix("traced.")
     kind_name = kind.rsplit(".", 1)[-1]
     leaf = bool(path) and (kind.startswith("torch.nn.modules") or kind_name == "MaskedReLU")
     leaf = leaf and kind_name not in ("Sequential", "ModuleList")

@@ -82,10 +82,14 @@ def _change(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line; returns the exit status."""
+def options_of(argv: Sequence[str] | None) -> tuple[list[str], Options]:
+    """Returns the rows and the options that a command line asks for."""
     given = arguments(argv)
-    options = Options(
+    return given.rows, _options(given)
+
+
+def _options(given: argparse.Namespace) -> Options:
+    return Options(
         network=given.network,
         width=given.width,
         seed=given.seed,
@@ -98,6 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         recorded=not given.no_graphs,
         folders=Folders(given.data, given.results, given.checkpoints, given.weights),
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line; returns the exit status."""
+    given = arguments(argv)
+    options = _options(given)
     work = _list if given.list else train
     return exit_status(
         lambda: work(given.rows, options), TrainingError, ResultsError, DataError, WeightsError, ValueError
