@@ -41,6 +41,8 @@ lint: .venv
 	$(BIN)/python -m mypy
 
 # One file stays in one process, so that its parties are started once. pytest-benchmark has nothing to do here.
+# The many processes that it starts take over what one has compiled, whatever the shell says of bytecode.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 
@@ -53,19 +55,18 @@ bench: .venv
 	$(BIN)/python -m pibench.figures || status=1; exit $$status
 
 # Six networks under five protocols: stock, lean, and SPU's SEMI2K, ABY3 and CHEETAH (an hour and a quarter,
-# most of it CHEETAH's). With LINKS=1 three networks under SPU's over LAN and WAN instead (half an hour).
-# PROTOCOLS="--engine spu-aby3" or PROTOCOLS="-k joint" chooses cases, also to go on after a stop: each is kept
-# as soon as it is measured.
+# most of it CHEETAH's). With LINKS=1 three networks under SPU's over LAN and WAN instead (half an hour). As with
+# `make bench`, what is up to date is not measured again; BENCH="--engine spu-aby3" or BENCH="-k joint" chooses.
 protocols: .venv-spu
 	$(SPU_BIN)/python -m pytest bench/bench_latency.py $(if $(LINKS),--protocol-links,--protocols) \
-	--benchmark-disable-gc $(PROTOCOLS); status=$$?; \
+	--benchmark-disable-gc $(BENCH); status=$$?; \
 	$(SPU_BIN)/python -m pibench.report --quiet || status=1; \
 	$(SPU_BIN)/python -m pibench.figures || status=1; exit $$status
 
-# What needs SPU: its tests, and one network under each of its protocols at width 8.
+# The needs of SPU: its tests; one network under each of its protocols, and one by hand, at width 8.
 spu: .venv-spu
 	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
-	$(SPU_BIN)/python -m pytest bench/bench_latency.py --smoke --benchmark-disable -k spu
+	$(SPU_BIN)/python -m pytest bench --smoke --benchmark-disable -k spu
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
 operators: .venv

@@ -4,6 +4,7 @@
     frame = pibench.measure(model, images, engine="lean", link="wan")  # needs the measured parties
     frame = pibench.cost(model, images)                                # needs no process
     frame = pibench.compare("before/bench.json", "after/bench.json")
+    frame = pibench.merge(["laptop", "server"], into="both")
 
 Importing the package imports nothing else: `pibench.api` is read when one of these is called.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 from pibench import measure
 
-__all__ = ["compare", "cost", "measure"]
+__all__ = ["compare", "cost", "measure", "merge"]
 
 
 class _Room(ModuleType):
@@ -29,6 +30,6 @@ measure.__class__ = _Room
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("compare", "cost"):
+    if name not in ("compare", "cost", "merge"):
         raise AttributeError(f"module 'pibench' has no attribute {name!r}")
     return getattr(import_module("pibench.api"), name)

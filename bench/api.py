@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from pibench.models.zoo import ZOO
 from pibench.program.lower import lower
 from pibench.report.statistics import quotient_of_medians
 from pibench.report.tables import summarize
-from pibench.store.results import Row, read_rows
+from pibench.store.results import Row, Store, key_of, machine_name, read_rows
 from pibench.store.settings import WIDTH
 
 COUNTED = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
@@ -47,7 +47,11 @@ def engine_named(name: str) -> str:
 
 
 def link_named(text: str) -> str:
-    """Returns the name of a link; raises ValueError that names the nearest one."""
+    """Returns the name of a link; raises ValueError that names the nearest one.
+
+    >>> link_named("wan"), link_named("0.2Gbit/40ms")
+    ('wan', '0.2Gbit/40ms')
+    """
     if text.isidentifier() or text.replace("-", "").isalpha():
         if text not in LINKS:
             remedy = f'choose one of {", ".join(LINKS)}, or write "200Mbit/40ms"'
@@ -127,6 +131,13 @@ def cost(
     sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
     the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
     image.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> frame = cost(model, torch.zeros(1, 3, 8, 8))
+    >>> frame.loc[frame["link"] == "wan", ["name", "relus", "rounds", "hops", "bytes_sent"]].head(2)
+        name  relus  rounds  hops  bytes_sent
+    2  stock    144      11    44       36960
+    6   lean    144       7     7        8880
     """
     found = chosen(model, images, **settings)
     example = torch.zeros(1, *found.shape) if images is None else images[:1]
@@ -264,6 +275,7 @@ def measure(
     against: str | nn.Module | Chosen | None = None,
     results: str | Path = "results",
     again: bool = False,
+    on: str | None = None,
     watch: Watch | None = None,
     say: Callable[[str], object] = print,
     shape: tuple[int, ...] | None = None,
@@ -276,7 +288,9 @@ def measure(
     alternately with rounds of `against`, which is measured first. `settings` are fields of `Settings`:
     engine, link, batch, rounds, width. `output` chooses one of several outputs, by its name or its number.
     Every answer is checked against the float64 network. Rows are kept in `results`; a row that is there and
-    up to date is returned as it is, unless `again`.
+    up to date is returned as it is, unless `again`. With `on`, the address of a dask scheduler or "local", a
+    cluster measures them (`pibench.cluster`). Raises ValueError for an unknown name and for images that do
+    not fit.
     """
     common = Settings(**settings)
     several = list(model) if isinstance(model, list | tuple) else [model]
@@ -293,7 +307,12 @@ def measure(
     for one, other in pairwise(sorted(case.id for case in cases)):
         if one == other:
             raise ValueError(f"two networks are called {one}: give each another name")
-    return summarize(measure_cases(cases, Path(results), watch, again, say))
+    if on is None:
+        return summarize(measure_cases(cases, Path(results), watch, again, say))
+    from pibench.cluster import connected, measure_on
+
+    with connected(on) as client:
+        return summarize(measure_on(client, cases, Path(results), again, say))
 
 
 def rows_of(place: str | Path) -> list[Row]:
@@ -308,8 +327,37 @@ def rows_of(place: str | Path) -> list[Row]:
     return read_rows(path)
 
 
-def _machine(row: Mapping[str, Any]) -> str:
-    return f"{row['machine']['cpu']}, {row['machine']['cores']} cores"
+def merge(places: Sequence[str | Path], into: str | Path) -> pd.DataFrame:
+    """Merges results files, or folders that hold bench.json, into the file or folder `into`.
+
+    Rows keep their machines. Of two rows of one case and machine the one that began later stays; rows that
+    `into` holds already are merged with the others. Returns one line a machine: its name, how many cases of
+    it there are, and on which hosts. Raises ValueError for a place without rows.
+    """
+    rows = [row for place in places for row in rows_of(place)]
+    path = Path(into)
+    store = Store(path if path.suffix == ".json" else path / "bench.json")
+    store.merge(rows)
+    merged = store.rows()
+    names = dict.fromkeys(map(machine_name, merged))
+    lines = []
+    for name in names:
+        own = [row for row in merged if machine_name(row) == name]
+        hosts = dict.fromkeys(row["host"] for row in own if "host" in row)
+        lines.append({"machine": name, "cases": len(own), "hosts": ", ".join(hosts) or "not told"})
+    return pd.DataFrame(lines)
+
+
+def _by_case(place: str | Path, rows: Sequence[Row]) -> dict[str, Row]:
+    """Returns the rows of a file by case; ValueError if two machines measured one case."""
+    found = {row["case"]: row for row in rows}
+    for row in rows:
+        if (other := machine_name(found[row["case"]])) != machine_name(row):
+            raise ValueError(
+                f"{place} holds {row['case']} of two machines ({machine_name(row)}; {other}): which one "
+                "is to be compared cannot be told"
+            )
+    return found
 
 
 def compare(
@@ -320,28 +368,43 @@ def compare(
     Clocks are online and offline, or all phases for an engine with one clock. The interval is a bootstrap of
     each side (95 %), if both have six rounds or more. `slower` is true if a ratio (online or all phases)
     exceeds 1 + `fail_above` and its interval, if there is one, does not reach down to 1. `counts_equal` is
-    true if ReLUs are the same, and also rounds and bytes unless they vary from round to round. Raises
-    ValueError for files without a common case and, unless `across_machines`, for rows of two machines.
+    true if ReLUs are the same, and also rounds and bytes unless they vary from round to round. Rows pair by
+    case and machine. Raises ValueError for files without a common case and for a case that only two machines
+    have measured; with `across_machines` rows pair by case alone.
     """
-    one, other = ({row["case"]: row for row in rows_of(place)} for place in (before, after))
-    common = [case for case in one if case in other]
-    if not common:
+    old, new = rows_of(before), rows_of(after)
+    pairs: list[tuple[Row, Row]]
+    if across_machines:
+        one, other = _by_case(before, old), _by_case(after, new)
+        pairs = [(row, other[case]) for case, row in one.items() if case in other]
+    else:
+        known = {key_of(row): row for row in new}
+        pairs = [(row, known[key_of(row)]) for row in old if key_of(row) in known]
+        paired = {row["case"] for row, _ in pairs}
+        for row in old:
+            beside = [each for each in new if each["case"] == row["case"]]
+            if beside and row["case"] not in paired:
+                raise ValueError(
+                    f"{row['case']} was measured on two machines ({machine_name(row)}; "
+                    f"{machine_name(beside[0])}), whose seconds do not compare: say --across-machines to do "
+                    "it all the same"
+                )
+    if not pairs:
         raise ValueError(f"{before} and {after} have no case in common: run the same networks for both")
     lines = []
-    for case in common:
-        old, new = one[case], other[case]
-        if _machine(old) != _machine(new) and not across_machines:
-            raise ValueError(
-                f"{case} was measured on two machines ({_machine(old)}; {_machine(new)}), whose seconds do "
-                "not compare: say --across-machines to do it all the same"
-            )
-        equal = old["cost"] == new["cost"] and (
-            "traffic_of_rounds" in new or old["traffic"] == new["traffic"]
+    for earlier, later in pairs:
+        equal = earlier["cost"] == later["cost"] and (
+            "traffic_of_rounds" in later or earlier["traffic"] == later["traffic"]
         )
-        line: dict[str, Any] = {"case": case, "counts_equal": equal, "slower": False}
-        judged = "all_phases" if "all_phases_s" in new["times"] else "online"
+        line: dict[str, Any] = {
+            "case": earlier["case"],
+            "machine": machine_name(later),
+            "counts_equal": equal,
+            "slower": False,
+        }
+        judged = "all_phases" if "all_phases_s" in later["times"] else "online"
         for clock in dict.fromkeys(("online", "offline", judged)):
-            seconds = [row["times"].get(f"{clock}_s", []) for row in (old, new)]
+            seconds = [row["times"].get(f"{clock}_s", []) for row in (earlier, later)]
             ratio, low, high = quotient_of_medians(seconds[1], seconds[0])
             line |= {f"{clock}_ratio": ratio, f"{clock}_ratio_low": low, f"{clock}_ratio_high": high}
             if clock == judged and fail_above is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -73,14 +75,18 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Latex = Annotated[bool, typer.Option("--latex", help="Print LaTeX.")]
 Width = Annotated[int, typer.Option(help="Channels of the first stage of variants.", min=1)]
 Shape = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    str | None,
     typer.Option(help="One input's shape, where the network does not say it: 3,32,32."),
 ]
 Output = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(help="Which output, by name or number, where a network returns several."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of bench.json.")]
+On = Annotated[
+    str | None,
+    typer.Option(help='A cluster: the address of its dask scheduler, or "local".', metavar="ADDRESS"),
+]
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -120,7 +126,7 @@ def cost(
     model: Annotated[str, typer.Argument(help="A network; see `pibench run --help`.")],
     width: Width = 64,
     image: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Height and width of the images.", min=1),
     ] = None,
     shape: Shape = None,
@@ -154,7 +160,7 @@ def run(
     batch: Annotated[int, typer.Option(help="Images of one inference.", min=1)] = 1,
     rounds: Annotated[int, typer.Option(help="Measured rounds; six or more give an interval.", min=1)] = 8,
     against: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="The network whose rounds are paired with those of the others."),
     ] = None,
     width: Width = 64,
@@ -162,6 +168,7 @@ def run(
     output: Output = None,
     results: Results = Path("results"),
     again: Annotated[bool, typer.Option("--again", help="Measure what is up to date, too.")] = False,
+    on: On = None,
     json: Json = False,
     csv: Csv = False,
     markdown: Markdown = False,
@@ -182,7 +189,7 @@ def run(
     from pibench.show import run_tables, show
 
     form = _form(json, csv, markdown, latex)
-    with watching() as watch:
+    with watching() if on is None else nullcontext() as watch:
         summary = api.measure(
             models,
             engine=engine,
@@ -195,6 +202,7 @@ def run(
             output=output,
             results=results,
             again=again,
+            on=on,
             watch=watch,
             say=lambda line: print(line, file=sys.stderr),
         )
@@ -206,7 +214,7 @@ def compare(
     before: Annotated[Path, typer.Argument(help="A results file, or the folder that holds bench.json.")],
     after: Annotated[Path, typer.Argument(help="Another one.")],
     fail_above: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Exit status 1 if a case is slower online by more: 5%."),
     ] = None,
     across_machines: Annotated[
@@ -231,6 +239,30 @@ def compare(
     show(frame, form, {"": compare_table(frame)})
     if frame["slower"].any():
         raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    places: Annotated[
+        list[Path], typer.Argument(help="Results files, or folders that hold bench.json.", metavar="PLACE...")
+    ],
+    into: Annotated[Path, typer.Option("-o", "--into", help="The folder or file that they are merged into.")],
+    json: Json = False,
+    csv: Csv = False,
+    markdown: Markdown = False,
+    latex: Latex = False,
+) -> None:
+    """Merges results of several machines into one file, whose rows keep their machines.
+
+    Tables and ratios are of one machine: `pibench report --results both --machine Xeon` chooses it.
+
+    Example: `pibench merge laptop server -o both`
+    """
+    from pibench import api
+    from pibench.show import show
+
+    form = _form(json, csv, markdown, latex)
+    show(api.merge(places, into), form)
 
 
 def _share(text: str | None) -> float | None:
@@ -266,7 +298,9 @@ def report(ctx: typer.Context) -> None:
 def figures(ctx: typer.Context) -> None:
     """Draws the figures from the tables that `pibench report` writes.
 
-    Example: `pibench figures --plots plots`
+    With `--paper` as PDF of one- and two-column widths, with LaTeX tables and captions beside them.
+
+    Example: `pibench figures --paper`
     """
     from pibench.figures.command import main
 
@@ -274,14 +308,20 @@ def figures(ctx: typer.Context) -> None:
 
 
 @app.command(context_settings=PASSED_ON)
-def train(ctx: typer.Context) -> None:
-    """Trains variants, as `make train`.
+def train(ctx: typer.Context, on: On = None) -> None:
+    """Trains variants, as `make train`; with `--on ADDRESS` a row at a time on each worker of a cluster.
 
     Example: `pibench train --rows baseline --plan quick`
     """
-    from pibench.models.training.__main__ import main
+    from pibench.models.training.__main__ import main, options_of
 
-    raise typer.Exit(main(ctx.args))
+    if on is None:
+        raise typer.Exit(main(ctx.args))
+    from pibench.cluster import connected, train_on
+
+    rows, options = options_of(ctx.args)
+    with connected(on) as client:
+        train_on(client, rows, options)
 
 
 @app.command(context_settings=PASSED_ON)
@@ -310,8 +350,23 @@ def doctor(json: Json = False, csv: Csv = False, markdown: Markdown = False, lat
         raise typer.Exit(1)
 
 
+def _open_streams() -> None:
+    """Opens nowhere those standard streams that the caller has closed.
+
+    Otherwise the next file that is opened takes the place of one, and what is printed goes into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Lower ones are open by now, so this one is the lowest that is free.
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def main() -> None:
     """Runs the command; `pyproject.toml` names it."""
+    _open_streams()
     app(prog_name="pibench")
 
 

@@ -26,7 +26,8 @@ from pibench.measure.suites import (
     sweep_cases,
     two_host_cases,
 )
-from pibench.report.command import REFERENCE, conclusion
+from pibench.report.comparison import conclusion
+from pibench.report.writing import REFERENCE
 from pibench.store.results import ResultsError, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent

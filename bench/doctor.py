@@ -18,6 +18,8 @@ from pibench.parties.driver import Parties
 from pibench.store.provenance import commit, machine, versions
 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+SLOW_S = 10.0
+"""What a self-test takes at most on an idle machine, once the engine is compiled."""
 TIMEOUT_S = 120.0
 """The first start of an engine compiles, which takes half a minute; later ones take seconds."""
 
@@ -40,6 +42,8 @@ def _machine() -> Iterator[tuple[str, str, str]]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     idle = cores - load >= 2 or load < 0.5
     yield "load", "ok" if idle else "look", f"{load:.1f} over the last minute; measure on an idle machine"
+    threads = torch.get_num_threads()
+    yield "threads", "ok", f"{threads} here for plaintext checks; one in each party"
     governor = GOVERNOR.read_text().strip() if GOVERNOR.is_file() else None
     if governor is None:
         yield "governor", "ok", "not told by this system"
@@ -68,8 +72,15 @@ def _engine(name: str) -> tuple[str, str, str]:
             parties.load(network, images)
             parties.prepare(len(images))
             logits = parties.infer(images)
+            link = parties.check_link()
     except Exception as error:  # whatever an engine's packages raise is its finding
         return name, "FAILS", (str(error).strip().splitlines() or [type(error).__name__])[0]
     if not truth.right(logits).all():
         return name, "FAILS", f"the answer is off by {truth.errors(logits).max().item():.3g}"
-    return name, "ok", f"right answer, {time.monotonic() - started:.1f} s with the start of the processes"
+    seconds = time.monotonic() - started
+    return (
+        name,
+        "ok" if seconds <= SLOW_S else "look",
+        f"right answer, {seconds:.1f} s with the start of the processes; loopback: round trip "
+        f"{1e6 * link.measured_rtt_s:.0f} us, {link.measured_bandwidth_bits_s / 1e9:.1f} Gbit/s",
+    )

@@ -17,7 +17,7 @@ from pibench.measure.session import Session
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Gives the `watch` of `pibench.api.measure`, which shows rounds on standard error."""
+    """Returns the `watch` of `pibench.api.measure`, which shows rounds on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),

@@ -151,10 +151,12 @@ _SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 
 
 def compare_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Returns the readable table of a comparison."""
+    """Returns the readable table of a comparison, with machines if there are several."""
+    several = frame["machine"].nunique() > 1
     return pd.DataFrame(
         {
             "case": line["case"],
+            **({"machine": line["machine"]} if several else {}),
             "counts": "equal" if line["counts_equal"] else "DIFFER",
             **{
                 f"{clock.replace('_', ' ')}, after / before": format_ratio(

@@ -38,7 +38,11 @@ class Family:
 
 
 def family_name(variant: str) -> str:
-    """Returns a variant's name without the budget at its end: `senet-0.09` -> `senet`."""
+    """Returns a variant's name without the budget at its end.
+
+    >>> family_name("senet-0.09"), family_name("merged-exact")
+    ('senet', 'merged-exact')
+    """
     return re.sub(r"-\d+(\.\d+)?$", "", variant)
 
 

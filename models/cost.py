@@ -1,7 +1,7 @@
-"""What training counts of a network, by running its graph once on an example.
+"""The counts for training, from one run of a network's graph on an example.
 
-All counts are for one image. What a private inference costs, layer by layer, is counted of the program that
-parties run, not here.
+All counts are for one image. The cost of a private inference, layer by layer, is counted elsewhere, from the
+program that parties run.
 """
 
 from math import prod
@@ -36,7 +36,7 @@ def count_relus(model: nn.Module, example: Tensor) -> int:
 def count_macs(model: nn.Module, example: Tensor) -> int:
     """Counts the multiplications of convolutions and linear layers for one image of `example` [N, ...].
 
-    They are half of what torch's flop counter finds, which leaves out biases.
+    They are half of the number from torch's flop counter, which leaves out biases.
     """
     graph = trace(model).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -45,7 +45,7 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every value that is one of `wanted`."""
+    """Runs a graph and stores the shape of every value in `wanted`."""
 
     def __init__(self, graph: fx.GraphModule, wanted: set[fx.Node]) -> None:
         super().__init__(graph)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -21,6 +22,19 @@ from pibench.models.zoo import ZOO, layout_of
 from pibench.models.zoo.initialise import check_sizes
 
 CALIBRATION_IMAGES = 32
+
+
+@cache
+def _original_relus(network: str, width: int, image_size: int) -> int:
+    """Returns the ReLUs of an architecture for one image; torch's global generator is left as it was.
+
+    The network is a real one: to compute shapes on the meta device torch would import its compiler, which
+    takes longer.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = ZOO[network](width=width)
+    shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
+    return sum(prod(shape) for shape in shapes.values())
 
 
 class Variant(base.Variant):
@@ -82,14 +96,6 @@ class Variant(base.Variant):
         )
         return model.requires_grad_(False).eval()
 
-    def trainable(
-        self, width: int = 64, seed: int = 0, classes: int = 100, image_size: int = 32
-    ) -> nn.Module:
-        """Returns the network for training: BatchNorm not folded, masks drawn, weights random."""
-        check_sizes(width=width, classes=classes, image_size=image_size)
-        with torch.random.fork_rng(devices=[]):
-            return self._untrained(width, seed, classes, image_size)[0]
-
     def _untrained(
         self, width: int, seed: int, classes: int, image_size: int
     ) -> tuple[nn.Module, dict[str, Tensor | bool]]:
@@ -110,10 +116,7 @@ class Variant(base.Variant):
         check_sizes(width=width, image_size=image_size)
         if self.fraction is None:
             return None
-        with torch.device("meta"):  # shapes alone: no weights, no random numbers
-            model = ZOO[self.network](width=width)
-            shapes = relu_shapes(model, torch.zeros(1, 3, image_size, image_size))
-        return round(self.fraction * sum(prod(shape) for shape in shapes.values()))
+        return round(self.fraction * _original_relus(self.network, width, image_size))
 
     def structured(self, width: int = 64, classes: int = 100) -> nn.Module:
         """Returns the trainable structure with all its ReLUs, and weights from torch's generator.

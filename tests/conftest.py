@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,12 @@ from pibench.parties.driver import Parties
 from pibench.parties.processes import start_worker
 
 torch.set_num_threads(1)  # the parties of the tests need the cores
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of later garbage collections: they stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,19 +37,29 @@ def started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def _stock(_forked: None) -> Iterator[list[Parties]]:
-    running: list[Parties] = []
+def _running(_forked: None) -> Iterator[dict[str, Parties]]:
+    running: dict[str, Parties] = {}
     yield running
-    for parties in running:
+    for parties in running.values():
         parties.__exit__(None, None, None)
 
 
+def _parties(engine: str, running: dict[str, Parties]) -> Parties:
+    if engine not in running or not running[engine].pids:
+        running[engine] = Parties(engine=engine, timeout_s=120).__enter__()
+    return running[engine]
+
+
 @pytest.fixture
-def stock(_stock: list[Parties]) -> Parties:
+def stock(_running: dict[str, Parties]) -> Parties:
     """Two running parties of the stock engine (new ones if a test ended the last)."""
-    if not _stock or not _stock[-1].pids:
-        _stock.append(Parties(timeout_s=60).__enter__())
-    return _stock[-1]
+    return _parties("stock", _running)
+
+
+@pytest.fixture
+def lean(_running: dict[str, Parties]) -> Parties:
+    """Two running parties of the lean engine and their dealer, likewise."""
+    return _parties("lean", _running)
 
 
 @pytest.fixture
@@ -54,3 +71,12 @@ def block() -> Block:
 def images() -> torch.Tensor:
     """Four different images [4, 3, 8, 8]."""
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def remembered_intervals() -> Iterator[None]:
+    """The same values have the same interval: most of a summary's time goes there."""
+    from report_tables import remembered_statistics  # most tests need no tables
+
+    with remembered_statistics():
+        yield

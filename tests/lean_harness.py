@@ -42,8 +42,9 @@ class Trio:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for node in self.nodes:
-            node.close()
+        p0, p1, dealer = self.nodes
+        for channel in (p0.peer, p0._dealer, p1.peer, p1._dealer, *dealer._channels.values()):
+            channel.close()
         self._pool.shutdown()
 
     def each(self, *calls: Callable[[], Any]) -> list[Any]:

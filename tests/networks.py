@@ -1,9 +1,14 @@
 """Small networks with random statistics, and the comparison that the tests of models share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
 from pibench.models.zoo import resnet18, resnet20, vgg16, wrn_22_8
+from pibench.program.lower import Lowered
+from pibench.program.plaintext import evaluate
 
 SMALL = {
     "resnet18": lambda: resnet18(classes=5, width=4),
@@ -84,3 +89,21 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(torch.flatten(self.pool(self.relu(self.conv(x))), 1))
+
+
+class Apply(nn.Module):
+    """Applies a function of itself and the input; `modules` become its own."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def logits_of(lowered: Lowered, inputs: Tensor) -> Tensor:
+    """Returns the float64 answer of a lowered network to `inputs` [N, ...]."""
+    return evaluate(lowered.program, lowered.weights, inputs.double())

@@ -1,4 +1,4 @@
-"""The CIFAR ResNet-18, its BatchNorm folded, written by hand for SPU: no program, no engine, no processes.
+"""Runs the ResNet-18 that is written by hand for SPU as a plain script: no program, no engine, no processes.
 
 Arguments: SPU's protocol, a pickle of (weights by name, images), both numpy, and a file for the logits. The
 parties are threads, their link is memory; each party's profile comes on standard output.
@@ -9,41 +9,12 @@ import sys
 import threading
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from spu import libspu
 from spu.api import Io, Runtime
 from spu.utils.frontend import Kind, compile
 
-
-def resnet18(weights, x):
-    """Computes logits [N, classes] of images [N, 3, H, W]."""
-
-    def convolution(x, name, stride, padding):
-        y = lax.conv_general_dilated(
-            x,
-            weights[f"{name}.weight"],
-            (stride, stride),
-            [(padding, padding)] * 2,
-            dimension_numbers=("NCHW", "OIHW", "NCHW"),
-        )
-        return y + weights[f"{name}.bias"].reshape(1, -1, 1, 1)
-
-    def relu(x):
-        return jnp.maximum(x, 0)
-
-    x = relu(convolution(x, "conv1", 1, 1))
-    for stage in range(1, 5):
-        for block in range(2):
-            name = f"layer{stage}.{block}"
-            stride = 2 if stage > 1 and block == 0 else 1
-            y = relu(convolution(x, f"{name}.conv1", stride, 1))
-            y = convolution(y, f"{name}.conv2", 1, 1)
-            if stride == 2:
-                x = convolution(x, f"{name}.shortcut.conv", stride, 0)
-            x = relu(y + x)
-    return x.mean((2, 3)) @ weights["fc.weight"].T + weights["fc.bias"]
+from pibench.engines.spu.byhand import resnet18
 
 
 def main() -> None:

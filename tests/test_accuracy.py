@@ -172,12 +172,6 @@ def test_a_class_that_tips_over_is_a_disagreement():
     assert found.max_logit_error == pytest.approx(gaps[gaps < TOLERANCE * spread].max().item(), abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def lean():
-    with Parties(engine="lean", timeout_s=120) as parties:
-        yield parties
-
-
 def test_parties_that_hold_other_weights_are_found_out(lean, monkeypatch):
     model, other, (images, labels) = network(), network(seed=5), pictures()
     load = lean.load
@@ -400,6 +394,13 @@ def test_a_party_that_dies_is_one_sentence_and_the_row_stays(trained, monkeypatc
     assert line.startswith("baseline at width 2: the lean engine failed (party 1 died by signal 9 (SIGKILL)")
     assert line.endswith("run the same command to go on")
     assert rows_path(folder).read_text() == before
+
+
+def test_an_engine_that_is_not_installed_says_what_installs_it(trained, monkeypatch, capsys):
+    """Every offered engine can be asked for by name."""
+    monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
+    line = refusal([*trained[1], "--engines", "spu-semi2k"], capsys)
+    assert line.startswith("the spu-semi2k engine needs spu")
 
 
 def test_the_cause_of_a_failure_is_its_first_line_and_what_was_raised():

@@ -1,10 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 import textwrap
 
 import pandas as pd
 import pytest
+import torch
 from results_factory import make_protocol_row, make_row
 from typer.testing import CliRunner
 
@@ -165,11 +167,9 @@ def test_the_shape_is_found_or_asked_for(own):
 
 
 def test_own_networks_are_measured_in_a_folder_with_its_own_models(own):
-    command = [sys.executable, "-m", "pibench.cli", "run", "models.net:Net", "--against", "net.py:make"]
-    run = subprocess.run(
-        [*command, "--rounds", "2", "--json"], cwd=own, capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 0, run.stderr
+    command = ("run", "models.net:Net", "--against", "net.py:make", "--rounds", "2", "--json")
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
     lines = {line["variant"]: line for line in json.loads(run.stdout)}
     assert lines["models.net:Net"]["reference_case"] == "lean/net.py:make/w4/b1/2p/loopback"
     rows = read_rows(own / "results" / "bench.json")
@@ -204,14 +204,10 @@ def test_what_no_tracer_follows_and_exported_files_are_read_too(own):
     line = json.loads(call("cost", name, "--shape", "1,8,8", "--json"))[0]
     assert {key: line[key] for key in wanted} == wanted
     assert "(line 14 of shaped.py)" in call("cost", name, "--shape", "1,9,9", status=2)
-    script = (
-        "import torch, shaped\n"
-        "example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO\n"
-        "made = shaped.Shaped().eval()\n"
-        "exported = torch.export.export(made, (example,), dynamic_shapes=({0: batch},))\n"
-        "torch.export.save(exported, 'net.pt2')\n"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=own, check=True, timeout=120)
+    exec(compile(textwrap.dedent(SHAPED), "shaped.py", "exec"), made := {"__name__": "shaped"})
+    example, batch = torch.zeros(2, 1, 8, 8), torch.export.Dim.AUTO
+    exported = torch.export.export(made["Shaped"]().eval(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, own / "net.pt2")
     (own / "shaped.py").unlink()
     line = json.loads(call("cost", "net.pt2", "--json"))[0]
     assert {key: line[key] for key in wanted} == wanted
@@ -300,6 +296,30 @@ def test_compare_refuses_to_mix_machines_and_what_has_nothing_in_common(tmp_path
     assert "no case in common" in call("compare", str(tmp_path / "a"), str(tmp_path / "c"), status=2)
 
 
+def test_results_of_two_machines_merge_and_are_never_mixed(tmp_path):
+    here, there, both = (str(tmp_path / name) for name in ("here", "there", "both"))
+    fill(tmp_path / "here", started="2026-01-01T00:00:00+00:00")
+    another = make_row("baseline", "lean")["machine"] | {"cpu": "Another CPU"}
+    fill(tmp_path / "there", 2.0, machine=another, host="node7", started="2026-02-01T00:00:00+00:00")
+    said = call("merge", here, there, "-o", both)
+    assert "Another CPU" in said
+    assert "node7" in said
+    assert len(read_rows(tmp_path / "both" / "bench.json")) == 4
+    assert pibench.merge([here], both)["cases"].tolist() == [2, 2]
+    again = pibench.compare(both, both)
+    assert again["online_ratio"].tolist() == [1.0] * 4
+    assert pibench.compare(both, here)["machine"].nunique() == 1
+    assert "of two machines" in call("compare", here, both, "--across-machines", status=2)
+    assert "shown is Another CPU" in call("report", "--results", both, "--quiet")
+    newest = pd.read_csv(tmp_path / "both" / "summary.csv")
+    assert set(newest["cpu"]) == {"Another CPU"}
+    assert len(newest) == 2
+    call("report", "--results", both, "--quiet", "--machine", "epyc")
+    assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["cpu"]).isdisjoint({"Another CPU"})
+    assert "choose one of" in call("report", "--results", both, "--machine", "none", status=1)
+    assert "there is none at" in call("merge", here, str(tmp_path / "nowhere"), "-o", both, status=2)
+
+
 def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
     missing = ("--results", str(tmp_path))
     assert "has no rows" in call("report", *missing, status=1)
@@ -308,8 +328,71 @@ def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
     assert "--test-images" in call("accuracy", "--help")
 
 
+def test_the_command_is_a_module_too():
+    command = [sys.executable, "-m", "pibench.cli", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "pibench COMMAND --help" in " ".join(run.stdout.split())
+
+
 def test_help_teaches_by_examples():
     assert "pibench run net.py:make" in " ".join(call("--help").split())
-    for command in ("list", "cost", "run", "compare", "report", "figures", "train", "accuracy", "doctor"):
+    for command in (
+        "list",
+        "cost",
+        "run",
+        "compare",
+        "merge",
+        "report",
+        "figures",
+        "train",
+        "accuracy",
+        "doctor",
+    ):
         assert command in call("--help")
     assert "Examples" in call("run", "--help")
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
+    """A complaint stays on standard error; where that is closed it is nowhere."""
+    command = [sys.executable, "-m", "pibench.cli", "compare", "nowhere", "neither"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh", *command],
+        text=True,
+        timeout=240,
+        check=False,
+        **streams,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert ("there is none at nowhere" in done.stderr) == (closed != 2)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_is_no_traceback():
+    script = f"{sys.executable} -m pibench.cli list --csv | head -n 1"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.stdout == "# networks\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("list", "--jsn"), "No such option: --jsn"),
+        (("doctor", "--jsn"), "No such option: --jsn"),
+        (("merge", "nowhere", "-o", "both"), "there is none at nowhere"),
+        (("merge", "nowhere"), "Missing option '-o'"),
+        (("report", "--machinery", "x"), "unrecognized arguments: --machinery x"),
+        (("figures", "--plot", "x", "--result", "y", "more"), "unrecognized arguments: more"),
+        (("train", "--rows", "baselin"), "invalid choice: 'baselin'"),
+        (("train", "--plan", "lnog"), "invalid choice: 'lnog'"),
+        (("accuracy", "--rows", "baselin"), "invalid choice: 'baselin'"),
+    ],
+)
+def test_every_command_refuses_bad_input_in_words(own, arguments, complaint, capfd):
+    result = CliRunner().invoke(app, list(arguments))
+    said = " ".join((result.output + capfd.readouterr().err).split())
+    assert result.exit_code == 2, said
+    assert re.search(complaint, said), said

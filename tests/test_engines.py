@@ -1,19 +1,19 @@
-"""Every network of the zoo and every variant gives the plaintext's logits on both engines."""
+"""Every network of the zoo and every variant on both engines: the right logits, the predicted traffic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
-from pibench.measure.subject import Subject
+from pibench.costs.predict import predict
+from pibench.measure.verdict import truth_of
 from pibench.models.data import normalised, picture_crops
 from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import VARIANTS, calibrate
 from pibench.models.zoo import ZOO, resnet18, vgg16
-from pibench.parties.driver import Parties
 
 CLASSES = 10
 NETWORKS = {
@@ -36,28 +36,24 @@ def network(name: str) -> nn.Module:
     return fold_batchnorm(model.eval())
 
 
-@pytest.fixture(scope="module")
-def lean() -> Iterator[Parties]:
-    with Parties(engine="lean", timeout_s=60) as parties:
-        yield parties
+@cache
+def built(name: str) -> nn.Module:
+    return network(name) if name in NETWORKS else VARIANTS[name].build(8, weights=None, classes=CLASSES)
 
 
-def assert_right(model: nn.Module, images: torch.Tensor, parties: Parties) -> None:
-    subject = Subject(model, images, 1, parties)
-    subject.prepare()
-    assert subject.right(subject.infer()), f"the answer is off by more than 2 % of {subject.truth.spread:.3g}"
-    assert subject.truth.spread > 0.1, "the logits hardly differ between images: the check proves nothing"
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_zoo(name, stock, lean):
-    model = network(name)
-    for parties in (stock, lean):
-        assert_right(model, picture(32), parties)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_variants(name, stock, lean):
-    model = VARIANTS[name].build(width=8, weights=None, classes=CLASSES)
-    for parties in (stock, lean):
-        assert_right(model, picture(32), parties)
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+@pytest.mark.parametrize("name", [*NETWORKS, *VARIANTS])
+def test_answer_and_predicted_traffic(name, engine, request):
+    """The counters are the predicted ones: of the inference whose answer is right, and step by step."""
+    parties, model, images = request.getfixturevalue(engine), built(name), picture(32)
+    truth = truth_of(model, images).first(1)
+    parties.load(model, images)
+    parties.prepare()
+    assert truth.right(parties.infer(images[:1])).all(), f"off by more than 2 % of {truth.spread:.3g}"
+    assert truth.spread > 0.1, "the logits hardly differ between images: the check proves nothing"
+    made = predict(parties.lowered.program, engine)
+    sent = parties.sent
+    assert (made.rounds, made.by_party, made.hops) == (sent.rounds, sent.by_party, parties.hops)
+    assert [(step.name, step.kind, step.rounds, step.bytes_sent) for step in made.steps] == [
+        (cost.name, cost.kind, cost.rounds, cost.bytes_sent) for cost in parties.profile(images[:1])
+    ]

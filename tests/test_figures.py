@@ -15,14 +15,15 @@ from results_factory import (
     make_protocol_rows,
     make_row,
     make_rows,
-    remember,
 )
 
 from pibench import figures, report
+from pibench.figures.command import main
 from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
-from pibench.report import statistics
+
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 def tables(rows):
@@ -31,21 +32,13 @@ def tables(rows):
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
     made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
-    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"])
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 
 
 def through_csv(table):
     return pd.read_csv(StringIO(report.csv_text(table)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(report.interval_of_median))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +433,7 @@ def project(tmp_path):
 
 def run(project):
     folders = {"--results": "results", "--plots": "plots", "--weights": "models"}
-    return figures.main([part for name, path in folders.items() for part in (name, str(project / path))])
+    return main([part for name, path in folders.items() for part in (name, str(project / path))])
 
 
 def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, capsys, monkeypatch):

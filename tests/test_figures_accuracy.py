@@ -15,7 +15,6 @@ from results_factory import (
     make_narrow_rows,
     make_row,
     make_sensitivity,
-    remember,
 )
 from safetensors.numpy import save_file
 from test_figures import TRAINED, bars, check_texts, texts, through_csv
@@ -29,8 +28,9 @@ from pibench.models import catalogue
 from pibench.models.allocation import least_sensitive_blocks
 from pibench.models.published import PUBLISHED
 from pibench.models.zoo import layout_of
-from pibench.report import statistics
 from pibench.store.results import ResultsError
+
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 def tables(content, rows=(), runs=(), masks=None):
@@ -39,19 +39,12 @@ def tables(content, rows=(), runs=(), masks=None):
     accuracy = report.tabulate_accuracy(pd.DataFrame(content) if content else None)
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
+    made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])
     made = {name: through_csv(table) for name, table in made.items()}
     return figures.Tables(**made, masks=masks or {})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(report.interval_of_median))
-        yield
 
 
 @pytest.fixture(scope="module")

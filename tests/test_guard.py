@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_export import Apply
+from networks import Apply, logits_of
 from torch import nn
 
 from pibench.engines import ENGINES
@@ -36,7 +36,7 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def judge(engine: str, lowered: Lowered, images: torch.Tensor) -> None:
-    """What `Parties.load` does before it asks a process."""
+    """Does the checks of `Parties.load` before it asks a process."""
     known = ENGINES[engine]
     if engine in ("stock", "lean"):
         lowered.demand(known.value_limits(lowered.program))
@@ -285,7 +285,7 @@ def parties(request):
     ],
 )
 def test_images_of_every_size_are_answered_right_or_refused(parties, model, images):
-    """What the parties answer is within 2 % of the network; the largest images must be refused."""
+    """The parties' answer is within 2 % of the network; the largest images must be refused."""
     parties.load(model, images[:1])
     reference, refused = deepcopy(model).double(), []
     for power in range(9):
@@ -314,7 +314,7 @@ def test_the_rehearsal_is_what_the_parties_answer(parties):
     answer, lowered = parties.infer(images).double(), parties.lowered
     found = ENGINES[parties.engine].rehearse(lowered.program, lowered.weights, images.double(), None)
     assert (answer - found).abs().max() <= 2 * 2.0**-16
-    assert (answer - lowered.logits).abs().max() > 20 * 2.0**-16
+    assert (answer - logits_of(lowered, images)).abs().max() > 20 * 2.0**-16
 
 
 def test_a_range_that_was_judged_is_not_judged_again(parties, monkeypatch):

@@ -17,7 +17,7 @@ NETWORKS = ("models", "models.facts", "models.reductions", "models.transforms", 
 MAY_IMPORT = {
     "entry points": (
         *("measure", "models.training", "costs", "costs.literature", "report", "figures"),
-        *("hosts", "parties", "engines", "links", "program", "store", *NETWORKS),
+        *("page", "paper", "hosts", "parties", "engines", "links", "program", "store", *NETWORKS),
     ),
     "measure": (
         *("costs", "costs.literature", "hosts", "parties", "engines", "links"),
@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "program.plaintext": ("program.ir",),
     "report": ("store", "models.facts", "costs.literature", "links"),
     "figures": ("store", "models.facts"),
+    "page": ("report", "figures", "store", "models.facts"),
+    "paper": ("report", "page", "figures", "store", "models.facts"),
     "store": ("models.facts", "engines", "links"),  # descriptions of engines and links: data alone
     "models.training": NETWORKS,
     "models": ("models.facts", "models.reductions", "models.transforms", "models.graph", "models.zoo"),
@@ -51,8 +53,11 @@ MAY_IMPORT = {
 ROOM_OF = {
     "": "entry points",
     **dict.fromkeys(
-        ("api", "cli", "conftest", "doctor", "live", "show", "bench_latency", "bench_operators"),
+        ("api", "cli", "cluster", "conftest", "doctor", "live", "show", "bench_latency", "bench_operators"),
         "entry points",
+    ),
+    **dict.fromkeys(
+        ("report.command", "report.__main__", "figures.command", "figures.__main__"), "entry points"
     ),
     "program.ir": "program.ir",
     **dict.fromkeys(("program.plaintext", "program.fixed_point"), "program.plaintext"),
@@ -250,8 +255,8 @@ def test_there_are_transforms():
 
 @pytest.mark.parametrize("room", ["report", "figures"])
 def test_reports_and_figures_need_neither_torch_nor_crypten(room):
-    sources = {source for module in in_room(room) for source in reachable(module)}
-    assert f"{room}.command" in sources
+    sources = {source for module in (*in_room(room), f"{room}.command") for source in reachable(module)}
+    assert {f"{room}.command", "page.build", "paper.write"} & sources
     for source in sources:
         called = room_of(source) not in DESCRIBED
         assert outside(source, "torch", "crypten", called=called) == [], source
@@ -267,6 +272,11 @@ LIGHT = [
 def test_what_must_be_light_is_imported_without_torch_and_crypten(module):
     script = f"import sys, pibench.{module}; sys.exit(bool(set(sys.modules) & {{'torch', 'crypten'}}))"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("module", in_room("links"))
+def test_links_need_neither_torch_nor_crypten(module):
+    assert outside(module, "torch", "crypten") == []
 
 
 def test_a_program_needs_numpy_alone():

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from pibench.engines.crypten.gloo import address_at
 from pibench.links import (
     LINKS,
     Calibration,
@@ -22,7 +23,6 @@ from pibench.links import (
     ring_hops,
 )
 from pibench.links.relay import Direction
-from pibench.links.route import address_at
 from pibench.links.shapers import netem_arguments
 from pibench.parties.driver import Parties
 

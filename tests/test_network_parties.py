@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import logits_of
 
 from pibench.links import Calibration, Link, obstacle, predict_from_loopback
 from pibench.parties.driver import Parties, PartyFailed
@@ -51,7 +52,7 @@ def test_an_inference_over_a_link(engine, hops_a_round, block, images, request):
         # The declared hops are those of the engine's own round.
         assert 0.95 < check.round_s / (hops_a_round * LINK.rtt_s / 2) < 1.3
         logits, shaped_s = inferences(parties, block, images)
-        assert torch.allclose(logits, parties.lowered.logits[:1].float(), atol=2e-3)
+        assert torch.allclose(logits, logits_of(parties.lowered, images[:1]).float(), atol=2e-3)
         assert parties.hops == hops_a_round * parties.sent.rounds
         communication = parties.hops * LINK.rtt_s / 2 + 8 * parties.sent.bytes_sent / LINK.bandwidth_bits_s
         assert shaped_s > 0.95 * communication
@@ -66,7 +67,7 @@ def test_three_parties_and_a_helper_over_a_link(block, images):
         parties.load(block, images)
         parties.prepare(1)
         logits = parties.infer(images[:1])
-        assert torch.allclose(logits, parties.lowered.logits[:1].float(), atol=2e-3)
+        assert torch.allclose(logits, logits_of(parties.lowered, images[:1]).float(), atol=2e-3)
 
 
 def connections(pids: tuple[int, ...]) -> set[tuple[int, int]]:
@@ -124,7 +125,9 @@ def test_parties_in_network_namespaces(engine, block, images):
         assert parties.check_link().measured_rtt_s < 5e-3
         parties.load(block, images)
         parties.prepare(1)
-        assert torch.allclose(parties.infer(images[:1]), parties.lowered.logits[:1].float(), atol=2e-3)
+        assert torch.allclose(
+            parties.infer(images[:1]), logits_of(parties.lowered, images[:1]).float(), atol=2e-3
+        )
         hub = parties.group.shaper.popen
     assert hub.poll() is not None
     names = [name for _, name in socket.if_nameindex()]
@@ -139,5 +142,5 @@ def test_netem_is_the_reference(block, images):
         parties.load(block, images)
         parties.prepare(1)
         logits = parties.infer(images[:1])
-        assert torch.allclose(logits, parties.lowered.logits[:1].float(), atol=2e-3)
+        assert torch.allclose(logits, logits_of(parties.lowered, images[:1]).float(), atol=2e-3)
         assert parties.online_s > 0.95 * parties.hops * LINK.rtt_s / 2

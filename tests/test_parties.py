@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accidents import alive, check_hanging_party_is_ended, check_killed_party_is_reported
+from networks import Apply
 from torch import nn
 
 from pibench.engines import NotPrepared
@@ -24,19 +24,6 @@ from pibench.program.lower import ExportError
 OPENING = 8  # bytes a logit
 
 
-class Lambda(nn.Module):
-    """Applies a function of itself and the input."""
-
-    def __init__(self, function, **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self, x)
-
-
 def run(parties: Parties, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     parties.load(model, images)
     parties.prepare(len(images))
@@ -44,30 +31,30 @@ def run(parties: Parties, model: nn.Module, images: torch.Tensor) -> torch.Tenso
 
 
 OPERATORS = {
-    "conv stride padding": Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 3, stride=2, padding=1)),
-    "conv dilation groups": Lambda(
+    "conv stride padding": Apply(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 3, stride=2, padding=1)),
+    "conv dilation groups": Apply(
         lambda m, x: m.c(x), c=nn.Conv2d(3, 6, 3, dilation=2, groups=3, bias=False)
     ),
-    "conv uneven": Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, (1, 3), padding=(0, 1))),
-    "linear": Lambda(lambda m, x: m.f(torch.flatten(x, 1)), f=nn.Linear(192, 7)),
-    "linear on the last dimension": Lambda(lambda m, x: m.f(x), f=nn.Linear(8, 5, bias=False)),
-    "relu": Lambda(lambda m, x: x.relu()),
-    "average pool": Lambda(lambda m, x: F.avg_pool2d(x, 3, 2, 1)),
-    "adaptive average": Lambda(lambda m, x: F.adaptive_avg_pool2d(x, (2, 4))),
-    "max pool": Lambda(lambda m, x: F.max_pool2d(x, 2)),
-    "max pool padded": Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)),
-    "max pool uneven": Lambda(lambda m, x: F.max_pool2d(x, (3, 2), (2, 1), (1, 0))),
-    "adaptive max": Lambda(lambda m, x: F.adaptive_max_pool2d(x, 2)),
-    "x + x": Lambda(lambda m, x: x + x),
-    "add": Lambda(lambda m, x: x + x.relu()),
-    "scale": Lambda(lambda m, x: x * -0.75),
-    "multiply": Lambda(lambda m, x: x * x.relu()),
-    "square": Lambda(lambda m, x: torch.square(x)),
-    "x * x": Lambda(lambda m, x: x * x),
-    "cat": Lambda(lambda m, x: torch.cat([x, x.relu()], 1)),
-    "flatten": Lambda(lambda m, x: x.flatten(2)),
-    "mean": Lambda(lambda m, x: x.mean((2, 3))),
-    "mean keepdim": Lambda(lambda m, x: x.mean(-1, keepdim=True)),
+    "conv uneven": Apply(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, (1, 3), padding=(0, 1))),
+    "linear": Apply(lambda m, x: m.f(torch.flatten(x, 1)), f=nn.Linear(192, 7)),
+    "linear on the last dimension": Apply(lambda m, x: m.f(x), f=nn.Linear(8, 5, bias=False)),
+    "relu": Apply(lambda m, x: x.relu()),
+    "average pool": Apply(lambda m, x: F.avg_pool2d(x, 3, 2, 1)),
+    "adaptive average": Apply(lambda m, x: F.adaptive_avg_pool2d(x, (2, 4))),
+    "max pool": Apply(lambda m, x: F.max_pool2d(x, 2)),
+    "max pool padded": Apply(lambda m, x: F.max_pool2d(x, 3, 2, 1)),
+    "max pool uneven": Apply(lambda m, x: F.max_pool2d(x, (3, 2), (2, 1), (1, 0))),
+    "adaptive max": Apply(lambda m, x: F.adaptive_max_pool2d(x, 2)),
+    "x + x": Apply(lambda m, x: x + x),
+    "add": Apply(lambda m, x: x + x.relu()),
+    "scale": Apply(lambda m, x: x * -0.75),
+    "multiply": Apply(lambda m, x: x * x.relu()),
+    "square": Apply(lambda m, x: torch.square(x)),
+    "x * x": Apply(lambda m, x: x * x),
+    "cat": Apply(lambda m, x: torch.cat([x, x.relu()], 1)),
+    "flatten": Apply(lambda m, x: x.flatten(2)),
+    "mean": Apply(lambda m, x: x.mean((2, 3))),
+    "mean keepdim": Apply(lambda m, x: x.mean(-1, keepdim=True)),
 }
 
 
@@ -82,20 +69,20 @@ def test_operator_equals_plaintext(name, stock, images):
 def test_max_pool_of_very_negative_values(stock):
     """CrypTen's own padding of -2^8 a party would win here."""
     images = torch.full((1, 3, 8, 8), -50000.0)
-    logits = run(stock, Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
+    logits = run(stock, Apply(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
     torch.testing.assert_close(logits, torch.full((1, 3, 4, 4), -50000.0), atol=2, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("model", "rounds", "sent"),
     [
-        (Lambda(lambda m, x: x.relu()), 9, 232 * 192),
-        (Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 3, 3, padding=1)), 1, 8 * (192 + 81)),
-        (Lambda(lambda m, x: x + x), 0, 0),
-        (Lambda(lambda m, x: x * 2.0), 0, 0),
-        (Lambda(lambda m, x: x * x), 1, 8 * 192),
-        (Lambda(lambda m, x: x * (x + x)), 1, 16 * 192),
-        (Lambda(lambda m, x: m.r(x), r=MaskedReLU(torch.arange(192).view(3, 8, 8) % 3 == 0)), 9, 232 * 64),
+        (Apply(lambda m, x: x.relu()), 9, 232 * 192),
+        (Apply(lambda m, x: m.c(x), c=nn.Conv2d(3, 3, 3, padding=1)), 1, 8 * (192 + 81)),
+        (Apply(lambda m, x: x + x), 0, 0),
+        (Apply(lambda m, x: x * 2.0), 0, 0),
+        (Apply(lambda m, x: x * x), 1, 8 * 192),
+        (Apply(lambda m, x: x * (x + x)), 1, 16 * 192),
+        (Apply(lambda m, x: m.r(x), r=MaskedReLU(torch.arange(192).view(3, 8, 8) % 3 == 0)), 9, 232 * 64),
     ],
 )
 def test_traffic_is_exact(model, rounds, sent, stock, images):
@@ -108,7 +95,7 @@ def test_traffic_is_exact(model, rounds, sent, stock, images):
 
 def test_max_pool_traffic(stock, images):
     """2x2 max pooling: 46 rounds and 2,960 bytes an output (facts, measured on CrypTen's counters)."""
-    stock.load(Lambda(lambda m, x: F.max_pool2d(x, 2)), images)
+    stock.load(Apply(lambda m, x: F.max_pool2d(x, 2)), images)
     traffic = stock.traffic(images[:1])
     assert (traffic.rounds, traffic.bytes_sent) == (46 + 1, (2960 + OPENING) * 48)
 
@@ -224,9 +211,9 @@ def test_value_beyond_the_lean_engines_bound_is_refused():
     images = torch.ones(1, 16, 8, 8)
     with Parties(engine="lean", timeout_s=60) as parties:
         with pytest.raises(ExportError, match=r"'c' reaches 3.02e\+08, beyond the 2\^28"):
-            parties.load(Lambda(lambda m, x: m.c(x), c=conv), images)
+            parties.load(Apply(lambda m, x: m.c(x), c=conv), images)
         conv.weight.data.fill_(2.0**10)
-        logits = run(parties, Lambda(lambda m, x: m.c(x), c=conv), images)
+        logits = run(parties, Apply(lambda m, x: m.c(x), c=conv), images)
         torch.testing.assert_close(logits, conv(images).detach())
 
 
@@ -258,10 +245,10 @@ def test_three_parties_and_the_ring(images, block):
     with Parties(count=3, timeout_s=60) as parties:
         logits = run(parties, block, images[:1])
         torch.testing.assert_close(logits, block(images[:1]).detach(), atol=2e-3, rtol=0)
-        parties.load(Lambda(lambda m, x: x.relu()), images)
+        parties.load(Apply(lambda m, x: x.relu()), images)
         traffic = parties.traffic(images[:1])
         assert traffic.rounds == 16 + 1
-        parties.load(Lambda(lambda m, x: F.avg_pool2d(x, 2)), images)
+        parties.load(Apply(lambda m, x: F.avg_pool2d(x, 2)), images)
         traffic = parties.traffic(images[:1])
         opening = 48 * 8 * 4 // 3
         assert traffic.rounds == 1 + 1  # the gather of the truncation, the opening
@@ -276,30 +263,10 @@ def test_trusted_third_party(images, block):
         assert parties.traffic(images[:1]).rounds == 1 + 9 + 1 + 1
 
 
-def alive(pids: tuple[int, ...]) -> list[int]:
-    def is_alive(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-        except FileNotFoundError:
-            return False
-
-    return [pid for pid in pids if is_alive(pid)]
-
-
 @pytest.mark.usefixtures("started")
 def test_killed_party_is_reported_within_five_seconds(block, images):
     with Parties(timeout_s=60) as parties:
-        parties.load(block, images)
-        parties.prepare()
-        pids = parties.pids
-        os.kill(pids[1], signal.SIGKILL)
-        started = time.monotonic()
-        with pytest.raises(PartyFailed, match=r"party 1 died by signal 9 \(SIGKILL\)"):
-            parties.infer(images[:1])
-        assert time.monotonic() - started < 5
-        assert not alive(pids)
-        with pytest.raises(PartyFailed, match="not running"):
-            parties.prepare()
+        check_killed_party_is_reported(parties, block, images)
 
 
 def test_failing_party_gives_its_traceback(block, images):
@@ -313,16 +280,7 @@ def test_failing_party_gives_its_traceback(block, images):
 @pytest.mark.usefixtures("started")
 def test_hanging_party_is_ended_after_the_timeout(block, images):
     with Parties(timeout_s=20) as parties:
-        parties.load(block, images)
-        parties.prepare()
-        parties.group.timeout_s = 1.5
-        pids = parties.pids
-        os.kill(pids[0], signal.SIGSTOP)
-        started = time.monotonic()
-        with pytest.raises(PartyFailed, match=r"party 0, party 1 did not answer 'infer' within 1.5 s"):
-            parties.infer(images[:1])
-        assert time.monotonic() - started < 5
-        assert not alive(pids)
+        check_hanging_party_is_ended(parties, block, images, "party 0, party 1 ")
 
 
 SCRIPT = """

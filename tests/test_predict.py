@@ -1,10 +1,12 @@
-"""The predicted traffic is the counted one: every network of the zoo, every variant, every operator."""
+"""The predicted traffic is the counted one: every operator, whole inferences, networks by hand.
+
+Every network of the zoo and every variant: see test_engines.py, where their answers are checked too.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,51 +23,13 @@ from pibench.engines.crypten import cost as stock_cost
 from pibench.engines.crypten.cost import AllReduce, Gather, maximum, rectified
 from pibench.links.link import LINKS
 from pibench.models.graph.relu import MaskedReLU
-from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import VARIANTS
-from pibench.models.zoo import resnet18, resnet20, resnet32, resnet34, vgg16, wrn_22_8
 from pibench.parties.driver import Parties
 from pibench.program.ir import Flatten, Program, Relu, Step
 from pibench.program.lower import lower
 from pibench.store.settings import GOAL
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
-CLASSES = 5
-
-
-def resnet(network, width: int, **arguments) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return fold_batchnorm(network(classes=CLASSES, width=width, **arguments).eval())
-
-
-def uncalibrated(name: str, width: int = 8) -> nn.Module:
-    """Returns a variant as `build` makes it, without the statistics: traffic depends on none."""
-    model = VARIANTS[name].trainable(width, classes=CLASSES, image_size=8).eval()
-    return VARIANTS[name].finished(model).eval()
-
-
-ZOO = {  # name -> (network, image size)
-    "resnet18": (lambda: resnet(resnet18, 2), 8),
-    "resnet18-imagenet": (lambda: resnet(resnet18, 2, stem="imagenet"), 32),
-    "resnet34": (lambda: resnet(resnet34, 2), 8),
-    "resnet20": (lambda: resnet(resnet20, 2), 8),
-    "resnet32": (lambda: resnet(resnet32, 2), 8),
-    "wrn_22_8": (lambda: resnet(wrn_22_8, 1), 8),
-    "vgg16": (lambda: resnet(vgg16, 1), 32),
-    "vgg16-hidden": (lambda: resnet(vgg16, 1, hidden=True), 32),
-} | {name: (lambda name=name: uncalibrated(name), 8) for name in VARIANTS}
-
-
-@pytest.fixture(scope="module")
-def built() -> dict[str, nn.Module]:
-    return {}
-
-
-@pytest.fixture(scope="module")
-def lean() -> Iterator[Parties]:
-    with Parties(engine="lean", timeout_s=60) as parties:
-        yield parties
 
 
 def picture(size: int, count: int = 1) -> torch.Tensor:
@@ -84,20 +48,10 @@ def assert_counted(parties: Parties, model: nn.Module, images: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
-@pytest.mark.parametrize("name", ZOO)
-def test_networks_and_variants(name, engine, built, request):
-    make, size = ZOO[name]
-    if name not in built:
-        built[name] = make()
-    assert_counted(request.getfixturevalue(engine), built[name], picture(size))
-
-
-@pytest.mark.parametrize("engine", ["stock", "lean"])
-def test_whole_inference_by_party(engine, built, request):
+def test_whole_inference_by_party(engine, request):
     """A batch of three: what `traffic` counts, party by party (lean: party 0 alone sends the opening)."""
     parties = request.getfixturevalue(engine)
-    model = built.setdefault("senet-0.09", ZOO["senet-0.09"][0]())
-    images = picture(8, 3)
+    model, images = VARIANTS["senet-0.09"].build(8, weights=None, classes=5, image_size=8), picture(8, 3)
     parties.load(model, images)
     counted = parties.traffic(images)
     made = predict(lower(model, images).program, engine, batch=3)

@@ -26,15 +26,14 @@ def test_a_channel_mask_covers_all_pixels(shape):
     assert torch.equal(y[:, [0, 2]], x[:, [0, 2]].clamp(min=0))
     assert torch.equal(y[:, 1], x[:, 1])
     assert relu.kept(SHAPE) == 40
-    assert relu.kept_positions(SHAPE).tolist() == [*range(20), *range(40, 60)]
+    assert relu.expanded(SHAPE).flatten().nonzero().flatten().tolist() == [*range(20), *range(40, 60)]
 
 
-def test_kept_positions_are_those_of_the_flattened_image():
+def test_a_mask_of_pixels_keeps_its_positions_of_the_flattened_image():
     mask, x = pixel_mask(), torch.randn(1, *SHAPE)
     relu = MaskedReLU(mask)
-    positions = relu.kept_positions(SHAPE)
-    assert positions.dtype == torch.int64
-    assert positions.tolist() == sorted(positions.tolist())
+    positions = mask.flatten().nonzero().flatten()
+    assert torch.equal(relu.expanded(SHAPE), mask)
     assert relu.kept(SHAPE) == len(positions) == int(mask.sum())
     by_hand = x.flatten().clone()
     by_hand[positions] = by_hand[positions].relu()
@@ -63,7 +62,7 @@ def test_an_activation_of_another_shape_is_refused():
     ):
         MaskedReLU(pixel_mask())(torch.zeros(1, 3, 5, 4))
     with pytest.raises(ValueError, match="does not fit"):
-        MaskedReLU(torch.ones(2, dtype=torch.bool)).kept_positions(SHAPE)
+        MaskedReLU(torch.ones(2, dtype=torch.bool)).kept(SHAPE)
 
 
 def test_masks_of_another_type_or_rank_are_refused():

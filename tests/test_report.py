@@ -16,23 +16,16 @@ from results_factory import (
     make_protocol_rows,
     make_row,
     make_rows,
-    remember,
 )
 
 from pibench import report
 from pibench.costs import literature
 from pibench.costs.literature import network_from_dict
-from pibench.report import interval_of_median, speedup, spread, statistics
+from pibench.report import interval_of_median, speedup, spread
 from pibench.report.cells import format_number
 from pibench.store.results import ResultsError, validate
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 @pytest.fixture(scope="module")

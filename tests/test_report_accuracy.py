@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from report_tables import make_pair_rows, remembered_statistics, section, table, tables_of
+from report_tables import make_pair_rows, section, table, tables_of
 from results_factory import (
     ACCURACIES,
     add_toy_family,
@@ -17,12 +17,7 @@ from pibench.models.variants import VARIANTS
 from pibench.report.accuracy import Difference, difference
 from pibench.report.full_width import published_near
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with remembered_statistics():
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,14 @@ import json
 
 import pandas as pd
 import pytest
-from results_factory import make_accuracy_row, make_row, remember
+from results_factory import make_accuracy_row, make_row
 
 from pibench import report
-from pibench.report import interval_of_median, statistics
+from pibench.report.command import main
 from pibench.report.pages import PAGES
 from pibench.store.results import Store
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 def fill(folder, variants=("baseline", "senet-0.09"), links=True, **changes):
@@ -34,7 +29,7 @@ def project(tmp_path):
 
 def run(project, *options):
     folders = [part for name in ("results", "plots", "docs") for part in (f"--{name}", str(project / name))]
-    return report.main([*folders, *options])
+    return main([*folders, *options])
 
 
 def page(project, name):
@@ -47,7 +42,7 @@ def test_a_run_gives_tables_pages_and_the_short_table(project, capsys):
     assert said.startswith("stock: width 64, batch 1, loopback, 2 parties, 15 repetitions\n")
     assert "senet-0.09" in said
     names = {path.name for path in (project / "results").iterdir()}
-    assert names == {"bench.json", "report", *(f"{name}.csv" for name in report.TABLES)}
+    assert names == {"bench.json", ".bench.json.lock", "report", *(f"{name}.csv" for name in report.TABLES)}
     assert {path.stem for path in (project / "results" / "report").iterdir()} == set(PAGES)
     assert page(project, "latency").startswith("# Latency\n\n")
     assert "](../../plots/latency_vs_relus.svg)" in page(project, "latency")
@@ -69,12 +64,13 @@ def test_rows_without_links_or_networks_say_so_in_one_line(tmp_path):
 def test_without_a_run_the_reference_is_shown_and_not_touched(tmp_path, capsys):
     reference = tmp_path / "results" / "reference"
     fill(reference)
+    before = {path.name: path.read_bytes() for path in reference.iterdir()}
     assert run(tmp_path) == 0
     said = capsys.readouterr().out
     assert "These are the reference's own rows" in said
     assert "(the reference: there is no run of your own yet)" in said
     assert (tmp_path / "results" / "summary.csv").exists()
-    assert [path.name for path in reference.iterdir()] == ["bench.json"]
+    assert {path.name: path.read_bytes() for path in reference.iterdir()} == before
 
 
 def test_measured_rows_are_of_one_folder_trained_networks_of_both(tmp_path, capsys):

@@ -1,15 +1,10 @@
 import pytest
-from results_factory import make_protocol_row, make_protocol_rows, make_row, make_rows, remember
+from results_factory import make_protocol_row, make_protocol_rows, make_row, make_rows
 
-from pibench.report import interval_of_median, statistics, summarize
+from pibench.report import summarize
 from pibench.report.comparison import compare, short_tables
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from report_tables import make_pair_rows, remembered_statistics, section, table, tables_of
+from report_tables import make_pair_rows, section, table, tables_of
 from results_factory import (
     make_accuracy,
     make_accuracy_row,
@@ -14,12 +14,7 @@ from pibench import report
 from pibench.models.pairs import EQUAL, PAIRS
 from pibench.report.statistics import quotient_of_medians
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with remembered_statistics():
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from protocol_rows import SIX, make_five_protocols
-from results_factory import LINKED, make_protocol_row, make_row, remember
+from results_factory import LINKED, make_protocol_row, make_row
 
 from pibench import report
 from pibench.costs.literature import CHANNELS, modelled, network_from_dict
-from pibench.report import interval_of_median, statistics
-from pibench.report.protocols_section import findings, models_verdict
+from pibench.report.protocols_findings import findings
+from pibench.report.protocols_section import models_verdict
 from pibench.store.results import validate
+
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 ORDER = ["stock", "lean", "spu-semi2k", "spu-aby3", "spu-cheetah"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "interval_of_median", remember(interval_of_median))
-        yield
-
-
 def tables(rows):
     summary = report.summarize(rows)
-    protocols = report.tabulate_protocols(summary, report.tabulate_layers(rows))
+    protocols = report.tabulate_protocols(summary, report.tabulate_layers(rows), rows)
     return protocols, report.tabulate_protocol_models(rows, protocols), summary
 
 
@@ -84,6 +79,14 @@ def test_speedups_are_paired_with_the_same_protocols_baseline(rows, near):
         assert line["whole_speedup_low"] < line["whole_speedup"] < line["whole_speedup_high"]
     # Lean's baseline is measured in turn with stock's, over which it has no place here.
     assert (near.loc[near["variant"] == "baseline", "whole_speedup"] == 1).all()
+
+
+def test_an_unpaired_speedup_is_a_quotient_of_medians_with_an_interval():
+    rows = [make_protocol_row(name, "spu-cheetah", paired=False) for name in ("baseline", "joint-0.052")]
+    line = tables(rows)[0].set_index("variant").loc["joint-0.052"]
+    seconds = [np.median(row["times"]["all_phases_s"]) for row in rows]
+    assert line["whole_speedup"] == pytest.approx(seconds[0] / seconds[1])
+    assert line["whole_speedup_low"] < line["whole_speedup"] < line["whole_speedup_high"]
 
 
 def test_over_a_link_the_speedup_is_a_quotient_without_an_interval(made):
@@ -170,7 +173,7 @@ def test_the_page_has_one_table_with_trust_and_everything_asked_for(made):
 def test_the_paragraph_says_what_the_numbers_say(near):
     said = findings(near)
     assert "One inference of the baseline takes " in said
-    assert "Fewer layers beside fewer ReLUs, `joint-0.052` over `senet-0.09`, give " in said
+    assert "Fewer layers beside fewer ReLUs, `joint-0.052` over `senet-0.09`, are worth " in said
     assert "`joint-0.052` gains most under stock (CrypTen) (" in said
     for engine, share in (("stock", 0.4), ("lean", 0.4), ("spu-semi2k", 0.8), ("spu-aby3", 0.7)):
         near = changed(near, engine, "baseline", relu_share=share, relus_per_convolution=12_345)
@@ -196,6 +199,7 @@ def test_whether_dropping_relus_pays_under_he(near, speedup, low, verdict):
     )
     said = f"dropping ReLUs alone {verdict}: on Cheetah (SPU) `senet-0.09` is faster by"
     assert said in findings(near)
+    assert ("too few pairs" in findings(near)) == math.isnan(low)
 
 
 def test_merging_alone_may_lose(near):
@@ -235,6 +239,8 @@ def test_without_such_rows_the_page_names_the_command():
 def test_few_rows_make_a_page_too():
     rows = [make_protocol_row()]
     assert "| SEMI2K (SPU) |" in report.protocols_section(*tables(rows))
+    rows = [make_protocol_row("senet-0.09", reference=None)]
+    assert "plots/protocols.svg" not in report.protocols_section(*tables(rows))  # it needs a baseline
     rows = [make_protocol_row(engine="spu-cheetah", link="lan", layers=[])]
     assert "| Cheetah (SPU) |" in report.protocols_section(*tables(rows))
     rows = [make_protocol_row(layers=[]), make_protocol_row("senet-0.09", reference=None)]

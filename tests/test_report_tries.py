@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from report_tables import make_pair_rows, remembered_statistics, section, table, tables_of
+from report_tables import make_pair_rows, section, table, tables_of
 from results_factory import (
     make_accuracy_row,
 )
@@ -10,12 +10,7 @@ from results_factory import (
 from pibench import report
 from pibench.store.results import ResultsError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_intervals():
-    """The same values have the same interval: most of a summary's time goes there."""
-    with remembered_statistics():
-        yield
+pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,51 @@ def test_rows_that_another_store_wrote_meanwhile_are_kept(path):
     assert len(Store(path).rows()) == 3
 
 
+def another_machine(row, cpu="Another CPU"):
+    return row | {"machine": row["machine"] | {"cpu": cpu}}
+
+
+def test_rows_of_two_machines_stand_beside_each_other(path):
+    store, mine = Store(path), make_row("baseline")
+    theirs = another_machine(make_row("baseline", seed=7))
+    store.add(mine)
+    store.add(theirs)
+    assert store.rows() == [mine, theirs]
+    store.add(another_machine(make_row("baseline", seed=8)))
+    assert [row["machine"]["cpu"] for row in store.rows()] == [mine["machine"]["cpu"], "Another CPU"]
+    assert store.rows()[0] == mine
+    store.renew([make_row("baseline", seed=9)])
+    assert store.rows() == [make_row("baseline", seed=9)]
+
+
+def test_of_two_rows_of_one_case_and_machine_the_later_one_is_merged(path):
+    store = Store(path)
+    early = make_row("baseline", started="2026-01-01T00:00:00+00:00")
+    late = make_row("baseline", seed=7, started="2026-02-01T00:00:00+00:00")
+    other = make_row("senet-0.09", started="2026-01-15T00:00:00+00:00")
+    store.add(late)
+    store.merge([early, another_machine(early), other])
+    assert sorted(store.rows(), key=str) == sorted([late, another_machine(early), other], key=str)
+    before = path.read_bytes()
+    store.merge(store.rows())
+    assert path.read_bytes() == before
+
+
+def test_one_machine_is_chosen_by_its_name_or_by_the_newest_row():
+    old = make_row(started="2026-01-01T00:00:00+00:00")
+    new = another_machine(make_row(started="2026-02-01T00:00:00+00:00"), "Xeon")
+    own = results.machine_name(old)
+    assert results.one_machine([old]) == ([old], None)
+    assert results.one_machine([]) == results.one_machine([], "any") == ([], None)
+    assert results.one_machine([new, old])[0] == [new]
+    rows, said = results.one_machine([new, old], own[:5].lower())
+    assert rows == [old]
+    assert said == f"shown is {own}; --machine shows {results.machine_name(new)}"
+    for unclear in ("e", "none"):
+        with pytest.raises(ResultsError, match=f"machines are called {unclear!r}: choose one of Xeon"):
+            results.one_machine([new, old], unclear)
+
+
 def test_two_runs_that_write_at_once_lose_no_row(path):
     """Two processes add twenty rows each to one file."""
     code = (

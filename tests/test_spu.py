@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import platform
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,24 +22,29 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accidents import alive, check_hanging_party_is_ended, check_killed_party_is_reported
+from networks import Apply, logits_of
 from test_front_door import CASES, IMAGES, model_of
-from test_parties import OPERATORS, Lambda, alive
+from test_parties import OPERATORS
 from torch import nn
 
+from pibench.api import listed
 from pibench.engines import ENGINES, NotPrepared, Setting
 from pibench.engines.base import EngineMissing
 from pibench.engines.spu import OPERATORS as SPU_OPERATORS
 from pibench.engines.spu import value_limits
 from pibench.engines.spu.link import connect, free_port, packed, unpacked
+from pibench.hosts.remote import Remote
+from pibench.measure.subject import Subject
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.variants import variant
 from pibench.parties import group
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program import ir
-from pibench.program.lower import lower
+from pibench.program.lower import ExportError, lower
 
 TESTS = Path(__file__).parent
-SPU = [name for name in ENGINES if name.startswith("spu-")]
+SPU = [name for name, engine in ENGINES.items() if name.startswith("spu-") and engine.offered]
 MISSING = ENGINES["spu-semi2k"].missing()
 needs_spu = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 LINK_DETAILS = re.compile(r"Link details: total send bytes (\d+), .*?send actions (\d+)")
@@ -53,10 +61,49 @@ def test_three_protocols_say_whom_they_trust():
     assert "no dealer" in ENGINES["spu-cheetah"].trust
 
 
-def test_where_spu_is_missing_the_engine_says_what_installs_it(monkeypatch):
+def test_where_spu_is_missing_the_engine_is_listed_and_says_what_installs_it(monkeypatch):
     monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
+    monkeypatch.setattr("pibench.engines.spu.WHEEL", here())
     with pytest.raises(EngineMissing, match=r"needs spu, .*pip install -e '\.\[spu\]'"):
         Parties(engine="spu-semi2k")
+    states = listed()["engines"].set_index("engine")["state"]
+    for name in SPU:
+        assert states[name] == (
+            f"the {name} engine needs spu, not installed here; install it with: pip install -e '.[spu]'"
+        )
+
+
+def here() -> str:
+    return f"Python 3.{sys.version_info.minor} on {platform.system()} {platform.machine()}"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (("sys.version_info", (3, 12, 1)), "Python 3.12 on"),
+        (("platform.machine", lambda: "arm64"), "arm64"),
+        (("platform.system", lambda: "Darwin"), "Darwin"),
+    ],
+)
+def test_another_python_or_system_is_named(change, found, monkeypatch):
+    """No command can install SPU there: the extra installs nothing."""
+    monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
+    monkeypatch.setattr(f"pibench.engines.spu.{change[0]}", change[1])
+    said = ENGINES["spu-aby3"].missing()
+    assert said.startswith(
+        "the spu-aby3 engine needs spu, which has a wheel for Python 3.11 on Linux x86_64 alone, and this is "
+    )
+    assert found in said
+    assert "pip" not in said
+
+
+def test_two_hosts_are_refused_in_one_sentence():
+    remote = Remote("127.0.0.1", 0)
+    for name in SPU:
+        engine = ENGINES[name]
+        said = f"^the {name} engine does not run on two hosts; leave remote out$"
+        with pytest.raises(ValueError, match=said):
+            remote.shaper(engine, engine.parties[0], engine.provider, "loopback", None)
 
 
 @needs_spu
@@ -130,7 +177,7 @@ def plain(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 @needs_spu
 def test_every_operator_equals_plaintext(parties, images):
     """All operators in one network, for every network is compiled in a new process."""
-    everything = Lambda(
+    everything = Apply(
         lambda m, x: torch.cat([torch.flatten(getattr(m, name)(x), 1) for name in m.order], 1),
         **{f"op{i}": model for i, model in enumerate(OPERATORS.values())},
     )
@@ -157,13 +204,13 @@ SOME = ("option A", "stored tensor", "relu6", "sigmoid", "padding left out", "pr
 def test_what_users_write_equals_plaintext(parties):
     """All cases of the front door in one network, on the slower protocols `SOME` of them."""
     names = tuple(CASES) if parties.engine == "spu-semi2k" else SOME
-    everything = Lambda(
+    everything = Apply(
         lambda m, x: torch.cat([getattr(m, f"case{i}")(x).flatten(1) for i in range(len(names))], 1),
         **{f"case{i}": model_of(name) for i, name in enumerate(names)},
     )
     parties.load(everything, IMAGES)
     parties.prepare(2)
-    answers, expected = parties.infer(IMAGES).double(), parties.lowered.logits
+    answers, expected = parties.infer(IMAGES).double(), logits_of(parties.lowered, IMAGES)
     at = 0
     for name in names:
         end = at + model_of(name).float()(IMAGES).flatten(1).shape[1]
@@ -187,7 +234,7 @@ def test_every_operator_of_the_ir_is_run_on_spu():
 @needs_spu
 def test_public_factors_of_one_are_free(semi2k, images):
     """Any other factor costs one truncation of the whole sum, a knot a comparison."""
-    model = Lambda(lambda m, x: F.leaky_relu(F.relu6(x) - x.square(), 0.25))
+    model = Apply(lambda m, x: F.leaky_relu(F.relu6(x) - x.square(), 0.25))
     semi2k.load(model, images)
     costs = {cost.kind: (cost.rounds, cost.bytes_sent) for cost in semi2k.profile(images[:1])}
     assert costs["combine"] == (0, 0)
@@ -199,7 +246,7 @@ def test_public_factors_of_one_are_free(semi2k, images):
 @needs_spu
 def test_max_pool_of_very_negative_values(semi2k):
     images = torch.full((1, 3, 8, 8), -50000.0)
-    semi2k.load(Lambda(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
+    semi2k.load(Apply(lambda m, x: F.max_pool2d(x, 3, 2, 1)), images)
     semi2k.prepare()
     torch.testing.assert_close(semi2k.infer(images), torch.full((1, 3, 4, 4), -50000.0), atol=1, rtol=0)
 
@@ -208,7 +255,7 @@ def test_max_pool_of_very_negative_values(semi2k):
 def test_no_truncation_is_off_by_more_than_a_unit(parties):
     """Local truncation, as the stock engine's, would fail for every eighth of these products."""
     images = (2.0**29) * torch.linspace(0.5, 0.9, 3072).view(1, 3, 32, 32)
-    parties.load(Lambda(lambda m, x: x * 0.75), images)
+    parties.load(Apply(lambda m, x: x * 0.75), images)
     parties.prepare()
     answer = parties.infer(images).double()
     assert (answer - 0.75 * images.double()).abs().max() <= 32, "a float32 has steps of 32 there"
@@ -261,7 +308,7 @@ def test_traffic_is_exact(semi2k, block, images):
 @needs_spu
 def test_a_masked_relu_costs_what_it_keeps(semi2k, images):
     mask = torch.arange(192).view(3, 8, 8) % 3 == 0
-    masked = Lambda(lambda m, x: m.r(x), r=MaskedReLU(mask))
+    masked = Apply(lambda m, x: m.r(x), r=MaskedReLU(mask))
     semi2k.load(masked, images)
     semi2k.prepare(2)
     torch.testing.assert_close(semi2k.infer(images[:2]), plain(masked, images[:2]), atol=1e-3, rtol=0)
@@ -281,6 +328,21 @@ def test_profile_adds_up_to_the_traffic(semi2k, images):
     assert profile[-1].kind == "open"
     assert sum(cost.rounds for cost in profile) == traffic.rounds
     assert sum(cost.bytes_sent for cost in profile) == traffic.bytes_sent
+    assert all(cost.seconds > 0 for cost in profile)
+
+
+@needs_spu
+@pytest.mark.parametrize("engine", ["spu-aby3", "spu-cheetah"])
+def test_a_profile_names_the_steps_where_traffic_varies(engine, running, block, images):
+    parties = started(running, engine)
+    parties.load(block, images)
+    profile = parties.profile(images[:1])
+    assert [(cost.name, cost.kind) for cost in profile] == [
+        *((step.name, step.kind) for step in parties.lowered.program.steps),
+        ("open", "open"),
+    ]
+    sending = {cost.name for cost in profile if cost.rounds and cost.bytes_sent}
+    assert sending == {"conv", "relu", "pool", "fc", "open"}
     assert all(cost.seconds > 0 for cost in profile)
 
 
@@ -413,51 +475,60 @@ def test_a_network_by_hand_sends_the_same(engine, tmp_path, running):
         assert int(said[0][1]) == suite.rounds - 1
 
 
+@needs_spu
+def test_the_yardstick_of_the_benchmark_is_the_network_by_hand(running):
+    """The engine that `bench_operators` holds the suite against has the same answer and opening."""
+    model = variant("baseline").build(width=8, weights=None)
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    suite, answers = started(running, "spu-semi2k"), []
+    for parties in (suite, started(running, "spu-byhand")):
+        parties.load(model, images)
+        parties.prepare()
+        answers.append(parties.infer(images))
+    torch.testing.assert_close(*answers, atol=0.02, rtol=0)
+    opening = suite.profile(images)[-1]
+    assert parties.sent.rounds == opening.rounds
+    assert max(parties.sent.by_party) == opening.bytes_sent
+
+
 # Links and accidents.
 
 
 @needs_spu
-def test_shaped_link(block, images):
-    """brpc's connections lead through the relay: every message waits for half a round trip."""
-    with Parties(engine="spu-semi2k", timeout_s=120, link="500Mbit/20ms") as parties:
-        assert parties.shaper == "user-space"
-        assert parties.link_check.ok, parties.link_check.complaint
-        assert parties.link_check.round_s > 0.0099
-        parties.load(block, images)
-        parties.prepare()
-        logits = parties.infer(images[:1])
-        torch.testing.assert_close(logits, plain(block, images[:1]), atol=2e-3, rtol=0)
-        assert parties.online_s > 0.01 * parties.sent.rounds
+@pytest.mark.parametrize("engine", ["spu-semi2k", "spu-aby3"])
+def test_a_slow_link_takes_the_seconds_that_its_messages_and_bytes_ask_for(engine, running):
+    """brpc's connections lead through the relay: each message waits for half a round trip, all bytes pass it.
+
+    The same bytes are sent as on loopback.
+    """
+    model, images = Apply(lambda m, x: x.relu()), torch.randn(2, 3, 32, 32)
+    near = started(running, engine)
+    near.load(model, images)
+    sent = near.traffic(images[:1])
+    with Parties(engine=engine, timeout_s=120, link="5Mbit/60ms") as far:
+        assert far.shaper == "user-space"
+        assert far.link_check.ok, far.link_check.complaint
+        assert far.link_check.round_s > 0.0299
+        far.load(model, images)
+        far.prepare()
+        logits = far.infer(images[:1])
+        torch.testing.assert_close(logits, plain(model, images[:1]), atol=2e-3, rtol=0)
+        assert (far.sent.rounds, far.sent.bytes_total) == (sent.rounds, sent.bytes_total)
+        expected = far.hops * 0.03 + 8 * far.sent.bytes_sent / 5e6
+        assert 0.9 * expected < far.online_s < 1.5 * expected + 0.5
 
 
 @needs_spu
 @pytest.mark.parametrize("engine", SPU)
 def test_killed_party_is_reported_within_five_seconds(engine, block, images):
     with Parties(engine=engine, timeout_s=120) as parties:
-        parties.load(block, images)
-        parties.prepare()
-        pids = parties.pids
-        os.kill(pids[1], signal.SIGKILL)
-        started_at = time.monotonic()
-        with pytest.raises(PartyFailed, match=r"party 1 died by signal 9 \(SIGKILL\)"):
-            parties.infer(images[:1])
-        assert time.monotonic() - started_at < 5
-        assert not alive(pids)
+        check_killed_party_is_reported(parties, block, images)
 
 
 @needs_spu
 def test_hanging_party_is_ended_after_the_timeout(block, images):
     with Parties(engine="spu-semi2k", timeout_s=120) as parties:
-        parties.load(block, images)
-        parties.prepare()
-        parties.group.timeout_s = 1.5
-        pids = parties.pids
-        os.kill(pids[0], signal.SIGSTOP)
-        started_at = time.monotonic()
-        with pytest.raises(PartyFailed, match=r"did not answer 'infer' within 1.5 s"):
-            parties.infer(images[:1])
-        assert time.monotonic() - started_at < 5
-        assert not alive(pids)
+        check_hanging_party_is_ended(parties, block, images, "")
 
 
 @needs_spu
@@ -481,3 +552,83 @@ def test_code_that_the_compiler_refuses():
     step = ir.Step("x", "sort", ("x0",), ((1,),), (1,))
     with pytest.raises(RuntimeError, match="no operator str"):
         compiled(Request(ir.Program("x0", (1,), (step,), "x"), 1))
+
+
+@needs_spu
+def test_a_port_that_another_takes_meanwhile_is_named(tmp_path, monkeypatch):
+    """SPU opens its port itself, a moment after it was seen to be free."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("pibench.engines.spu.link.free_port", lambda host, ports: port)
+        setting = Setting("spu-semi2k", "party", 0, 2, f"file://{tmp_path}/store", "first party", timeout_s=2)
+        store = torch.distributed.PrefixStore("spu", torch.distributed.FileStore(f"{tmp_path}/store", 2))
+        store.set("address1", f"127.0.0.1:{port}")
+        with pytest.raises(ConnectionError, match=f"{port} could not join SPU's link .*is the port in use"):
+            connect(setting)
+
+
+@needs_spu
+def test_no_process_is_left_when_a_party_dies_while_the_compiler_runs(block, images):
+    """Party 0's compiler is a child of a child of the driver."""
+    with Parties(engine="spu-semi2k", timeout_s=60) as parties:
+        pids = parties.pids
+        failed: list[Exception] = []
+
+        def load() -> None:
+            try:
+                parties.load(block, images)
+            except PartyFailed as error:
+                failed.append(error)
+
+        loading = threading.Thread(target=load)
+        loading.start()
+        compilers = wait_for(lambda: children(pids[0]))
+        os.kill(pids[1], signal.SIGKILL)
+        loading.join(10)
+        assert not loading.is_alive()
+        assert "party 1 died by signal 9" in str(failed[0])
+        assert not alive(pids)
+        wait_for(lambda: not alive(tuple(compilers)))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` has started and that run Python of their own by now."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(each) for each in found if b"spu.compiler" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
+def wait_for(condition, timeout_s: float = 30.0):
+    """Returns the result of `condition` as soon as it is true."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+@needs_spu
+def test_values_beyond_fixed_point_are_refused_before_the_parties_are_asked(semi2k, images):
+    with pytest.raises(ExportError, match=r"2\^30"):
+        semi2k.load(Apply(lambda m, x: 2.0**20 * (2.0**12 * x)), images)
+    model = Apply(lambda m, x: x.relu())
+    semi2k.load(model, images)
+    semi2k.prepare()
+    with pytest.raises(ValueError, match=r"2\^30"):
+        semi2k.infer(2.0**32 * images[:1])
+    semi2k.infer(images[:1])
+
+
+@needs_spu
+def test_values_that_overflow_inside_are_refused_and_would_be_found_by_the_answer_check(semi2k, images):
+    """The example of `load` was small; these images are below the limit, and their squares leave the ring."""
+    subject = Subject(Apply(lambda m, x: x.square().flatten(1)), images, 1, semi2k)
+    subject.prepare()
+    assert subject.right(subject.infer())
+    large = 2.0**20 * images[:1]
+    semi2k.prepare()
+    with pytest.raises(ValueError, match=r"the images reach .*, where up to"):
+        semi2k.infer(large)
+    semi2k._reach = math.inf  # without the driver's own check
+    squares = semi2k.infer(large)
+    assert (squares.double() - large.double().square().flatten(1)).abs().max() > 2.0**30
+    assert not subject.right(squares)

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from accidents import alive
+
 from pibench.links.shapers import Namespaces, _await_namespace, _inside, obstacle
 
 ROOT = Path(__file__).parent.parent
@@ -203,15 +205,8 @@ def free_port() -> int:
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
     """Tells whether all processes are gone, or are within `seconds`."""
     deadline = time.monotonic() + seconds
-    while any(_alive(pid) for pid in pids):
+    while alive(pids):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -11,7 +11,15 @@ from pibench.engines.base import Engine, Helper, Meter, Node, NotPrepared, Setti
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
-    for engine in (crypten.ENGINE, crypten.BY_HAND, lean.ENGINE, spu.SEMI2K, spu.ABY3, spu.CHEETAH)
+    for engine in (
+        crypten.ENGINE,
+        crypten.BY_HAND,
+        lean.ENGINE,
+        spu.SEMI2K,
+        spu.ABY3,
+        spu.CHEETAH,
+        spu.BY_HAND,
+    )
 }
 
 

@@ -61,6 +61,10 @@ def usual_options() -> dict[str, str | int | bool]:
     return {"ring_bits": 64, "fraction_bits": 16}
 
 
+def suited() -> None:
+    """Finds nothing that keeps an engine from this machine."""
+
+
 def nothing_to_compile() -> None:
     """Does nothing: the engine has nothing to compile."""
 
@@ -84,15 +88,17 @@ class Engine:
     `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
     `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 
-    Requirements: `modules` must be importable, and `install` is the command that installs them. With
-    `all_listen` every party listens and every other party may call it, as with gloo. Each party then needs an
-    address that the others reach. Without `steady_traffic` the traffic of two inferences of one network may
-    differ a little. `two_hosts` is true if a party may run on another host.
+    Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
+    returns why no command can install them here, or None. With `all_listen` every party listens and every
+    other party may call it, as with gloo. Each party then needs an address that the others reach. Without
+    `steady_traffic` the traffic of two inferences of one network may differ a little. `two_hosts` is true if
+    a party may run on another host.
 
-    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference.
-    `compute` and `waiting` are the times for computing and for waiting on a link, relative to the stock
-    engine. `line` is the line style in figures, and `filled` chooses filled markers. An engine that is not
-    `offered` is a yardstick of the suite, not a choice for its users.
+    Estimates and looks: a party holds about `bytes_per_relu` bytes of memory for each ReLU of an inference,
+    and `bytes_per_parameter` for each parameter of the network. `compute` and `waiting` are the times for
+    computing and for waiting on a link, relative to the stock engine. `line` is the line style in figures,
+    and `filled` chooses filled markers. An engine that is not `offered` is a yardstick of the suite, not a
+    choice for its users.
     """
 
     name: str
@@ -107,6 +113,7 @@ class Engine:
     bytes_per_relu: float
     compute: float
     waiting: float
+    bytes_per_parameter: float = 0.0
     serving: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("offline", "online")
     options: Mapping[str, str | int | bool] = field(default_factory=usual_options)
@@ -116,6 +123,7 @@ class Engine:
     rehearse: Rehearsal | None = None
     modules: tuple[str, ...] = ()
     install: str = ""
+    unsuited: Callable[[], str | None] = suited
     steady_traffic: bool = True
     all_listen: bool = False
     two_hosts: bool = False
@@ -149,10 +157,10 @@ class Engine:
         lacking = [module for module in self.modules if find_spec(module) is None]
         if not lacking:
             return None
-        return (
-            f"the {self.name} engine needs {', '.join(lacking)}, not installed here; install it with: "
-            f"{self.install}"
-        )
+        needed = f"the {self.name} engine needs {', '.join(lacking)}"
+        if (reason := self.unsuited()) is not None:
+            return f"{needed}, which {reason}"
+        return f"{needed}, not installed here; install it with: {self.install}"
 
     def demand_installed(self) -> None:
         """Raises EngineMissing, with the command that installs the engine, where it cannot run."""
@@ -307,10 +315,6 @@ class Node(ABC):
         note("open", "open")
         return costs
 
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""
-
 
 class Helper(ABC):
     """A process that is no party (a dealer): it takes part in load and prepare, never online.
@@ -331,7 +335,3 @@ class Helper(ABC):
     @abstractmethod
     def prepare(self, batch: int) -> int:
         """Deals the randomness of one inference; returns the bytes it sent."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""

@@ -10,9 +10,9 @@ from pibench.figures.accuracy import (
     accuracy_vs_macs,
     accuracy_vs_relus,
 )
-from pibench.figures.command import FIGURES, main, write
 from pibench.figures.cost_models import MODELS, break_even, literature
 from pibench.figures.data import Missing, Tables
+from pibench.figures.drawing import FIGURES, write
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.protocols import protocols
@@ -46,7 +46,6 @@ __all__ = [
     "links",
     "links_all",
     "literature",
-    "main",
     "masks",
     "offline_online",
     "protocols",

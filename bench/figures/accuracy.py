@@ -13,12 +13,15 @@ from matplotlib.ticker import MaxNLocator
 
 from pibench.figures.data import Missing, Tables, engines_of, measured_cases
 from pibench.figures.style import (
-    WIDTH,
     add_caption,
     add_point_labels,
     add_small_print,
     error_bars,
     family_style,
+    is_narrow,
+    label_y,
+    one_panel,
+    panels_beside,
     plain_log,
 )
 from pibench.models import catalogue
@@ -37,8 +40,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
     points = trained_points(tables.accuracy)
     if "baseline" not in points.index:
         raise Missing(f"it needs the baseline, trained at width {TRAINED_WIDTH}")
-    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = panels_beside(2, 3.5)
     originals = (points.loc["baseline", "relus"], FULL_WIDTH_RELUS)
     for axes, scales in zip(panels, ((1e3, 1e3), [whole / 100 for whole in originals]), strict=True):
         _draw_published(axes, scales[1])
@@ -46,7 +48,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
         axes.set(xscale="log")
         plain_log(axes.xaxis)
         axes.margins(x=0.08, y=0.07)
-    panels[0].set_ylabel("test accuracy, %")
+    label_y(panels, "test accuracy, %")
     panels[0].set_xlabel("ReLUs per image, thousands")
     panels[1].set_xlabel("ReLUs kept, % of the original network's")
     _legend(figure, _family_handles(points), 3, "left", f"Ours, width {TRAINED_WIDTH}")
@@ -62,8 +64,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
 def accuracy_full_width(tables: Tables) -> Figure:
     """Draws accuracy against ReLUs of the networks trained at full width, with published points."""
     points = trained_points(tables.accuracy, FULL_WIDTH)
-    figure = Figure(figsize=(WIDTH * 0.72, 4.3), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(0.72, 4.3)
     _draw_published(axes, 1e3)
     _draw_families(axes, points, points["relus"] / 1e3)
     axes.set(xscale="log", xlabel="ReLUs per image, thousands", ylabel="test accuracy, %")
@@ -82,8 +83,7 @@ def accuracy_full_width(tables: Tables) -> Figure:
 def accuracy_vs_macs(tables: Tables) -> Figure:
     """Draws test accuracy against multiply-accumulates per image."""
     points = trained_points(tables.accuracy)
-    figure = Figure(figsize=(WIDTH * 0.72, 3.7), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(0.72, 3.7)
     millions = points["macs"] / 1e6
     _draw_families(axes, points, millions, joined=False)
     axes.set_xlabel("MACs per image, millions")
@@ -107,8 +107,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
     if cases.groupby("engine")["variant"].nunique().max() < 2:
         raise Missing(f"it needs measured cases of two trained variants at width {TRAINED_WIDTH}")
     engines = engines_of(cases)
-    figure = Figure(figsize=(WIDTH * (1 if len(engines) > 1 else 0.6), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    figure, panels = panels_beside(len(engines), 3.5, 1 if len(engines) > 1 else 0.6)
     labelled = []
     for axes, engine in zip(panels, engines, strict=True):
         of_engine = cases[cases["engine"] == engine].set_index("variant")
@@ -122,7 +121,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.margins(x=0.12, y=0.09)
         labelled.append((axes, shown, times["online_median_s"], bars))
-    panels[0].set_ylabel("test accuracy, %")
+    label_y(panels, "test accuracy, %")
     columns = 7 if len(engines) > 1 else 4
     _legend(figure, _family_handles(points[points.index.isin(cases["variant"])]), columns, "center")
     add_caption(
@@ -271,7 +270,10 @@ def _published_handles() -> list[Line2D]:
 
 def _legend(figure: Figure, handles: list[Line2D], columns: int, side: str, title: str | None = None) -> None:
     look = {"handlelength": 1.8, "columnspacing": 1.2, "alignment": "left"}
-    figure.legend(handles=handles, loc=f"outside upper {side}", ncols=columns, title=title, **look)
+    loc = "outside lower left" if is_narrow() and side == "right" else f"outside upper {side}"
+    figure.legend(
+        handles=handles, loc=loc, ncols=min(columns, 3) if is_narrow() else columns, title=title, **look
+    )
 
 
 def _said(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> str:

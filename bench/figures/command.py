@@ -3,109 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-import pandas as pd
-from matplotlib.figure import Figure
-
-from pibench.figures.accuracy import (
-    accuracy_full_width,
-    accuracy_vs_latency,
-    accuracy_vs_macs,
-    accuracy_vs_relus,
-)
-from pibench.figures.cost_models import break_even, literature
-from pibench.figures.data import CSVS, Missing, Tables, read_masks
-from pibench.figures.masks import masks, sensitivity
-from pibench.figures.profiles import layer_profile, stock_vs_lean
-from pibench.figures.protocols import protocols
-from pibench.figures.shaped_links import link_model_error, links, links_all
-from pibench.figures.style import STYLE
-from pibench.figures.variants import (
-    batch,
-    latency_vs_relus,
-    linear_vs_relu,
-    offline_online,
-    relus_macs_latency,
-)
-from pibench.models.files import replace_file
+from pibench.figures.drawing import draw_all, read_tables
+from pibench.paper.write import write_paper
 from pibench.store.results import ResultsError
-
-FIGURES: dict[str, Callable[[Tables], Figure]] = {
-    "latency_vs_relus": latency_vs_relus,
-    "linear_vs_relu": linear_vs_relu,
-    "relus_macs_latency": relus_macs_latency,
-    "layer_profile_stock": partial(layer_profile, engine="stock"),
-    "layer_profile_lean": partial(layer_profile, engine="lean"),
-    "stock_vs_lean": stock_vs_lean,
-    "offline_online": offline_online,
-    "batch": batch,
-    "protocols": protocols,
-    "links": links,
-    "links_all": links_all,
-    "link_model_error": link_model_error,
-    "literature": literature,
-    "break_even": break_even,
-    "accuracy_vs_relus": accuracy_vs_relus,
-    "accuracy_full_width": accuracy_full_width,
-    "accuracy_vs_macs": accuracy_vs_macs,
-    "accuracy_vs_latency": accuracy_vs_latency,
-    "sensitivity": sensitivity,
-    "masks": masks,
-}
-
-
-def write(figure: Figure, path: Path) -> None:
-    """Writes one figure, byte for byte the same for the same data."""
-    undated = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], metadata=undated)
-    replace_file(path, buffer.getvalue())
-
-
-def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> str:
-    """Draws a figure into the folder `plots`, or removes it if its data are missing; returns what it did."""
-    paths = [plots / f"{name}{suffix}" for suffix in suffixes]
-    with mpl.rc_context(STYLE):
-        try:
-            figure = FIGURES[name](tables)
-        except Missing as reason:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            return f"{name}: skipped, {reason}"
-        for path in paths:
-            write(figure, path)
-    return f"{name}: drawn"
-
-
-def draw_all(tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> list[str]:
-    """Draws every figure on all cores, a second each, most of it fonts; returns what `draw` says of each."""
-    one = partial(draw, tables=tables, plots=plots, suffixes=suffixes)
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        return list(pool.map(one, FIGURES))
-
-
-def read_tables(results: Path, weights: Path) -> Tables:
-    """Reads the tables of a report, and the masks of networks that are stored or trained by the user.
-
-    Raises ResultsError for a file that cannot be read.
-    """
-    read = {}
-    for name in CSVS:
-        path = results / f"{name}.csv"
-        try:
-            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
-        except (OSError, ValueError) as error:
-            raise ResultsError(f"{path} cannot be read ({error}): run `make report`.") from error
-    return Tables(**read, masks=read_masks(weights) | read_masks(results / "weights"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,12 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", type=Path, default=Path("models/trained"), help="folder of the trained networks"
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="write PDF of one- and two-column widths and LaTeX tables with captions, into PLOTS/paper",
+    )
     options = parser.parse_args(arguments)
     try:
         tables = read_tables(options.results, options.weights)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.paper:
+        print(write_paper(tables, options.plots / "paper"))
+        return 0
     lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]
     print("\n".join([*skipped, f"{options.plots}: {len(lines) - len(skipped)} figures"]))

@@ -1,4 +1,4 @@
-"""The figure of protocols: what the same networks cost under each, beside its own baseline."""
+"""The figure of protocols: the cost of the same networks under each, relative to its own baseline."""
 
 from __future__ import annotations
 

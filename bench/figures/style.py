@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import pandas as pd
@@ -67,6 +70,65 @@ LINKS = {  # link or channel: (its name in figures, colour, marker)
     "garimella": ("Garimella et al.", GREEN, "^"),
 }
 BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The place of a figure: its width in inches, and whether the figure says its conditions itself.
+
+    In a paper the caption says them. On a narrow sheet panels stand below each other.
+    """
+
+    width: float = WIDTH
+    says_conditions: bool = True
+
+    @property
+    def narrow(self) -> bool:
+        """True if this is one column of a paper."""
+        return self.width < 0.6 * WIDTH
+
+
+PAGE = Sheet()
+_SHEET: ContextVar[Sheet] = ContextVar("sheet", default=PAGE)
+
+
+@contextmanager
+def drawn_on(sheet: Sheet) -> Iterator[None]:
+    """Draws the figures of a block on another sheet than that of the pages."""
+    before = _SHEET.set(sheet)
+    try:
+        yield
+    finally:
+        _SHEET.reset(before)
+
+
+def one_panel(share: float, height: float) -> tuple[Figure, Axes]:
+    """Returns a figure of one panel, of a share of the page's width; in a column it is lower."""
+    sheet = _SHEET.get()
+    size = (sheet.width, 0.85 * height) if sheet.narrow else (WIDTH * share, height)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def panels_beside(count: int, height: float, share: float = 1.0) -> tuple[Figure, Sequence[Axes]]:
+    """Returns a figure of panels with one y axis, beside each other; in a column below each other."""
+    sheet = _SHEET.get()
+    if sheet.narrow:
+        figure = Figure(figsize=(sheet.width, 0.5 + (height - 0.5) * count), layout="constrained")
+        return figure, figure.subplots(count, 1, sharey=True, squeeze=False)[:, 0]
+    figure = Figure(figsize=(WIDTH * share, height), layout="constrained")
+    return figure, figure.subplots(1, count, sharey=True, squeeze=False)[0]
+
+
+def is_narrow() -> bool:
+    """Tells whether the figure that is being drawn will stand in one column of a paper."""
+    return _SHEET.get().narrow
+
+
+def label_y(panels: Sequence[Axes], text: str) -> None:
+    """Names the common y axis at the panels that stand leftmost."""
+    for axes in panels if is_narrow() else panels[:1]:
+        axes.set_ylabel(text)
 
 
 def family_style(variant: str) -> tuple[str, str, str]:
@@ -179,7 +241,10 @@ def add_caption(
 
 
 def add_small_print(figure: Figure, text: str) -> None:
-    """Writes small text below the axes."""
+    """Writes text below the axes, unless a paper's caption says it; keeps it as the figure's label."""
+    figure.set_label(text)
+    if not _SHEET.get().says_conditions:
+        return
     lines = textwrap.wrap(text, int(figure.get_figwidth() * 20))
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color="0.3")
 

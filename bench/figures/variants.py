@@ -30,6 +30,8 @@ from pibench.figures.style import (
     category_axis,
     error_bars,
     family_style,
+    one_panel,
+    panels_beside,
     plain_log,
     short_number,
     stack_bars,
@@ -45,8 +47,7 @@ def latency_vs_relus(tables: Tables) -> Figure:
     cases = headline_cases(tables.summary)
     if cases["variant"].nunique() < 2:
         raise Missing("it needs at least two variants in the role headline")
-    figure = Figure(figsize=(WIDTH * 0.72, 3.7), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(0.72, 3.7)
     for engine in engines_of(cases):
         of_engine = cases[cases["engine"] == engine]
         for family, group in of_engine.groupby(of_engine["variant"].map(family_name), sort=False):
@@ -86,8 +87,7 @@ def linear_vs_relu(tables: Tables) -> Figure:
     seconds = class_seconds(cases, tables.layers)
     engines = engines_of(cases)
     variants = list(dict.fromkeys(cases["variant"]))
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
-    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    figure, panels = panels_beside(len(engines), 1.1 + 0.2 * len(variants))
     for axes, engine in zip(panels, engines, strict=True):
         of_engine = cases[cases["engine"] == engine].set_index("variant")["case"].reindex(variants)
         table = seconds.reindex(of_engine).set_axis(variants)
@@ -157,8 +157,7 @@ def offline_online(tables: Tables) -> Figure:
         raise Missing("it needs cases in the role headline with an offline phase of their own")
     engines = engines_of(cases)
     variants = list(dict.fromkeys(cases["variant"]))
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.2 * len(variants)), layout="constrained")
-    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    figure, panels = panels_beside(len(engines), 1.1 + 0.2 * len(variants))
     for axes, engine in zip(panels, engines, strict=True):
         table = cases[cases["engine"] == engine].set_index("variant").reindex(variants)
         stack_bars(
@@ -187,8 +186,7 @@ def batch(tables: Tables) -> Figure:
     cases = cases[several]
     if cases.empty:
         raise Missing("it needs one variant at two batches or more")
-    figure = Figure(figsize=(WIDTH * 0.6, 2.9), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(0.6, 2.9)
     for (engine, variant), group in cases.groupby(["engine", "variant"], sort=False):
         _, colour, marker = family_style(variant)
         group = group.sort_values("batch")

@@ -361,12 +361,12 @@ class TwoHosts(Shaper):
     ) -> None:
         if link not in (remote.name, "loopback", LOOPBACK) or shaper is not None:
             raise ValueError(f"between two hosts lies the link {remote.name!r}: leave link and shaper out")
+        if not engine.two_hosts:
+            raise ValueError(f"the {engine.name} engine does not run on two hosts; leave remote out")
         if count != 2 or set(engine.helpers(provider)) & set(engine.serving):
             raise ValueError(
                 "two hosts run two parties; helpers that talk online (TTP) are not supported there"
             )
-        if not engine.two_hosts:
-            raise ValueError(f"the {engine.name} engine does not run on two hosts; leave remote out")
         super().__init__(Link(remote.name, 0.0, math.inf))
         self.remote = remote
         self._engine = engine

@@ -2,7 +2,7 @@
 
 `link` names the links. `shapers` puts one between processes, either by `relay` in user space or by the
 kernel's netem. `route` leads a party to the others through the relay. `check` verifies a link and `model`
-predicts the time it costs. The package itself imports neither torch nor CrypTen; only `route` imports torch.
+predicts the time it costs. Nothing here imports torch or CrypTen.
 """
 
 from pibench.links.check import LinkCheck

@@ -74,7 +74,11 @@ _UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 def parse_link(text: str | Link) -> Link:
-    """Returns the link of that name, or a custom link written as bandwidth/RTT: "200Mbit/40ms"."""
+    """Returns the link of that name, or a custom link written as bandwidth/RTT: "200Mbit/40ms".
+
+    >>> parse_link("200Mbit/40ms")
+    Link(name='200Mbit/40ms', rtt_s=0.04, bandwidth_bits_s=200000000.0)
+    """
     if isinstance(text, Link):
         return text
     if not isinstance(text, str):

@@ -35,6 +35,9 @@ def ring_hops(payload_bytes: int, parties: int = 2) -> int:
     The payload is cut into segments of at most 1 MiB, and into at least two for each party. In each of two
     phases a party passes on the segments of all parties but one. Two segments are in flight at a time. Each
     pair waits for the receiver's ready message (one hop) and for the data (one hop).
+
+    >>> ring_hops(8), ring_hops(8 << 20)
+    (4, 8)
     """
     segments = max(-(-payload_bytes // GLOO_SEGMENT_BYTES), 2 * parties)
     segments_a_party = -(-segments // parties)

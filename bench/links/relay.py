@@ -78,7 +78,6 @@ class Relay:
 
     def __init__(self, control: socket.socket, rtt_s: float, bandwidth_bits_s: float) -> None:
         control.setblocking(False)
-        self._control = control
         self._link = (rtt_s, bandwidth_bits_s)
         self._chunk = max(CHUNK, int(CHUNK_S * bandwidth_bits_s / 8))
         self._directions: dict[tuple[int, int], Direction] = {}

@@ -1,1 +1,4 @@
-"""Measurements: cases, rounds with checked answers, and a session of them."""
+"""Measurements: cases, rounds with checked answers, and a session of them.
+
+`pibench.measure(model, images, ...)` measures networks (see `pibench.api.measure`).
+"""

@@ -27,9 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pibench.engines import ENGINES
+from pibench.engines.base import EngineMissing
 from pibench.engines.lean.plaintext import FixedPoint, PrecisionError
 from pibench.measure.subject import expected_failures
 from pibench.measure.verdict import Truth, WrongAnswer, truth_of
+from pibench.models.commands import exit_status
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
@@ -38,8 +41,8 @@ from pibench.models.variants import VARIANTS, variant
 from pibench.models.weights import WeightsError, file_name, read_manifest
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.lower import ExportError, lower
+from pibench.store.settings import ENGINES as USUAL
 
-ENGINES = ("lean", "stock")
 BATCH = 10  # images of one private inference: correlated randomness grows with it (3 GB at width 64, stock)
 PLAINTEXT_BATCH = 20
 TIMEOUT_S = 600.0
@@ -303,7 +306,7 @@ def judge_rows(
     rows: Sequence[str] | None = None,
     *,
     width: int = 16,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = USUAL,
     images: int = 100,
     test_images: int | None = None,
     data: Path = Path("data"),
@@ -373,7 +376,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rows", nargs="+", choices=VARIANTS, metavar="VARIANT", help="default: all that are trained"
     )
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (default 16)")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    offered = [name for name, engine in ENGINES.items() if engine.offered]
+    parser.add_argument("--engines", nargs="+", choices=offered, default=USUAL)
     parser.add_argument("--images", type=int, default=100, help="private inferences (default 100)")
     parser.add_argument("--test-images", type=int, help="in fixed point: the first so many (default all)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-100-python")
@@ -386,15 +390,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
     options = vars(arguments(argv))
-    try:
-        judge_rows(**options, say=lambda line: print(line, file=sys.stderr))
-    except (AccuracyError, ResultsError, TrainingError, DataError, WeightsError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped: run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(
+        lambda: judge_rows(**options, say=lambda line: print(line, file=sys.stderr)),
+        *(AccuracyError, EngineMissing, ResultsError, TrainingError, DataError, WeightsError),
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Static cost of a network under private inference, counted from the program that parties run.
 
-All counts are per image. MACs are those of convolutions and linear layers, without bias. ReLUs are the
-scalar comparisons that are really evaluated, after masks; comparisons of max pooling (k^2 - 1 for each
-output) stand apart. Parameters are what the program stores: BatchNorm is folded, so they are kernels and
-biases of convolutions and linear layers, scales and shifts.
+All counts are per image. MACs are those of convolutions and linear layers, without bias. ReLUs are the scalar
+comparisons that are really evaluated, after masks. Comparisons of max pooling (k^2 - 1 for each output) are
+counted separately. Parameters are the numbers that the program stores. BatchNorm is folded, so they are
+kernels and biases of convolutions and linear layers, scales and shifts.
 """
 
 from __future__ import annotations
@@ -53,15 +53,18 @@ class Cost:
 
 
 def cost_of(model: nn.Module, images: Tensor) -> Cost:
-    """Counts the cost of `model` for one of `images` [N, ...]; ExportError for what cannot be lowered."""
+    """Counts the cost of `model` for one of `images` [N, ...].
+
+    Raises ExportError for a network that cannot be lowered.
+    """
     return count_program(lower(model, images[:1]).program)
 
 
 def count_program(program: ir.Program) -> Cost:
     """Counts the cost of a program for one image.
 
-    A piecewise linear activation counts a ReLU for each of its knots and elements. What several steps store
-    in common counts once in the sum of the parameters.
+    A piecewise linear activation counts one ReLU for each of its knots and elements. A tensor that several
+    steps share counts once in the sum of the parameters.
     """
     stored = {name: shape for step in program.steps for name, shape in ir.stored_of(step.operator).items()}
     layers = tuple(_layer(step) for step in program.steps)

@@ -1,12 +1,13 @@
-"""The digest of all that determines a row, by which a case that was measured before is known again.
+"""The digest of everything that determines a row; it recognises a case that was measured before.
 
-It covers the case and its reference with their settings; the network: a variant by its name, the code that
-makes it and its weights file, a user's own by the program and the weights that parties run, and its images;
-the source that measures, the engine's folder included (git says nothing of what is not committed); the
-machine; and the versions of packages. Threads and memory settings of parties are part of the source.
+It covers the case and its reference with their settings. It covers the network: for a variant its name, the
+code that makes it and its weights file; for a user's own network the program, the weights that parties run,
+and its images. It covers the source that measures, including the engine's folder, because git knows only
+committed code. It covers the machine and the versions of packages. Threads and memory settings of parties are
+part of the source.
 
-A row holds the rounds of its own reference, which ran in turn with it. So a row is complete by itself, and a
-case is measured again or not whatever becomes of the others.
+A row holds the rounds of its own reference, which ran alternately with it. A row is therefore complete by
+itself. The decision to measure a case again does not depend on other cases.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ NOT_BUILDING = ("training",)
 
 
 def digest_of(case: Case, context: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of what determines the row of `case` in a session with this context.
+    """Returns the SHA-256 of everything that determines the row of `case` in a session with this context.
 
-    Raises what lowering raises for a user's network that parties cannot run.
+    Raises the errors of lowering for a user's network that parties cannot run.
     """
     settings = {
         each.name: getattr(case, each.name) for each in fields(Case) if each.name not in ("own", "reference")
@@ -97,7 +98,7 @@ def _sources(place: Path) -> Iterator[Path]:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    """Adds data to a digest, with types and lengths, so that no two values read the same."""
+    """Adds data to a digest, with types and lengths, so that different values give different bytes."""
     if isinstance(value, np.ndarray):
         digest.update(f"{value.dtype}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())

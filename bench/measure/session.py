@@ -198,8 +198,8 @@ class Session:
         """Returns why a case cannot be measured here, or None if it can.
 
         The engine may not be installed, or the memory may be too small. The parties of a case hold its tuples
-        in memory at once. The estimate is the engine's bytes for each ReLU and half a gigabyte for each
-        process.
+        in memory at once. The estimate is the engine's bytes for each ReLU and parameter, and half a
+        gigabyte for each process.
         """
         known = ENGINES[case.engine]
         if (reason := known.missing()) is not None:
@@ -209,16 +209,18 @@ class Session:
             return None
         alive = {subject.parties for subject in self.subjects.values()}
         wanted = [c for c in (case, case.reference) if c is not None and c.id not in self.subjects]
-        need = sum(
-            c.parties * (5e8 + c.batch * self.cost(c).relus * ENGINES[c.engine].bytes_per_relu)
-            for c in wanted
-        )
+        need = sum(c.parties * (5e8 + self._held(c)) for c in wanted)
         if need <= free:
             return None
         return (
             f"needs about {need / 1e9:.0f} GB of memory beside {len(alive)} loaded networks, "
             f"{free / 1e9:.0f} GB are free"
         )
+
+    def _held(self, case: Case) -> float:
+        """Estimates the bytes that a party holds of a case's network and its inference."""
+        known, cost = ENGINES[case.engine], self.cost(case)
+        return case.batch * cost.relus * known.bytes_per_relu + cost.parameters * known.bytes_per_parameter
 
     def progress(self, row: dict[str, Any], total: int) -> str:
         """Returns one line: the case of `row`, its medians, the cases done of `total`, the time left."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 TOLERANCE = 0.02  # of the largest difference between two images' logits
@@ -55,7 +55,7 @@ class Truth:
         `law` is the number of wrong ones that is expected in all of them, 0 for an exact engine. `repeated`
         is true if a repetition came out right. `what` is the noun of the message.
         """
-        chance = stats.poisson.sf(wrong - 1, law) if law else 0.0
+        chance = scipy.stats.poisson.sf(wrong - 1, law) if law else 0.0
         if not repeated or chance < IMPLAUSIBLE:
             raise WrongAnswer(
                 f"{wrong} of {answers} {what} are off by {self.tolerance:.3g} or more (2 % of the spread "

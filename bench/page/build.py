@@ -11,33 +11,41 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pibench.figures.command import draw_all
 from pibench.figures.data import Tables
+from pibench.figures.drawing import draw_all
 from pibench.figures.style import CLASSES
 from pibench.page import content
-from pibench.page.markdown import to_html
-from pibench.report.accuracy_section import FIGURES as ACCURACY_FIGURES
+from pibench.page.markdown import figures_of, to_html
 from pibench.report.collect import Report
 from pibench.report.pages import PAGES
 from pibench.report.provenance import conventions_list, provenance_lines
 
+MORE_FIGURES = {
+    "accuracy": {
+        "sensitivity": "Accuracy that each ReLU layer is worth",
+        "masks": "Where trained networks keep their ReLUs",
+    }
+}
+"""Figures that no page of the report shows, by section: captions by name."""
+
 
 def make_page(report: Report, tables: Tables) -> str:
-    """Returns the page of a report as HTML that asks no other file or server for anything.
+    """Returns the page of a report as HTML that needs no other file or server.
 
-    `tables` are what the figures read: the report's tables after their way through CSV, and masks.
+    `tables` are the input of the figures: the report's tables after their way through CSV, and masks.
     """
     drawn = draw_figures(tables)
     sections = []
     for name, page in PAGES.items():
-        captions = ACCURACY_FIGURES if name == "accuracy" else page.figures
+        text = page.tables(report)
+        captions = figures_of(text) | page.figures | MORE_FIGURES.get(name, {})
         shown = {figure: caption for figure, caption in captions.items() if figure in drawn}
         sections.append(
             {
                 "name": name,
                 "title": page.title,
                 "introduction": to_html(page.introduction),
-                "text": to_html(page.tables(report)),
+                "text": to_html(text),
                 "figures": [(drawn[figure], caption) for figure, caption in shown.items()],
             }
         )
@@ -57,7 +65,7 @@ def make_page(report: Report, tables: Tables) -> str:
 
 
 def draw_figures(tables: Tables) -> dict[str, str]:
-    """Draws every figure whose data are there; returns each as a `data:` address by its name."""
+    """Draws every figure whose data exist; returns each as a `data:` address by its name."""
     with TemporaryDirectory() as folder:
         draw_all(tables, Path(folder), (".svg",))
         return {path.stem: _address(path.read_bytes()) for path in sorted(Path(folder).glob("*.svg"))}
@@ -68,7 +76,7 @@ def _address(svg: bytes) -> str:
 
 
 def fill(**values: Any) -> str:
-    """Fills the template; every value is escaped but the Markup of `to_html`."""
+    """Fills the template; every value is escaped except the Markup of `to_html`."""
     environment = Environment(
         loader=PackageLoader("pibench.page", "."),
         autoescape=True,

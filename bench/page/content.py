@@ -1,4 +1,4 @@
-"""What the page shows of a report: verdicts, headline, sections, machines; text and numbers, no markup."""
+"""The content of the page: verdicts, headline, sections, machines; text and numbers, no markup."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ TABLES = {
     "equal_latency": "the most accurate network within a measured latency",
     "tries": "trainings with one setting changed",
     "sensitivity": "accuracy that each ReLU layer is worth",
+    "protocols": "the same networks under other protocols, each beside its own baseline",
+    "protocol_models": "what published models say of those protocols, beside what was measured",
 }
 """The tables of a report, in the order of the page, and what one line is."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, the value it is sorted by, and what else is drawn in it.
+    """A cell of a table: its text, the value by which it is sorted, and its drawing.
 
-    `interval` are the low, middle and high end of a ratio, and the place of 1, as shares of the column's
-    width; `colour` is a family's.
+    `interval` holds the low, middle and high end of a ratio, and the place of 1, as shares of the column's
+    width. `colour` is a family's.
     """
 
     text: str
@@ -124,7 +126,7 @@ def _seconds(case: pd.Series, clock: str) -> Cell:
 
 
 def _speedup(case: pd.Series) -> tuple[float, float, float] | None:
-    """Low end, middle and high end of what a case saves online beside its own engine's reference."""
+    """Returns low end, middle and high end of a case's online speed-up over its own engine's reference."""
     middle, low, high = (case[f"online_speedup{end}"] for end in ("", "_low", "_high"))
     if pd.isna(middle) or not case["reference_case"].startswith(f"{case['engine']}/"):
         return None
@@ -137,13 +139,16 @@ def _ratio(ratio: tuple[float, float, float]) -> str:
 
 
 def family_colour(variant: str) -> str:
-    """Returns the colour of a variant's family in figures; grey for one that is not known."""
+    """Returns the colour of a variant's family in figures; an unknown family is grey."""
     family = catalogue.families().get(catalogue.family_name(variant))
     return GREY if family is None else family.colour
 
 
 def facts(cases: pd.DataFrame) -> list[tuple[str, str]]:
-    """Says how much was measured and the most that a redesign saves on each engine: (number, words)."""
+    """Returns the number of measured cases and the largest saving of a redesign on each engine.
+
+    Each fact is a pair (number, words).
+    """
     found = [
         (format_count(len(cases)), "cases measured or emulated"),
         (format_count(cases["variant"].nunique()), "networks"),
@@ -156,7 +161,7 @@ def facts(cases: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def fastest(summary: pd.DataFrame) -> dict[str, pd.Series]:
-    """Returns the measured headline case that saves most online, by engine."""
+    """Returns for each engine the measured headline case that saves most online."""
     usual = summary[(summary["timing"] == "measured") & (summary["role"] == "headline")]
     usual = usual[[_speedup(case) is not None for _, case in usual.iterrows()]]
     groups = usual.groupby("engine", sort=False)
@@ -164,13 +169,13 @@ def fastest(summary: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def verdicts(report: Report) -> list[str]:
-    """Judges the claim of joint reduction at every width that is trained, in Markdown."""
+    """Judges the claim of joint reduction at every trained width, in Markdown."""
     said = [pairs_verdict(report.pairs, width) for width in judged_widths(report.pairs)]
     return said or ["Not judged: a SENet and a joint network of one budget are not both trained."]
 
 
 def said_findings(report: Report) -> str:
-    """Says the findings in Markdown; nothing where the cases that they rest on are not all measured."""
+    """Returns the findings in Markdown; empty unless all their cases are measured."""
     try:
         return findings(report)
     except ResultsError:
@@ -178,7 +183,7 @@ def said_findings(report: Report) -> str:
 
 
 def machines(summary: pd.DataFrame) -> Grid:
-    """Shows where, when and by which code and packages the cases were run: one line a run."""
+    """Shows place, time, code and packages of the cases: one line for each run."""
     versions = [name for name in summary if name.startswith("version_")]
     lines = []
     for run, group in summary.groupby("run", sort=False, dropna=False):

@@ -1,4 +1,4 @@
-"""A report's Markdown as HTML that holds nothing but text, tables, lists and emphasis."""
+"""Turns a report's Markdown into HTML that holds only text, tables, lists and emphasis."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from html import escape
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+FIGURE = re.compile(r"^!\[(?P<caption>[^\]\n]*)\]\(plots/(?P<name>\w+)\.svg\)$", re.MULTILINE)
 FOLDED = re.compile(r"^(?:<details><summary>(?P<title>.*)</summary>|(?P<end></details>))$", re.MULTILINE)
 """The only tags that reports write, each alone on its line."""
 
 
 @cache
 def _parser() -> MarkdownIt:
-    """Returns a parser that passes no tag, link or image on: what rows say is text."""
+    """Returns a parser that passes no tag, link or image on: the content of rows is only text."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.disable(["image", "autolink", "html_inline", "html_block", "reference"])
     scroll = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
@@ -26,9 +27,14 @@ def _parser() -> MarkdownIt:
     return parser
 
 
+def figures_of(text: str) -> dict[str, str]:
+    """Returns the captions of the figures that a report's Markdown shows, by the figures' names."""
+    return {found["name"]: found["caption"] for found in FIGURE.finditer(text)}
+
+
 def to_html(text: str) -> Markup:
-    """Returns the HTML of a report's Markdown; figures are left out, links are their words alone."""
-    text = re.sub(r"^!\[[^\]\n]*\]\(plots/[^)\n]*\)$", "", text, flags=re.MULTILINE)
+    """Returns the HTML of a report's Markdown; figures are left out, and links become plain words."""
+    text = FIGURE.sub("", text)
     made, at = [], 0
     for mark in FOLDED.finditer(text):
         made.append(_parser().render(text[at : mark.start()]))

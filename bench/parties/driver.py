@@ -190,11 +190,10 @@ class Parties:
     def load(self, model: nn.Module, example: torch.Tensor, output: int | str | None = None) -> None:
         """Lowers `model` for inputs like `example` [N, ...] and shares its weights among the parties.
 
-        `output` chooses one of several outputs, by its number or its name.
-        `set_up` then holds the cost, and `lowered` the program and the plaintext logits of the example.
-        Raises ExportError when the model cannot be run (see `pibench.program.lower`) or when fixed point
-        spoils its answers (see `pibench.program.guard`); the processes then receive nothing. A smaller loss
-        is a PrecisionWarning.
+        `output` chooses one of several outputs, by its number or its name. `set_up` then holds the cost,
+        and `lowered` the program. Raises ExportError when the model cannot be run (see
+        `pibench.program.lower`) or when fixed point spoils its answers (see `pibench.program.guard`); the
+        processes then receive nothing. A smaller loss is a PrecisionWarning.
         """
         lowered = lower(model, example, output)
         wide = widest(example)

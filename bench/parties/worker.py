@@ -163,11 +163,12 @@ def reset_peak_memory() -> None:
 def obey(connection: Connection, setting: Setting) -> None:
     """Answers commands until the driver closes the connection."""
     if setting.rendezvous.startswith(INHERITED):
-        from pibench.links.forward import forwarded_rendezvous
+        from pibench.parties.forwarded import forwarded_rendezvous
 
         descriptor = int(setting.rendezvous.removeprefix(INHERITED))
         setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
     node = ENGINES[setting.engine].make_node(setting)
+    gc.freeze()  # what is imported stays: no collection has to look through it again
     send(connection, ("ready", None))
     if isinstance(node, Helper) and node.serves:
         node.serve()

@@ -1,10 +1,11 @@
-"""Judges a network before parties run it: the answer in an engine's fixed point beside the one in float64.
+"""Judges a network before parties run it: compares the answer in an engine's fixed point with float64.
 
-Fixed point has 16 fractional bits, so small numbers are lost without a word: a weight below 2^-17 is 0. A
-loss of 2 % of the answer's largest number is refused, one of 0.5 % is warned of. The message names the layer
-where the loss begins: the first one for which fixed point up to and including it, with float64 after it,
-loses 2 % (half of the loss, if that is less). The remedy is a rescaling, found from the size of the numbers
-that go into the layer, of those that it multiplies by and of those that later layers multiply by.
+Fixed point has 16 fractional bits, so small numbers are lost silently: a weight below 2^-17 is 0. A loss of 2
+% of the answer's largest number is refused, and a loss of 0.5 % gives a warning. The message names the layer
+at which the loss begins. It is the first layer with this property: fixed point up to and including it, with
+float64 after it, loses 2 % (or half of the loss, if that is less). The remedy is a rescaling. It is found
+from three sizes: the numbers that go into the layer, the numbers by which it multiplies, and the numbers by
+which later layers multiply.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Rehearsal = Callable[[ir.Program, Mapping[str, Tensor], Tensor, After | None], T
 
 
 class PrecisionWarning(UserWarning):
-    """Says that fixed point changes the answers of a network noticeably."""
+    """Warns that fixed point changes the answers of a network noticeably."""
 
 
 def widest(images: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def widest(images: Tensor) -> Tensor:
 
 
 def demand_precision(lowered: Lowered, images: Tensor, rehearse: Rehearsal) -> None:
-    """Raises ExportError if fixed point loses too much of the answers to `images` [N, ...], or warns.
+    """Raises ExportError if fixed point loses too much of the answers to `images` [N, ...]; warns of less.
 
     `lowered` is the network with its values on these images.
     """
@@ -94,7 +95,7 @@ def demand_faithful(lowered: Lowered, images: Tensor, answer: Tensor) -> None:
 
 
 def demand_truncations(lowered: Lowered) -> None:
-    """Raises ExportError if too many local truncations are expected to go wrong, or warns."""
+    """Raises ExportError if too many local truncations are expected to go wrong; warns of fewer."""
     expected = lowered.truncation_failures
     if expected <= WARNED_FAILURES:
         return
@@ -110,13 +111,16 @@ def demand_truncations(lowered: Lowered) -> None:
 
 
 def _loss(answer: Tensor, exact: Tensor) -> float:
-    """Returns the largest error of an answer relative to its largest number; 0 where all of these are 0."""
+    """Returns the largest error of an answer relative to its largest number; 0 for an answer of zeros."""
     largest = exact.abs().max().item()
     return (answer - exact).abs().max().item() / largest if largest else 0.0
 
 
 def _beginning(lowered: Lowered, images: Tensor, rehearse: Rehearsal, exact: Tensor, loss: float) -> int:
-    """Returns after how many steps in fixed point that much is lost; 0 if the images alone make it."""
+    """Returns the number of steps in fixed point after which so much is lost.
+
+    The number is 0 if the images alone cause the loss.
+    """
     fixed: dict[str, Tensor] = {}
 
     def keep(step: ir.Step, value: Tensor) -> None:
@@ -138,7 +142,7 @@ def _beginning(lowered: Lowered, images: Tensor, rehearse: Rehearsal, exact: Ten
 
 
 def _multipliers(step: ir.Step, weights: Mapping[str, Tensor]) -> float | None:
-    """Returns the largest number that a step multiplies by; None if it multiplies by none."""
+    """Returns the largest number by which a step multiplies, or None if there is none."""
     op = step.operator
     if isinstance(op, ir.Convolution | ir.Linear | ir.Affine):
         return weights[op.weight].abs().max().item()
@@ -152,7 +156,7 @@ def _multipliers(step: ir.Step, weights: Mapping[str, Tensor]) -> float | None:
 
 
 def _cause(lowered: Lowered, count: int) -> str:
-    """Says at which step the loss begins, which numbers are too small there, and how to rescale."""
+    """Returns a text: the step at which the loss begins, the numbers that are too small, the rescaling."""
     steps, largest = lowered.program.steps, lowered.largest
     if not count:
         reach = largest[lowered.program.input]

@@ -41,15 +41,14 @@ aten = torch.ops.aten
 class Lowered:
     """A network ready for parties.
 
-    `program` is public. `weights` (float64) belong to party 0. `logits` is the plaintext answer to the
-    example in float64. `largest` is the largest absolute value under each name of the program.
-    `truncation_failures` is the expected number of wrong local truncations in one inference of one image,
-    under a two-party engine that truncates locally (facts: |v| / 2^32 for each product).
+    `program` is public. `weights` (float64) belong to party 0. `largest` is the largest absolute value under
+    each name of the program, for the example. `truncation_failures` is the expected number of wrong local
+    truncations in one inference of one image, under a two-party engine that truncates locally (facts:
+    |v| / 2^32 for each product).
     """
 
     program: ir.Program
     weights: dict[str, Tensor]
-    logits: Tensor
     largest: dict[str, float]
     truncation_failures: float
 
@@ -80,7 +79,8 @@ def lower(model: nn.Module, example: Tensor, output: int | str | None = None) ->
     values, and values of 2^30 or more.
     """
     if isinstance(model, Output) and output is None:
-        model, output = model.network, model.key
+        output = model.key
+        model = model.network
     if not isinstance(model, nn.Module) or not isinstance(example, Tensor):
         raise ExportError(
             "a torch.nn.Module and a tensor are needed, "
@@ -413,8 +413,8 @@ def _valued(
         failures += _wrong_truncations(step.operator, step, value, weights)
 
     check(program.input, f"the input {program.input!r}", example)
-    logits = evaluate(program, weights, example, note)
-    return Lowered(program, weights, logits, largest, failures / len(example))
+    evaluate(program, weights, example, note)
+    return Lowered(program, weights, largest, failures / len(example))
 
 
 @singledispatch

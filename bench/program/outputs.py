@@ -28,7 +28,8 @@ class Output(nn.Module):
         self.key = key
 
     def forward(self, *inputs: Any) -> Tensor:
-        return choose(named_outputs(self.network(*inputs)), self.key)
+        answer: Tensor = choose(named_outputs(self.network(*inputs)), self.key)
+        return answer
 
 
 def named_outputs(returned: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Predictions of `pibench.links` from loopback alone, and all values of `pibench.c
 from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.accuracy_section import accuracy_section
 from pibench.report.collect import TABLES, Report, csv_text, read_report
-from pibench.report.command import main
 from pibench.report.engines import engines_section
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.headline import headline_section
@@ -36,7 +35,6 @@ __all__ = [
     "headline_section",
     "interval_of_median",
     "links_section",
-    "main",
     "models_section",
     "protocols_section",
     "read_accuracy",

@@ -12,7 +12,11 @@ UNTRAINED = "not trained yet"
 
 
 def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
-    """Writes `value / scale` with significant digits, without exponent; a missing value is a dash."""
+    """Writes `value / scale` with significant digits, without exponent; a missing value is a dash.
+
+    >>> format_number(557_056, 1e3, 4), format_number(0.05518), format_number(math.nan)
+    ('557.1', '0.0552', '–')
+    """
     if pd.isna(value):
         return "–"
     value = float(value) / scale
@@ -38,7 +42,11 @@ def format_percent(fraction: float) -> str:
 
 
 def format_ratio(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """Writes a factor with its interval, if it has one; a missing value is a dash."""
+    """Writes a factor with its interval, if it has one; a missing value is a dash.
+
+    >>> format_ratio(1.764, 1.58, 1.844)
+    '1.76× [1.58, 1.84]'
+    """
     if pd.isna(value):
         return "–"
     interval = "" if pd.isna(low) else f" [{format_number(low)}, {format_number(high)}]"

@@ -15,7 +15,7 @@ from pibench.report.protocols import tabulate_protocol_models, tabulate_protocol
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
-from pibench.store.results import ResultsError, Row, Store
+from pibench.store.results import ResultsError, Row, Store, one_machine
 
 ONE_NETWORK = ["variant", "width", "seed"]
 ONE_TRY = [*ONE_NETWORK, "changes", "beside"]
@@ -24,9 +24,13 @@ ONE_LAYER = ["width", "seed", "position"]
 
 @dataclass(frozen=True)
 class Report:
-    """Measured rows, their folder `source`, and the tables that follow."""
+    """Measured rows, their folder `source`, and the tables that follow.
+
+    `others` names the machines whose other rows are in the folder; it is None if there are none.
+    """
 
     source: Path
+    others: str | None
     rows: list[Row]
     summary: pd.DataFrame
     layers: pd.DataFrame
@@ -45,19 +49,20 @@ class Report:
         return {f"{name}.csv": csv_text(getattr(self, name)) for name in TABLES}
 
 
-TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "rows"))
+TABLES = tuple(each.name for each in fields(Report) if each.name not in ("source", "others", "rows"))
 
 
-def read_report(results: Path, reference: Path | None = None) -> Report:
+def read_report(results: Path, reference: Path | None = None, machine: str | None = None) -> Report:
     """Makes all tables from the folder `results`, and from `reference` if it has nothing; writes nothing.
 
     Measured rows come from one folder. `reference` gives them only if `results` has none, because seconds of
-    two machines share no table. Trained networks come from both folders, because an accuracy does not depend
-    on the machine. A row in `results` replaces the reference's row of the same network.
+    two machines share no table. If a folder has rows of several machines, those of `machine` are taken
+    (`pibench.store.results.one_machine`). Trained networks come from both folders, because an accuracy does
+    not depend on the machine. A row in `results` replaces the reference's row of the same network.
     """
     folders = [results] if reference is None else [results, reference]
     for source in folders:
-        rows = Store(source / "bench.json").rows()
+        rows, others = one_machine(Store(source / "bench.json").rows(), machine)
         if rows:
             break
     else:
@@ -67,9 +72,10 @@ def read_report(results: Path, reference: Path | None = None) -> Report:
     tries = [tabulate_tries(folder / "tries.json", accuracy) for folder in folders]
     sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
     summary, layers = summarize(rows, trained), tabulate_layers(rows)
-    protocols = tabulate_protocols(summary, layers)
+    protocols = tabulate_protocols(summary, layers, rows)
     return Report(
         source,
+        others,
         rows,
         summary,
         layers,

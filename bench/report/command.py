@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pibench.models.files import replace_file
 from pibench.report.collect import read_report
-from pibench.report.comparison import compare, short_tables
+from pibench.report.comparison import conclusion
 from pibench.report.pages import make_pages
-from pibench.report.tables import summarize
-from pibench.store.results import ResultsError, Row, read_rows
-
-REFERENCE = "reference"
-"""The folder within results/ and plots/ that is committed; what lies beside it is a run of one's own."""
+from pibench.report.writing import REFERENCE, write_stale
+from pibench.store.results import ResultsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of bench.json")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="where pages look for figures")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where pages look for explanations")
+    parser.add_argument("--machine", help="of several whose rows are merged: a part of its name")
     parser.add_argument("--quiet", action="store_true", help="write the files and print no table")
     parser.add_argument(
         "--html",
@@ -38,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results, reference = options.results, options.results / REFERENCE
     try:
-        report = read_report(results, reference)
+        report = read_report(results, reference, options.machine)
         made = {results / name: text for name, text in report.csvs().items()}
         made |= make_pages(report, results / "report", results, options.plots, options.docs)
         said = "" if options.quiet else conclusion(report.rows, reference)
@@ -48,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_stale(made)
     shown = []
     if options.html is not None:
-        from pibench.figures.command import read_tables  # the page alone draws figures
+        from pibench.figures.drawing import read_tables  # the page alone draws figures
         from pibench.page.build import make_page
 
         page = Path(options.html) if options.html else results / "report.html"
@@ -60,31 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     why = "" if report.source == results else " (the reference: there is no run of your own yet)"
     written = f"{results}: {len(made)} tables and pages of {report.source / 'bench.json'}{why}"
     print("\n".join([written, *shown]))
+    if report.others:
+        print(report.others)
     return 0
-
-
-def conclusion(rows: Sequence[Row], reference: Path) -> str:
-    """Returns the short table of measured rows and their comparison with the folder `reference`.
-
-    Raises ResultsError when the reference cannot be read.
-    """
-    summary = summarize(rows)
-    cases = {row["case"] for row in rows}
-    known = [row for row in read_rows(reference / "bench.json") if row["case"] in cases]
-    tables = short_tables(summary)
-    if known == list(rows):
-        return f"{tables}\n\nThese are the reference's own rows."
-    return f"{tables}\n\n{compare(summary, summarize(known))}"
-
-
-def find_stale(made: Mapping[Path, str]) -> list[Path]:
-    """Returns the paths whose files are missing or do not hold the new text."""
-    return [path for path, text in made.items() if not path.exists() or path.read_bytes() != text.encode()]
-
-
-def write_stale(made: Mapping[Path, str]) -> list[Path]:
-    """Writes the stale files and returns their paths."""
-    stale = find_stale(made)
-    for path in stale:
-        replace_file(path, made[path].encode())
-    return stale

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from pibench.report.cells import format_count, format_number, format_ratio, is_true
+from pibench.report.tables import summarize
 from pibench.store.engines import clocks_of, steady_traffic, trust_of
+from pibench.store.results import Row, read_rows
 
 GROUP = ["engine", "timing", "width", "batch", "link", "parties"]
 HEAD = ("", "ReLUs, K", "MACs, M", "rounds", "MB sent")
@@ -26,6 +29,20 @@ COUNTS = {
 """What is deterministic: columns of `summarize` and what they are called."""
 VARYING = ("rounds", "hops", "bytes_sent", "setup_bytes_sent")  # of an engine whose traffic is not steady
 MOST = 5  # cases that are named; of more the number is given
+
+
+def conclusion(rows: Sequence[Row], reference: Path) -> str:
+    """Returns the short table of measured rows and their comparison with the folder `reference`.
+
+    Raises ResultsError when the reference cannot be read.
+    """
+    summary = summarize(rows)
+    cases = {row["case"] for row in rows}
+    known = [row for row in read_rows(reference / "bench.json") if row["case"] in cases]
+    tables = short_tables(summary)
+    if known == list(rows):
+        return f"{tables}\n\nThese are the reference's own rows."
+    return f"{tables}\n\n{compare(summary, summarize(known))}"
 
 
 def short_tables(summary: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import isotonic_regression
+import scipy
 
 DRAWS = 2000
 STEP = 0.01
@@ -65,7 +65,7 @@ def cost_at(relus: np.ndarray, accuracy: np.ndarray, cost: np.ndarray, levels: n
     `relus`, `accuracy` and `cost` [points] are by rising ReLUs. Where the curve is flat the smaller cost
     counts.
     """
-    fitted = isotonic_regression(accuracy).x
+    fitted = scipy.optimize.isotonic_regression(accuracy).x
     place = np.full(len(levels), np.nan)
     inside = (levels >= fitted[0]) & (levels <= fitted[-1])
     # The first place that reaches the level: np.interp needs rising values, a flat part has several places.

@@ -1,21 +1,23 @@
-"""The tables of protocols: the same networks under each of them, everything that an inference needs.
+"""The tables of protocols: the same networks under each of them, with all needs of an inference.
 
-An engine with one clock does all its work in the inference; beside it stands the sum of both phases of the
-others, round by round. Bytes are those of all processes together, a dealer's among them.
+An engine with one clock does all its work in the inference. For the other engines the table shows the sum of
+both phases, round by round. Bytes are those of all processes together, including a dealer's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from pibench.costs.literature import CHANNELS, LABEL, Channel, modelled, network_from_dict
 from pibench.report.order import place_of
+from pibench.report.statistics import quotient_of_medians
 from pibench.store.engines import clocks_of, trust_of
 from pibench.store.results import Row
+from pibench.store.schema import whole_clock
 
 MODELS_OF = {"spu-aby3": ("aby3",), "spu-cheetah": ("cheetah", "cryptflow2")}
 """The literature's models that stand beside a measured protocol: its own, and of Cheetah its forerunner's,
@@ -55,16 +57,18 @@ MODELLED = (
 )
 
 
-def tabulate_protocols(summary: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """Makes one line a case of the networks that an engine with one clock has run; no line without any.
+def tabulate_protocols(summary: pd.DataFrame, layers: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
+    """Makes one line for each case of the networks that an engine with one clock has run; empty without any.
 
-    The width and batch are those of most such cases; of the other engines the same networks are there, from
-    the headline and over links. `whole_*` are seconds of all phases (`emulated_whole_*` over a shaped link),
-    `whole_speedup` is over the same engine's baseline on the same link: of paired rounds, with an interval,
-    or the quotient of the medians. `relu_share` to `relus_per_convolution` are of a profiled inference, whose
-    phase is `profiled`: seconds of a ReLU, the median of a convolution, and their quotient.
+    The width and batch are those of most such cases. The other engines' cases of the same networks come from
+    the headline and over links. `whole_*` are seconds of all phases (`emulated_whole_*` over a shaped link).
+    `whole_speedup` is over the same engine's baseline on the same link: of paired rounds, or the quotient of
+    the medians, with an interval if there are enough rounds. `relu_share` to `relus_per_convolution` come
+    from a profiled inference, whose phase is `profiled`: seconds of a ReLU, the median of a convolution, and
+    their quotient.
     """
     found = _cases(summary)
+    seconds = {row["case"]: row["times"][whole_clock(row)] for row in rows}
     lines = []
     for _, case in found.iterrows():
         whole, prefix = _whole(case)
@@ -73,7 +77,7 @@ def tabulate_protocols(summary: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFr
         line["bytes_all"] = case["bytes_total"] + (0 if pd.isna(dealt) else dealt)
         for end in ("median_s", "low_s", "high_s", "noisy"):
             line[f"{prefix}whole_{end}"] = case[f"{prefix}{whole}_{end}"]
-        faster = _speedup(case, found)
+        faster = _speedup(case, found, seconds)
         line |= {f"{prefix}{name}": value for name, value in zip(FASTER, faster, strict=True)}
         lines.append(line | _prices(case, layers))
     table = pd.DataFrame(lines, columns=list(PROTOCOLS))
@@ -82,7 +86,7 @@ def tabulate_protocols(summary: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFr
 
 
 def _cases(summary: pd.DataFrame) -> pd.DataFrame:
-    """Returns the cases that the table has lines of, in the order of reports."""
+    """Returns the cases of the table, in the order of reports."""
     if summary.empty:
         return summary
     regular = summary[~summary["role"].isin(["extra", "sweep"])]
@@ -98,7 +102,7 @@ def _cases(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _place(case: pd.Series) -> tuple:
-    """Returns the place of reports, where neither the role nor the number of parties parts the engines."""
+    """Returns the place of reports, without regard to the role and the number of parties."""
     return place_of({**case, "role": "headline", "parties": 0})
 
 
@@ -108,8 +112,13 @@ def _whole(case: pd.Series) -> tuple[str, str]:
     return clock, "" if case["timing"] == "measured" else f"{case['timing']}_"
 
 
-def _speedup(case: pd.Series, cases: pd.DataFrame) -> tuple[float, float, float]:
-    """Returns the speed-up over the same engine's baseline on the same link, with its interval."""
+def _speedup(
+    case: pd.Series, cases: pd.DataFrame, seconds: Mapping[str, Sequence[float]]
+) -> tuple[float, float, float]:
+    """Returns the speed-up over the same engine's baseline on the same link, with its interval.
+
+    `seconds` are those of all phases, by case.
+    """
     whole, prefix = _whole(case)
     same = cases[(cases["engine"] == case["engine"]) & (cases["variant"] == "baseline")]
     same = same[(same["link"] == case["link"]) & (same["parties"] == case["parties"])]
@@ -120,12 +129,11 @@ def _speedup(case: pd.Series, cases: pd.DataFrame) -> tuple[float, float, float]
     baseline = same.iloc[0]
     if case["reference_case"] == baseline["case"]:
         return tuple(case[f"{prefix}{whole}_speedup{end}"] for end in ("", "_low", "_high"))
-    column = f"{prefix}{whole}_median_s"
-    return baseline[column] / case[column], math.nan, math.nan
+    return quotient_of_medians(seconds[baseline["case"]], seconds[case["case"]])
 
 
 def _prices(case: pd.Series, layers: pd.DataFrame) -> dict[str, Any]:
-    """Returns what a ReLU and a convolution took in the profile of a case; nothing without one."""
+    """Returns the prices of a ReLU and a convolution in the profile of a case; empty without a profile."""
     profile = layers[layers["case"] == case["case"]]
     if profile.empty or "seconds" not in profile or not profile["seconds"].sum() > 0:
         return {}
@@ -142,11 +150,11 @@ def _prices(case: pd.Series, layers: pd.DataFrame) -> dict[str, Any]:
 
 
 def tabulate_protocol_models(rows: Sequence[Row], protocols: pd.DataFrame) -> pd.DataFrame:
-    """Puts what the literature's models say of a network beside what the same protocol took for it.
+    """Compares the literature's models of a network with the measured cost of the same protocol.
 
-    Bytes are of all parties and both phases, and an error is modelled / found - 1. These models know
-    communication alone, so that seconds are compared over shaped links only; there a model is asked for the
-    link of the case. `rounds` are messages that a party sends, `modelled_rounds` are the model's.
+    Bytes are of all parties and both phases, and an error is modelled / found - 1. These models know only
+    communication, so seconds are compared only over shaped links. There the model uses the link of the case.
+    `rounds` are messages that a party sends; `modelled_rounds` are the model's.
     """
     by_case = {row["case"]: row for row in rows}
     lines = []
@@ -185,7 +193,7 @@ def tabulate_protocol_models(rows: Sequence[Row], protocols: pd.DataFrame) -> pd
 
 
 def _channel(row: Row) -> Channel | None:
-    """Returns the shaped link of a row as the models know one; None on loopback."""
+    """Returns the shaped link of a row as a channel of the models; None on loopback."""
     check = row["link_check"]
     if row["timing"] != "emulated" or check is None:
         return None

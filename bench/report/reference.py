@@ -19,9 +19,9 @@ from pibench.models import rows as trained_rows
 from pibench.models.catalogue import variant_names
 from pibench.models.files import replace_file
 from pibench.report.collect import Report, read_report
-from pibench.report.command import REFERENCE, find_stale, write_stale
 from pibench.report.findings import findings, short_headline
 from pibench.report.pages import make_pages
+from pibench.report.writing import REFERENCE, find_stale, write_stale
 from pibench.store.results import ResultsError, Store, read_rows
 
 SECTIONS = {"headline": short_headline, "findings": findings}
@@ -140,10 +140,8 @@ def take_over(project: Project) -> list[str]:
         _read_json(project.weights / "manifest.json") or {},
     )
     said = []
-    store = Store(reference / "bench.json")
-    for row in measured:
-        store.add(row)
     if measured:
+        Store(reference / "bench.json").renew(measured)
         said.append(f"{len(measured)} cases of {own / 'bench.json'}")
     for path, (fresh, old) in trained.items():
         if fresh:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+import scipy
 
 NOISY = 0.10  # of the median: an IQR above it marks the case
 CONFIDENCE = 0.95
@@ -18,7 +18,7 @@ def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
     """Returns the median's percentile bootstrap interval (95 %, seeded); NaN below `FEWEST` values."""
     if len(values) < FEWEST:
         return math.nan, math.nan
-    found = bootstrap(
+    found = scipy.stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.median,
         confidence_level=CONFIDENCE,
@@ -57,7 +57,7 @@ def quotient_of_medians(above: Sequence[float], below: Sequence[float]) -> tuple
     value = float(np.median(above) / np.median(below))
     if min(len(above), len(below)) < FEWEST:
         return value, math.nan, math.nan
-    found = bootstrap(
+    found = scipy.stats.bootstrap(
         (np.asarray(above, dtype=float), np.asarray(below, dtype=float)),
         lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
         confidence_level=CONFIDENCE,

@@ -1,6 +1,6 @@
 """The store of measured rows: results/bench.json, the only truth about time.
 
-The file is `{"schema": 1, "rows": [row, ...]}`, one row a case. A row is a plain dictionary that
+The file is `{"schema": 1, "rows": [row, ...]}`, one row a case and machine. A row is a plain dictionary that
 `pibench.store.schema` checks; a missing measure is null, never 0 and never NaN. A case is written as soon as
 it is measured, by replacing the whole file at once, so an interrupted run keeps every case that it finished.
 Two runs that write into one file change it one after the other, so neither loses a row.
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,24 @@ from pibench.models.files import changing, demand_room, replace_file, target_of
 from pibench.models.rows import ResultsError
 from pibench.store.schema import Row, validate
 
-__all__ = ["SCHEMA", "ResultsError", "Row", "Store", "plans_of", "read_rows", "validate"]
+__all__ = [
+    "SCHEMA",
+    "ResultsError",
+    "Row",
+    "Store",
+    "key_of",
+    "machine_name",
+    "one_machine",
+    "plans_of",
+    "read_rows",
+    "validate",
+]
 
 SCHEMA = 1
 
 
 class Store:
-    """A results file: `rows` reads it, `add` replaces or appends the row of one case.
+    """A results file: `rows` reads it, `add` replaces or appends the row of one case and machine.
 
     The file is read when the store is made, so that an unusable file is found before anything is measured.
     Every `add` reads it again, so that rows of another run in the meantime are kept.
@@ -41,17 +53,29 @@ class Store:
         return read_rows(self.path)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Writes `row` at once; it replaces the row of the same case, or comes after the others."""
+        """Writes `row` at once; it replaces the row of the same case and machine, or comes last."""
         fresh = _plain(row, "row")
         validate(fresh)
+        self._change(lambda rows: _put(rows, [fresh], key_of))
+
+    def merge(self, rows: Iterable[Row]) -> None:
+        """Adds rows of other files; of two rows of one case and machine the one that began later stays."""
+        given = list(rows)
+
+        def change(own: list[Row]) -> list[Row]:
+            return _put(own, sorted([*own, *given], key=lambda row: row["started"]), key_of)
+
+        self._change(change)
+
+    def renew(self, rows: Iterable[Row]) -> None:
+        """Writes rows in the places of the rows of the same cases, whichever machines those are of."""
+        fresh = list(rows)
+        self._change(lambda own: _put(own, fresh, lambda row: row["case"]))
+
+    def _change(self, change: Callable[[list[Row]], list[Row]]) -> None:
+        """Replaces the rows by what `change` makes of them, while no other process does so."""
         with self._writing(), changing(self.path):
-            rows = self.rows()
-            places = {old["case"]: place for place, old in enumerate(rows)}
-            if fresh["case"] in places:
-                rows[places[fresh["case"]]] = fresh
-            else:
-                rows.append(fresh)
-            replace_file(self.path, _render(rows).encode())
+            replace_file(self.path, _render(change(self.rows())).encode())
 
     def demand_room(self) -> None:
         """Raises ResultsError unless rows can be written now: called before anything is measured."""
@@ -67,6 +91,49 @@ class Store:
                 f"{self.path} cannot be written ({error.strerror or error}): make room or allow writing "
                 "there, or choose another folder with --results."
             ) from error
+
+
+def machine_name(row: Row) -> str:
+    """Names the kind of machine that measured a row: two of one kind compare, hosts of one kind are one."""
+    return f"{row['machine']['cpu']}, {row['machine']['cores']} cores"
+
+
+def key_of(row: Row) -> tuple[str, str]:
+    """Returns what tells a row from all others of its file: its case and machine."""
+    return row["case"], machine_name(row)
+
+
+def one_machine(rows: Sequence[Row], machine: str | None = None) -> tuple[list[Row], str | None]:
+    """Returns the rows of one machine, since seconds of two share no table, and a sentence on the others.
+
+    `machine` is a name or a part of one; without it the machine of the newest row is taken. The sentence is
+    None if there are no others. Raises ResultsError for a part of no name, or of several.
+    """
+    if not rows:
+        return [], None
+    names = list(dict.fromkeys(map(machine_name, rows)))
+    if machine is None:
+        chosen = machine_name(max(rows, key=lambda row: row["started"]))
+    else:
+        fitting = [name for name in names if machine.lower() in name.lower()]
+        exact = [name for name in names if machine.lower() == name.lower()]
+        if len(exact or fitting) != 1:
+            raise ResultsError(
+                f"{len(fitting)} machines are called {machine!r}: choose one of {'; '.join(names)}."
+            )
+        chosen = (exact or fitting)[0]
+    others = [name for name in names if name != chosen]
+    said = f"shown is {chosen}; --machine shows {'; '.join(others)}" if others else None
+    return [row for row in rows if machine_name(row) == chosen], said
+
+
+def _put(rows: Iterable[Row], fresh: Iterable[Row], key: Callable[[Row], Hashable]) -> list[Row]:
+    """Returns `rows` with the fresh ones in the places of those of the same key, others after them."""
+    placed: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        placed.setdefault(key(row), []).append(row)
+    placed |= {key(row): [row] for row in fresh}
+    return [row for group in placed.values() for row in group]
 
 
 def plans_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
@@ -112,9 +179,8 @@ def read_rows(path: Path) -> list[Row]:
             raise ResultsError(
                 f"Row {place} of {path} is unusable, {str(error).rstrip('.')}: {remedy}."
             ) from error
-    cases = [row["case"] for row in rows]
-    twice = sorted({case for case in cases if cases.count(case) > 1})
-    if twice:
+    twice = next((key for key, count in Counter(map(key_of, rows)).items() if count > 1), None)
+    if twice is not None:
         raise ResultsError(f"{path} holds the case {twice[0]!r} twice: {remedy}.")
     return rows
 

@@ -19,8 +19,7 @@ def convolution(
 ) -> nn.Conv2d:
     """Returns the Conv2d with this kernel [O, C / groups, H, W] and bias [O]; draws no random number."""
     out_channels, in_channels, height, width = kernel.shape
-    conv = nn.utils.skip_init(
-        nn.Conv2d,
+    conv = nn.Conv2d(
         in_channels * groups,
         out_channels,
         (height, width),
@@ -29,8 +28,7 @@ def convolution(
         dilation=dilation,
         groups=groups,
         bias=bias is not None,
-        device=kernel.device,
-        dtype=kernel.dtype,
+        device="meta",  # `nn.utils.skip_init` would import sympy
     )
     conv.weight = nn.Parameter(kernel.detach().clone())
     if bias is not None:
@@ -40,9 +38,7 @@ def convolution(
 
 def linear(matrix: Tensor, bias: Tensor) -> nn.Linear:
     """Returns the Linear with this matrix [O, C] and bias [O]; draws no random number."""
-    layer = nn.utils.skip_init(
-        nn.Linear, matrix.shape[1], len(matrix), device=matrix.device, dtype=matrix.dtype
-    )
+    layer = nn.Linear(matrix.shape[1], len(matrix), device="meta")
     layer.weight = nn.Parameter(matrix.detach().clone())
     layer.bias = nn.Parameter(bias.detach().clone())
     return layer

@@ -42,10 +42,6 @@ class MaskedReLU(nn.Module):
             "(without the batch): the image size or width differs from the one it was made for"
         )
 
-    def kept_positions(self, shape: Sequence[int]) -> Tensor:
-        """Returns the sorted int64 positions that are compared, in the flattened activation of `shape`."""
-        return self.expanded(shape).flatten().nonzero().flatten()
-
     def kept(self, shape: Sequence[int]) -> int:
         """Returns the number of positions of an activation of `shape` (no batch) that are compared."""
         return int(self.expanded(shape).count_nonzero())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pibench.models.commands import exit_status
 from pibench.models.data import DataError
 from pibench.models.rows import ResultsError
 from pibench.models.training.command import Folders, Options, finished, train
@@ -81,10 +82,14 @@ def _change(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line; returns the exit status."""
+def options_of(argv: Sequence[str] | None) -> tuple[list[str], Options]:
+    """Returns the rows and the options that a command line asks for."""
     given = arguments(argv)
-    options = Options(
+    return given.rows, _options(given)
+
+
+def _options(given: argparse.Namespace) -> Options:
+    return Options(
         network=given.network,
         width=given.width,
         seed=given.seed,
@@ -97,20 +102,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         recorded=not given.no_graphs,
         folders=Folders(given.data, given.results, given.checkpoints, given.weights),
     )
-    try:
-        if given.list:
-            done = finished(given.rows, options)
-            for row in given.rows:
-                print(f"{row:16} {'finished' if row in done else 'to be trained'}")
-        else:
-            train(given.rows, options)
-    except (TrainingError, ResultsError, DataError, WeightsError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped: run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line; returns the exit status."""
+    given = arguments(argv)
+    options = _options(given)
+    work = _list if given.list else train
+    return exit_status(
+        lambda: work(given.rows, options), TrainingError, ResultsError, DataError, WeightsError, ValueError
+    )
+
+
+def _list(rows: Sequence[str], options: Options) -> None:
+    """Prints which rows are finished."""
+    done = finished(rows, options)
+    for row in rows:
+        print(f"{row:16} {'finished' if row in done else 'to be trained'}")
 
 
 if __name__ == "__main__":

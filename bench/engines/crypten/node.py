@@ -18,8 +18,8 @@ import torch
 
 from pibench.engines.base import Helper, Meter, Node, NotPrepared, Setting
 from pibench.engines.crypten.compat import crypten
+from pibench.engines.crypten.gloo import demand_relayed, shaped_rendezvous
 from pibench.links.model import ring_hops
-from pibench.links.route import demand_relayed, shaped_rendezvous
 from pibench.program import ir
 from pibench.program.plaintext import rearranged
 
@@ -79,9 +79,6 @@ class TrustedThirdParty(Helper):
     def prepare(self, batch: int) -> int:
         """Does nothing: the parties' requests drive the server."""
         return 0
-
-    def close(self) -> None:
-        """Does nothing: the process ends."""
 
 
 class StockParty(Node):
@@ -189,9 +186,6 @@ class StockParty(Node):
     def reveal(self, value: Any) -> torch.Tensor:
         """Opens the value to every party, as CrypTen's users do."""
         return value.get_plain_text()
-
-    def close(self) -> None:
-        crypten.uninit()
 
     # One small function for each operator.
 

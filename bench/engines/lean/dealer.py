@@ -78,8 +78,3 @@ class Dealer(Helper):
             self._channels[0].send(corrections)
             sent += corrections.nbytes
         return sent
-
-    def close(self) -> None:
-        """Closes the connections."""
-        for channel in self._channels.values():
-            channel.close()

@@ -20,7 +20,6 @@ from numba import njit, uint16, uint32, uint64, void
 
 TILE = 8
 BITS = 63
-NODES = (16, 4, 1)
 TREE = 7 * 20 + 6
 MASKS = BITS + TREE + 1
 PRODUCTS = BITS + 22 * 20 + 15

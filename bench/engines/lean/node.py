@@ -116,11 +116,6 @@ class LeanNode(Node):
         self._bundle: Bundle | None = None
         self.consumed: list[material.Range] = []
 
-    def close(self) -> None:
-        """Closes the connections."""
-        self.peer.close()
-        self._dealer.close()
-
     def barrier(self) -> None:
         """Returns when the other party has arrived."""
         self.peer.exchange(b"\0", bytearray(1))

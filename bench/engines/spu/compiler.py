@@ -34,11 +34,12 @@ class Code:
 
 @dataclass(frozen=True)
 class Request:
-    """The input of one compilation: a whole program for a batch, or each of its steps separately."""
+    """The input of one compilation for a batch: a whole program, each of its steps, or its twin by hand."""
 
     program: ir.Program
     batch: int
     stepwise: bool = False
+    by_hand: bool = False
 
 
 _IMAGE, _MAPS = (4, 8, 8), (8, 8, 8)
@@ -94,13 +95,15 @@ def compiled(*requests: Request) -> bytes:
 
 def compile_request(request: Request) -> list[Code]:
     """Compiles in this process: one function for the program, or one for each step."""
+    from pibench.engines.spu.byhand import by_hand
     from pibench.engines.spu.networks import network
 
     program, batch = request.program, request.batch
     if not request.stepwise:
         shapes = weight_shapes(program.steps)
         inputs = {program.input: (batch, *program.input_shape)}
-        return [_code("network", network(program, tuple(shapes)), shapes, inputs, program.output)]
+        made = by_hand(tuple(shapes)) if request.by_hand else network(program, tuple(shapes))
+        return [_code("network", made, shapes, inputs, program.output)]
     codes = []
     for step in program.steps:
         shapes = weight_shapes([step])

@@ -46,7 +46,3 @@ class Log:
             )
         sent, _, actions, _ = map(int, found[0])
         return Sent(sent, actions)
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)

@@ -26,11 +26,12 @@ PROTOCOLS = {
     "spu-semi2k": Protocol("SEMI2K"),
     "spu-aby3": Protocol("ABY3"),
     "spu-cheetah": Protocol("CHEETAH", colocated=True),
+    "spu-byhand": Protocol("SEMI2K"),
 }
 """Engines by name (`pibench.engines.ENGINES`)."""
 
 
-def runtime_config(protocol: Protocol) -> Any:
+def runtime_config(protocol: Protocol, profile: bool = True) -> Any:
     """Returns SPU's configuration: ring Z_2^64, one thread, the profile with rounds and bytes.
 
     Truncation is SPU's default, which is correct to one unit in the last place (`trunc_allow_msb_error` is
@@ -44,15 +45,15 @@ def runtime_config(protocol: Protocol) -> Any:
     )
     config.fxp_fraction_bits = FRACTION_BITS
     config.max_concurrency = 1
-    config.enable_pphlo_profile = True
+    config.enable_pphlo_profile = profile
     config.experimental_enable_colocated_optimization = protocol.colocated
     return config
 
 
 def options(engine: str) -> dict[str, str | int | bool]:
-    """Describes an engine's arithmetic as a row stores it, by SPU's own names of its options.
+    """Describes an engine's arithmetic for a row, by SPU's own names of its options.
 
-    No comparison is approximate, so that a ReLU is exact; `enable_mul_lsb_error` is CHEETAH's alone.
+    No comparison is approximate, so a ReLU is exact. Only CHEETAH has `enable_mul_lsb_error`.
     """
     kind = PROTOCOLS[engine].kind
     return {

@@ -1,0 +1,88 @@
+"""Examples in docstrings, the notebook's cells and the command's lines in the docs: what they show is so."""
+
+import doctest
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pibench.cli import app
+
+ROOT = Path(__file__).parent.parent
+MODULES = ("api", "links.link", "links.model", "models.base", "paper.tables", "report.cells")
+CHEAP = ("list", "cost")
+"""The commands of the docs that are run; of the others the options are read."""
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_functions(name):
+    done = doctest.testmod(import_module(f"pibench.{name}"), optionflags=doctest.ELLIPSIS)
+    assert done.attempted > 0
+    assert done.failed == 0
+
+
+def test_no_example_is_left_out():
+    sources = [path for folder in ("bench", "models") for path in (ROOT / folder).rglob("*.py")]
+    shown = {path for path in sources if re.search(r"^ +>>> ", path.read_text(), re.MULTILINE)}
+    places = {f"pibench.{name}".replace(".", "/") for name in MODULES}
+    listed = {
+        ROOT / (place.removeprefix("pibench/") if "models/" in place else f"bench/{place[8:]}")
+        for place in places
+    }
+    assert {path.with_suffix("") for path in shown} == listed
+
+
+def commands():
+    """The lines `pibench ...` in blocks of the README and the docs, without their comments."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.splitlines():
+                for command in line.split("#")[0].split(";"):
+                    if command.strip().startswith("pibench "):
+                        yield pytest.param(shlex.split(command)[1:], id=command.strip())
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_of_the_docs_are_understood(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if words[0] in CHEAP:
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        return
+    whole = get_command(app)
+    context = whole.make_context("pibench", list(words))
+    name, command, rest = whole.resolve_command(context, list(words))
+    assert name == words[0]
+    command.make_context(name, rest, parent=context)
+
+
+def test_the_docs_show_the_command():
+    assert {words.values[0][0] for words in commands()} >= {"list", "cost", "run", "compare", "report"}
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells run one after the other in one process; the last frame and the figure are checked."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads(NOTEBOOK.read_text())
+    assert notebook["nbformat"] == 4
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in cells)
+    seen = {"__name__": "notebook"}
+    try:
+        for cell in cells:
+            exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), seen)
+        frame = seen["frame"].set_index("variant")
+        assert (frame["online_median_s"] > 0).all()
+        assert frame["rounds"]["Smaller"] < frame["rounds"]["Original"]
+        lean = seen["cost"].query("name == 'lean'")
+        assert set(lean["bytes_sent"]) == {frame["bytes_sent"]["Original"]}
+        assert len(seen["axes"].patches) == 4
+    finally:
+        plt.close("all")
