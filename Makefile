@@ -14,6 +14,7 @@ install: .venv
 	$(if $(PYTHON),,$(error Python 3.11 or 3.12 is needed: put python3.11 on the PATH or set PYTHON))
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,dev]'
+	$(BIN)/python -c 'from pibench.engines.lean import compile_all; compile_all()'  # or the first run waits for it
 	echo '$(CURDIR)' > $@
 # A checkout that was moved or copied brings the paths of another place.
 ifneq ($(shell cat .venv/installed 2>/dev/null),$(CURDIR))

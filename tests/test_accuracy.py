@@ -300,6 +300,20 @@ def test_rows_are_judged_by_a_call_too(trained):
     assert [line.split(":")[0] for line in said] == ["[1/1] baseline at width 2"]
 
 
+def test_a_place_that_takes_no_rows_is_found_before_anything_is_judged(trained, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    def never(*_):
+        raise AssertionError("a row was judged")
+
+    monkeypatch.setattr(command, "demand_room", full)
+    monkeypatch.setattr(command, "additions", never)
+    places = {name: trained[0] / name for name in ("data", "results", "weights")}
+    with pytest.raises(command.AccuracyError, match=r"accuracy\.json cannot be written \(No space left"):
+        command.judge_rows(["baseline"], width=WIDTH, engines=["lean"], images=4, **places)
+
+
 def test_weights_that_changed_without_their_row_are_judged_anew(trained, monkeypatch):
     folder, options = trained
     calls = []

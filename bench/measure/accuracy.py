@@ -34,6 +34,7 @@ from pibench.measure.subject import expected_failures
 from pibench.measure.verdict import Truth, WrongAnswer, truth_of
 from pibench.models.commands import exit_status
 from pibench.models.data import DataError, load_cifar100, normalised
+from pibench.models.files import demand_room
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
 from pibench.models.training.rows import Row, find_row, update_row
@@ -323,6 +324,12 @@ def judge_rows(
     """
     store = Store(results, weights, width)
     judged = store.rows(rows)
+    try:
+        demand_room(store.path)
+    except OSError as error:
+        raise AccuracyError(
+            f"{store.path} cannot be written ({error.strerror or error}): make room or allow writing there"
+        ) from error
     pictures, labels = load_cifar100(data, "test")
     if test_images is not None and not 2 <= test_images <= len(labels):
         raise AccuracyError(f"--test-images takes 2 to {len(labels)}, not {test_images}")
