@@ -41,6 +41,8 @@ lint: .venv
 	$(BIN)/python -m mypy
 
 # One file stays in one process, so that its parties are started once. pytest-benchmark has nothing to do here.
+# The many processes that it starts take over what one has compiled, whatever the shell says of bytecode.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 

@@ -384,7 +384,7 @@ def test_a_reader_that_stops_is_no_traceback():
         (("doctor", "--jsn"), "No such option: --jsn"),
         (("merge", "nowhere", "-o", "both"), "there is none at nowhere"),
         (("merge", "nowhere"), "Missing option '-o'"),
-        (("report", "--machin", "x"), "unrecognized arguments|--machine"),
+        (("report", "--machinery", "x"), "unrecognized arguments: --machinery x"),
         (("figures", "--plot", "x", "--result", "y", "more"), "unrecognized arguments: more"),
         (("train", "--rows", "baselin"), "invalid choice: 'baselin'"),
         (("train", "--plan", "lnog"), "invalid choice: 'lnog'"),

@@ -8,7 +8,8 @@ from results_factory import LINKED, make_protocol_row, make_row
 
 from pibench import report
 from pibench.costs.literature import CHANNELS, modelled, network_from_dict
-from pibench.report.protocols_section import findings, models_verdict
+from pibench.report.protocols_findings import findings
+from pibench.report.protocols_section import models_verdict
 from pibench.store.results import validate
 
 pytestmark = pytest.mark.usefixtures("remembered_intervals")
@@ -238,6 +239,8 @@ def test_without_such_rows_the_page_names_the_command():
 def test_few_rows_make_a_page_too():
     rows = [make_protocol_row()]
     assert "| SEMI2K (SPU) |" in report.protocols_section(*tables(rows))
+    rows = [make_protocol_row("senet-0.09", reference=None)]
+    assert "plots/protocols.svg" not in report.protocols_section(*tables(rows))  # it needs a baseline
     rows = [make_protocol_row(engine="spu-cheetah", link="lan", layers=[])]
     assert "| Cheetah (SPU) |" in report.protocols_section(*tables(rows))
     rows = [make_protocol_row(layers=[]), make_protocol_row("senet-0.09", reference=None)]

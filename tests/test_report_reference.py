@@ -1,6 +1,7 @@
 """`make reference`: the changes that a user's own run makes in the committed files."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -25,10 +26,9 @@ after
 TRAINED = ("baseline", *VARIANTS[1:], "joint-0.09")
 
 
-@pytest.fixture
-def project(tmp_path):
-    """A checkout with a reference that has what the findings rest on, and no run."""
-    reference = tmp_path / "results" / "reference"
+def filled(folder):
+    """Makes `folder` a checkout with a reference that has what the findings rest on, and no run."""
+    reference = folder / "results" / "reference"
     rows = []
     for engine in ("stock", "lean"):
         for variant in ("baseline", "senet-0.36", "senet-0.09", "joint-0.208", "joint-0.052", "merged-exact"):
@@ -51,41 +51,59 @@ def project(tmp_path):
     (reference / "bench.json").write_text(json.dumps({"schema": 1, "rows": rows}))
     trained = [make_accuracy_row(variant, width=width) for width in (16, 64) for variant in TRAINED]
     (reference / "accuracy.json").write_text(json.dumps(trained))
-    (tmp_path / "README.md").write_text(README)
-    return tmp_path
+    (folder / "README.md").write_text(README)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+    return filled(tmp_path)
 
 
 def run(project, *options):
     return main(["--top", str(project), *options])
 
 
-def test_tables_pages_and_readme_follow_from_the_reference(project):
-    assert run(project) == 0
-    first = (project / "README.md").read_text()
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory, remembered_intervals):
+    """A project whose tables, pages and README have been made."""
+    folder = filled(tmp_path_factory.mktemp("project"))
+    assert run(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """A copy of it for one test."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_tables_pages_and_readme_follow_from_the_reference(made):
+    first = (made / "README.md").read_text()
     assert first.startswith("# Title\nbefore\n<!-- headline:begin -->\n\n**ResNet-18")
     assert "\nbetween\n" in first
     assert first.endswith("<!-- findings:end -->\nafter\n")
     assert "old" not in first
-    page = (project / "docs" / "results" / "latency.md").read_text()
+    page = (made / "docs" / "results" / "latency.md").read_text()
     assert "](../../plots/reference/latency_vs_relus.svg)" in page
-    models = (project / "docs" / "results" / "models.md").read_text()
+    models = (made / "docs" / "results" / "models.md").read_text()
     assert "`results/reference/modelled.csv`" in models
     assert "](../literature.md)" in models
-    assert run(project) == 0
-    assert (project / "README.md").read_text() == first
-    assert run(project, "--check") == 0
+    assert run(made) == 0
+    assert (made / "README.md").read_text() == first
+    assert run(made, "--check") == 0
 
 
 @pytest.mark.parametrize(
     "file",
     ["README.md", "docs/results/links.md", "results/reference/summary.csv", "results/reference/pairs.csv"],
 )
-def test_check_finds_each_stale_file_and_writes_nothing(project, capsys, file):
-    run(project)
-    path = project / file
+def test_check_finds_each_stale_file_and_writes_nothing(made, capsys, file):
+    path = made / file
     changed = path.read_text().replace("senet-0.09", "senet-0.10", 1)
     path.write_text(changed)
-    assert run(project, "--check") == 1
+    assert run(made, "--check") == 1
     assert capsys.readouterr().err == f"{path} is stale: run `make reference`.\n"
     assert path.read_text() == changed
 
@@ -172,7 +190,6 @@ def test_every_section_has_its_markers():
     assert all(f"<!-- {name}:begin -->" in README for name in SECTIONS)
 
 
-def test_tables_can_be_read(project):
-    run(project)
+def test_tables_can_be_read(made):
     for name in report.TABLES:
-        pd.read_csv(project / "results" / "reference" / f"{name}.csv")
+        pd.read_csv(made / "results" / "reference" / f"{name}.csv")

@@ -86,7 +86,7 @@ def test_one_machine_is_chosen_by_its_name_or_by_the_newest_row():
     new = another_machine(make_row(started="2026-02-01T00:00:00+00:00"), "Xeon")
     own = results.machine_name(old)
     assert results.one_machine([old]) == ([old], None)
-    assert results.one_machine([]) == ([], None)
+    assert results.one_machine([]) == results.one_machine([], "any") == ([], None)
     assert results.one_machine([new, old])[0] == [new]
     rows, said = results.one_machine([new, old], own[:5].lower())
     assert rows == [old]

@@ -109,9 +109,11 @@ def one_machine(rows: Sequence[Row], machine: str | None = None) -> tuple[list[R
     `machine` is a name or a part of one; without it the machine of the newest row is taken. The sentence is
     None if there are no others. Raises ResultsError for a part of no name, or of several.
     """
+    if not rows:
+        return [], None
     names = list(dict.fromkeys(map(machine_name, rows)))
     if machine is None:
-        chosen = machine_name(max(rows, key=lambda row: row["started"])) if rows else ""
+        chosen = machine_name(max(rows, key=lambda row: row["started"]))
     else:
         fitting = [name for name in names if machine.lower() in name.lower()]
         exact = [name for name in names if machine.lower() == name.lower()]

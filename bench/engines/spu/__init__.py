@@ -109,7 +109,7 @@ def rehearse(
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, line: str, filled: bool, **known: float
 ) -> Engine:
-    """Describes one protocol; `known` holds its measured times and memory.
+    """Describes one protocol; `known` are its estimates of time and memory.
 
     `compute` is relative to the stock engine's time for one image and peer.
     """
