@@ -9,6 +9,7 @@ import pytest
 import torch
 from results_factory import make_protocol_row, make_row
 from typer.testing import CliRunner
+from warm_workers import forked_networks
 
 import pibench
 from pibench.cli import app
@@ -61,7 +62,7 @@ OWN = {
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     """A folder with a user's own `models`, in which the command is called."""
     for name, text in OWN.items():
         path = tmp_path / name
@@ -69,6 +70,13 @@ def own(tmp_path, monkeypatch):
         path.write_text(textwrap.dedent(text))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def own(folder):
+    """The same, with forked processes that make the user's networks."""
+    with forked_networks():
+        yield folder
 
 
 def test_importing_the_package_is_light_and_gives_its_functions():
@@ -152,7 +160,7 @@ def test_a_faulty_network_of_ones_own_is_named(own, name, complaint):
     assert complaint in call("cost", name, "--shape", "3,16,16", status=2)
 
 
-def test_a_random_factor_is_refused_and_not_frozen(own):
+def test_a_random_factor_is_refused_and_not_frozen(folder):
     complaint = call("cost", "net.py:Random", "--shape", "3,16,16", status=2)
     assert "draws random numbers, which would be frozen; draw only if self.training" in complaint
 
@@ -166,13 +174,13 @@ def test_the_shape_is_found_or_asked_for(own):
     assert json.loads(call("cost", "pooled.py:net", "--shape", "1,9,9", "--json"))[0]["macs"] == 2 * 9 * 49
 
 
-def test_own_networks_are_measured_in_a_folder_with_its_own_models(own):
+def test_own_networks_are_measured_in_a_folder_with_its_own_models(folder):
     command = ("run", "models.net:Net", "--against", "net.py:make", "--rounds", "2", "--json")
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output
     lines = {line["variant"]: line for line in json.loads(run.stdout)}
     assert lines["models.net:Net"]["reference_case"] == "lean/net.py:make/w4/b1/2p/loopback"
-    rows = read_rows(own / "results" / "bench.json")
+    rows = read_rows(folder / "results" / "bench.json")
     assert [row["rounds"]["succeeded"] for row in rows] == [2, 2]
     assert {row["weights"] for row in rows} == {"own"}
     assert "lean/net.py:make/w4/b1/2p/loopback: online" in run.stderr

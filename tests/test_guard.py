@@ -18,7 +18,14 @@ from pibench.engines import ENGINES
 from pibench.models.variants import VARIANTS
 from pibench.models.zoo import ZOO, resnet18
 from pibench.parties.driver import Parties
-from pibench.program.guard import PrecisionWarning, demand_precision, demand_truncations, widest
+from pibench.program.capture import answer_of
+from pibench.program.guard import (
+    PrecisionWarning,
+    demand_faithful,
+    demand_precision,
+    demand_truncations,
+    widest,
+)
 from pibench.program.lower import ExportError, Lowered, lower
 
 GUARDED = ("stock", "lean", "spu-semi2k")
@@ -202,6 +209,31 @@ def test_a_small_loss_is_a_warning(engine):
     lowered = lower(Net(5e-3, 200), IMAGES)
     with pytest.warns(PrecisionWarning, match=r"fixed point loses [01]\.\d+ % .* from 'conv1'"):
         judge(engine, lowered, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda m, x: 1000 * (torch.sigmoid(x / 1000) - 0.5), "sums of ReLUs that stand for .*'sigmoid'"),
+        (lambda m, x: x * next(m.calls), "must depend on its input alone"),
+    ],
+)
+def test_a_program_that_is_not_the_network_is_refused(function, message):
+    model = Apply(function)
+    model.calls = Calls()
+    lowered = lower(model, IMAGES)
+    with pytest.raises(ExportError, match=message):
+        demand_faithful(lowered, IMAGES, answer_of(model, IMAGES))
+
+
+class Calls:
+    """Counts the calls of a network, in all of its copies."""
+
+    count = 0
+
+    def __next__(self) -> int:
+        Calls.count += 1
+        return Calls.count
 
 
 def test_a_lost_branch_that_matters_to_nobody_is_not_refused():

@@ -247,6 +247,17 @@ def test_cases_of_other_clocks_are_not_paired():
         Measurement(case, None)
 
 
+def test_cases_of_an_engine_that_is_not_installed_are_skipped_one_by_one(monkeypatch, tmp_path):
+    for engine in ("spu-semi2k", "spu-aby3"):
+        monkeypatch.setitem(ENGINES, engine, replace(ENGINES[engine], modules=("no_such_package",)))
+    cases = [case for case in protocol_cases() if case.engine in ("spu-semi2k", "spu-aby3")]
+    with Session(cases, tmp_path, "test") as session:
+        for case in cases:
+            assert "needs no_such_package" in session.obstacle(case)
+            session.skip(case)
+        assert session.waiting == []
+
+
 def test_too_few_images(block, images, stock):
     with pytest.raises(ValueError, match="too few"):
         Subject(block, images[:1], 1, stock)

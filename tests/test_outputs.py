@@ -88,7 +88,10 @@ def test_a_tensor_is_the_output_without_a_name():
     assert list(named_outputs(IMAGES)) == [""]
 
 
-def test_parties_and_measurements_take_the_output(tmp_path):
+def test_parties_and_measurements_take_the_output(stock, tmp_path):
+    stock.load(HEADS, IMAGES, output="aux.0")
+    stock.prepare(2)
+    torch.testing.assert_close(stock.infer(IMAGES), HEADS(IMAGES)["aux"][0].detach(), atol=2e-3, rtol=0)
     frame = pibench.measure(HEADS, IMAGES, output="aux.0", rounds=1, results=tmp_path)
     assert frame["variant"].tolist() == ["Heads[aux.0]"]
     assert frame["repetitions_succeeded"].tolist() == [1]

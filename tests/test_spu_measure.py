@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 from test_spu import SPU, needs_spu
 
-from pibench import report
+from pibench import measure, report
+from pibench.api import Settings, case_of
 from pibench.engines import ENGINES
+from pibench.measure.network import network
 from pibench.measure.session import Session
 from pibench.measure.suites import protocol_cases, protocol_link_cases, small
 from pibench.report.comparison import short_tables
+from pibench.show import run_tables
 from pibench.store.results import Store
 from pibench.store.schema import whole_clock
 
@@ -67,6 +70,25 @@ def test_memory_is_asked_for_by_parameters_too(monkeypatch, tmp_path):
     said = [Session(cases, tmp_path, "test").obstacle(case) for case in cases]
     assert said[:2] == [None, None]
     assert "needs about 5 GB of memory beside 0 loaded networks, 4 GB are free" in said[2]
+
+
+@pytest.mark.parametrize(("link", "batch"), [("loopback", 1), ("wan", 1), ("loopback", 2)])
+def test_a_run_of_a_users_choice_is_no_row_of_the_headline(link, batch, monkeypatch):
+    monkeypatch.setattr("pibench.engines.base.Engine.missing", lambda engine: None)
+    found = network("baseline", width=64)
+    for engine, role in (("spu-aby3", "protocol"), ("lean", None)):
+        case = case_of(found, Settings(engine=engine, link=link, batch=batch))
+        assert case.parties == ENGINES[engine].parties[0]
+        assert (case.role == "protocol") == (role == "protocol")
+
+
+@needs_spu
+def test_a_run_by_the_function_measure(tmp_path):
+    line = measure("joint-0.052", engine="spu-semi2k", width=8, rounds=1, results=tmp_path).iloc[0]
+    assert line["all_phases_median_s"] > 0
+    assert line["online_median_s"] != line["online_median_s"]
+    (title,) = run_tables(report.summarize(Store(tmp_path / "bench.json").rows()))
+    assert ENGINES["spu-semi2k"].trust in title
 
 
 @needs_spu

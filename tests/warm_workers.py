@@ -1,4 +1,4 @@
-"""Workers that are forked from one process, which has imported what they need.
+"""Processes that are forked from one, which has imported what they need.
 
 An import of torch, CrypTen and numba takes a worker most of the seconds that a small test takes. The fork
 server of the standard library pays for it once for each process of the tests.
@@ -11,16 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from pibench.measure import network
 from pibench.parties import group
 from pibench.parties.processes import ENVIRONMENT, start_worker
 
@@ -31,6 +34,7 @@ _FORKS.set_forkserver_preload(
         "pibench.engines.crypten.node",
         "pibench.engines.lean.dealer",
         "pibench.engines.lean.node",
+        "pibench.measure.foreign",
     ]
 )
 
@@ -99,4 +103,35 @@ def _work(connection: socket.socket, lifeline: int, log: Path, environment: dict
 def forked_workers() -> Iterator[None]:
     """Has the parties that are started here forked."""
     with patch.object(group, "start_worker", fork_worker):
+        yield
+
+
+def fork_foreign(
+    command: Sequence[str], *, cwd: Path, capture_output: bool, text: bool, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python -P -m pibench.measure.foreign ...` as `subprocess.run` does."""
+    assert command[1:4] == ["-P", "-m", "pibench.measure.foreign"]
+    assert capture_output
+    assert text
+    with tempfile.NamedTemporaryFile() as said:
+        process = _FORKS.Process(target=_make_network, args=(command[4:], cwd, Path(said.name)))
+        process.start()
+        code = Forked(process).wait(timeout)
+        return subprocess.CompletedProcess(command, code, "", Path(said.name).read_text())
+
+
+def _make_network(arguments: Sequence[str], folder: Path, said: Path) -> None:
+    from pibench.measure import foreign
+
+    os.chdir(folder)
+    with said.open("wb") as output:
+        os.dup2(output.fileno(), 2)
+    sys.exit(foreign.main(*arguments))
+
+
+@contextmanager
+def forked_networks() -> Iterator[None]:
+    """Has a user's networks made in forked processes."""
+    forked = SimpleNamespace(run=fork_foreign, TimeoutExpired=subprocess.TimeoutExpired)
+    with patch.object(network, "subprocess", forked):
         yield

@@ -189,7 +189,8 @@ class Session:
         needed |= {case.reference.id for case in self.waiting if case.reference is not None}
         for name in [name for name in self.subjects if name not in needed]:
             self.idle.append(self.subjects.pop(name).parties)
-        wanted = {self.new(case).setting for case in self.waiting}
+        possible = [case for case in self.waiting if ENGINES[case.engine].missing() is None]
+        wanted = {self.new(case).setting for case in possible}
         for parties in [parties for parties in self.idle if parties.setting not in wanted]:
             self.idle.remove(parties)
             parties.__exit__(None, None, None)

@@ -28,7 +28,8 @@ from pibench.links import Link, LinkCheck, make_shaper, parse_link
 from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
-from pibench.program.guard import demand_precision, demand_truncations, widest
+from pibench.program.capture import answer_of
+from pibench.program.guard import demand_faithful, demand_precision, demand_truncations, widest
 from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
@@ -195,7 +196,9 @@ class Parties:
         processes then receive nothing. A smaller loss is a PrecisionWarning.
         """
         lowered = lower(model, example, output)
-        self._judge(lowered, widest(example))
+        wide = widest(example)
+        demand_faithful(lowered, wide, answer_of(model, wide, output))
+        self._judge(lowered, wide)
         self._prepared = None
         # The weights travel as arrays: a pickled tensor needs a second copy in the receiving party's memory.
         weights = {name: weight.numpy() for name, weight in lowered.weights.items()}

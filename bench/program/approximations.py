@@ -2,12 +2,13 @@
 
     f(x) = slope x + sum_k jumps_k ReLU(x - knots_k) + offset
 
-Each curve is the best one found with ten knots. Nelder and Mead's method chooses the knots. Linear
-programming chooses the jumps with the smallest largest error. The asymptotes on both sides are the true ones.
-Jumps are whole multiples of 2^-16. Fixed point therefore loses nothing, and the asymptotes hold at any
-distance. Errors, over all real numbers:
+Each curve is the best one found with ten knots, for SiLU with 24. Networks use SiLU in every layer: with ten
+knots the answer of tinynet_e of timm is off by 7 % of its largest number, with 24 by 0.8 %. Nelder and Mead's
+method chooses the knots. Linear programming chooses the jumps with the smallest largest error. The asymptotes
+on both sides are the true ones. Jumps are whole multiples of 2^-16. Fixed point therefore loses nothing, and
+the asymptotes hold at any distance. Errors, over all real numbers:
 
-    sigmoid   0.0036     SiLU   0.0086     GELU   0.0050     tanh   0.0071
+    sigmoid   0.0036     SiLU   0.0017     GELU   0.0050     tanh   0.0071
 
 Hard sigmoid is exact except for the rounding of 1/6. An element costs one comparison for each knot.
 """
@@ -30,8 +31,11 @@ SIGMOID = _curve(
     (771, 2453, 3866, 4523, 4013, -4013, -4523, -3866, -2453, -771),
 )
 SILU = _curve(
-    _mirrored((0.255, 0.806, 1.39, 4.138, 6.724)),
-    (-1443, -3897, 8000, 13667, 16441, 16441, 13667, 8000, -3897, -1443),
+    _mirrored((0.108, 0.327, 0.557, 0.804, 1.077, 1.386, 1.782, 3.131, 3.913, 4.84, 6.117, 8.661)),
+    (
+        *(-308, -950, -1478, -1822, -1678, 2827, 4107, 5318, 6106, 6649, 6939, 7058),
+        *(7058, 6939, 6649, 6106, 5318, 4107, 2827, -1678, -1822, -1478, -950, -308),
+    ),
 )
 GELU = _curve(
     _mirrored((0.154, 0.474, 0.848, 2.166, 2.978)),

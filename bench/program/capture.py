@@ -86,6 +86,14 @@ def capture(
     return _bound(exported, name, output)
 
 
+@torch.no_grad()
+def answer_of(model: nn.Module, images: torch.Tensor, output: int | str | None = None) -> torch.Tensor:
+    """Returns what the network itself answers to `images` [N, ...] in float64, `output` of several."""
+    answer = copied_for_export(model)(images.to("cpu", torch.float64))
+    found = {key: each for key, each in named_outputs(answer).items() if isinstance(each, torch.Tensor)}
+    return choose(found, output)
+
+
 def copied_for_export(model: nn.Module) -> nn.Module:
     """Returns a copy of `model` in float64 and in eval mode, without wrappers around it or its weights."""
     model = _unwrapped(model)

@@ -25,6 +25,7 @@ from pibench.program.plaintext import evaluate, value_of, walk
 
 WARNED = 0.005  # of the largest number of the answer
 REFUSED = 0.02
+WARNED_APPROXIMATION = 0.01  # one smooth activation alone is up to 0.7 % off
 WARNED_FAILURES = 0.01  # wrong local truncations expected in one inference of one image
 REFUSED_FAILURES = 0.1
 CHECKED = 2
@@ -59,6 +60,35 @@ def demand_precision(lowered: Lowered, images: Tensor, rehearse: Rehearsal) -> N
         return
     cause = _cause(lowered, _beginning(lowered, images, rehearse, exact, min(loss / 2, REFUSED)))
     reason = f"fixed point loses {100 * loss:.3g} % of the answer's largest number, {cause}"
+    if loss > REFUSED:
+        raise ExportError(reason)
+    warnings.warn(reason, PrecisionWarning, stacklevel=3)
+
+
+def demand_faithful(lowered: Lowered, images: Tensor, answer: Tensor) -> None:
+    """Raises ExportError if the program in float64 is too far from the network's own `answer`, or warns.
+
+    The difference is that of the sums of ReLUs that stand for smooth activations.
+    """
+    loss = _loss(evaluate(lowered.program, lowered.weights, images.to(torch.float64)), answer)
+    if loss <= WARNED_APPROXIMATION:
+        return
+    smooth = [
+        repr(step.name)
+        for step in lowered.program.steps
+        if isinstance(step.operator, ir.PiecewiseLinear) and len(step.operator.knots) > 2
+    ]
+    if smooth:
+        named = ", ".join(smooth[:3]) + (f" and {len(smooth) - 3} more" if len(smooth) > 3 else "")
+        reason = (
+            f"the sums of ReLUs that stand for sigmoid, SiLU, GELU or tanh ({named}) change the answer by "
+            f"{100 * loss:.3g} % of its largest number; train with ReLU or hard-swish, which are exact"
+        )
+    else:
+        reason = (
+            f"the captured network answers {100 * loss:.3g} % of the largest number away from the network "
+            "itself; its forward must depend on its input alone"
+        )
     if loss > REFUSED:
         raise ExportError(reason)
     warnings.warn(reason, PrecisionWarning, stacklevel=3)
