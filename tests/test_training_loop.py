@@ -16,7 +16,7 @@ import pytest
 import torch
 from training_setup import BATCH, CLASSES, TINY, banded, tiny_images, tiny_run
 
-from pibench.models.training import files, loop
+from pibench.models.training import loop
 from pibench.models.training.files import TrainingError, digest, locked, write_bytes
 from pibench.models.training.images import Images, accuracy
 from pibench.models.training.loop import Progress, Setting, train
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fsync)
+        patch.setattr(os, "fsync", fsync)
         with pytest.raises(
             TrainingError, match=r"phase\.pt cannot be written \(No space left on device; .*MB"
         ):

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import torch
 
 from pibench.engines import ENGINES
+from pibench.measure import interrupt
 from pibench.measure.case import Case
 from pibench.measure.subject import Subject
 from pibench.parties.driver import Traffic
@@ -73,6 +74,7 @@ class Measurement:
 
     def before(self) -> None:
         """Runs the part of a round before the timed phase."""
+        interrupt.demand_none()
         if self.reference is not None:
             offline = self.reference.prepare()
             right = self.reference.right(self.reference.infer())

@@ -18,6 +18,7 @@ from torch import nn
 
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
+from pibench.measure import interrupt
 from pibench.measure.case import Case
 from pibench.measure.count import Cost, cost_of
 from pibench.measure.digest import digest_of
@@ -69,6 +70,7 @@ class Session:
         self.subjects: dict[str, Subject] = {}
         self.costs: dict[str, Cost] = {}  # of users' networks, by case
         self.idle: list[Parties] = []
+        self._remembering = interrupt.remembering()
         self.started = time.monotonic()
         self.total_work = sum(map(_work, self.waiting))
 
@@ -94,6 +96,7 @@ class Session:
         if self.remote is not None:
             self.remote.__enter__()
             self.context["hosts"] = [self.context["machine"], self.remote.machine]
+        self._remembering.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,6 +108,7 @@ class Session:
         self.idle.clear()
         if self.remote is not None:
             self.remote.__exit__(None)
+        self._remembering.__exit__(None, None, None)
 
     def measure(
         self, case: Case, timed: Callable[[Measurement, int], object] = Measurement.repeat
@@ -115,11 +119,13 @@ class Session:
         WrongAnswer, and stores nothing, when the parties do not compute the network.
         """
         try:
+            interrupt.demand_none()
             model, cost = self.model(case), self.cost(case)  # refused before anything is measured
             digest = digest_of(case, self.context)  # of the source as it is now, not after minutes of rounds
             subject = self.subject(case)
             reference = None if case.reference is None else self.subject(case.reference)
             measurement = Measurement(case, subject, reference)
+            interrupt.demand_none()
             if case.warm_up:
                 measurement.warm_up()
             timed(measurement, case.rounds)

@@ -141,6 +141,8 @@ def take_over(project: Project) -> list[str]:
     )
     said = []
     if measured:
+        for row in measured:
+            row.pop("host", None)  # a computer's name says nothing to others
         Store(reference / "bench.json").renew(measured)
         said.append(f"{len(measured)} cases of {own / 'bench.json'}")
     for path, (fresh, old) in trained.items():
