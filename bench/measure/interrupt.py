@@ -8,6 +8,7 @@ Here an interrupt is also remembered, and raised again at the next check.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +33,17 @@ def remembering() -> Iterator[None]:
         return
     _pending.clear()
     signal.signal(signal.SIGINT, _interrupt)
+    told = sys.unraisablehook
+
+    def tell(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):  # it is remembered
+            told(dropped)
+
+    sys.unraisablehook = tell
     try:
         yield
     finally:
+        sys.unraisablehook = told
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _pending.clear()  # it was raised, or it came after the last check
 
