@@ -66,6 +66,7 @@ ROOM_OF = {
         (
             "models.base",
             "models.catalogue",
+            "models.commands",
             "models.decisions",
             "models.layout",
             "models.files",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pibench.figures.drawing import draw_all, read_tables
+from pibench.models.commands import Parser
 from pibench.paper.write import write_paper
 from pibench.store.results import ResultsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draws every figure whose data exist and names the others."""
-    parser = argparse.ArgumentParser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m pibench.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="folder for the figures")
     parser.add_argument(

@@ -32,7 +32,7 @@ from pibench.engines.base import EngineMissing
 from pibench.engines.lean.plaintext import FixedPoint, PrecisionError
 from pibench.measure.subject import expected_failures
 from pibench.measure.verdict import Truth, WrongAnswer, truth_of
-from pibench.models.commands import exit_status
+from pibench.models.commands import Parser, exit_status
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.files import demand_room
 from pibench.models.rows import ResultsError, read_rows
@@ -376,9 +376,7 @@ def summary(row: Row, seconds: float | None) -> str:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pibench.measure.accuracy", description=__doc__.split("\n")[0]
-    )
+    parser = Parser(prog="python -m pibench.measure.accuracy", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--rows", nargs="+", choices=VARIANTS, metavar="VARIANT", help="default: all that are trained"
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pibench.models.commands import Parser
 from pibench.models.files import replace_file
 from pibench.report.collect import read_report
 from pibench.report.comparison import conclusion
@@ -17,7 +17,7 @@ from pibench.store.results import ResultsError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes tables and pages beside the run's rows, and prints the short table."""
-    parser = argparse.ArgumentParser(prog="python -m pibench.report", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m pibench.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of bench.json")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help="where pages look for figures")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where pages look for explanations")

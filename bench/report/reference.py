@@ -6,7 +6,6 @@ of the reference stay. Tables, pages in docs/results/ and the README's sections 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from pibench.models import rows as trained_rows
 from pibench.models.catalogue import variant_names
+from pibench.models.commands import Parser
 from pibench.models.files import replace_file
 from pibench.report.collect import Report, read_report
 from pibench.report.findings import findings, short_headline
@@ -57,9 +57,7 @@ class Project:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Takes the run's rows and writes all that follows; with --check lists the stale files."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pibench.report.reference", description=__doc__.splitlines()[0]
-    )
+    parser = Parser(prog="python -m pibench.report.reference", description=__doc__.splitlines()[0])
     parser.add_argument("--top", type=Path, default=Path(), help="folder of the checkout (default: this one)")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
     options = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pibench.models.commands import exit_status
+from pibench.models.commands import Parser, exit_status
 from pibench.models.data import DataError
 from pibench.models.rows import ResultsError
 from pibench.models.training.command import Folders, Options, finished, train
@@ -23,7 +23,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     usual, folders = Options(), Folders()
     rows = [variant.name for variant in VARIANTS.values() if variant.phase is not None]
     own = {name: VARIANTS[name].plan for name in rows if VARIANTS[name].plan != USUAL["plan"]}
-    parser = argparse.ArgumentParser(prog="python -m pibench.models.training", description=__doc__)
+    parser = Parser(prog="python -m pibench.models.training", description=__doc__)
     parser.add_argument(
         "--rows", nargs="+", default=rows, choices=rows, metavar="VARIANT", help=", ".join(rows)
     )
