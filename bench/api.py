@@ -209,8 +209,10 @@ def case_of(found: Chosen, settings: Settings, images: Tensor | None = None) -> 
     for name in ("batch", "rounds"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} is at least 1, not {getattr(settings, name)}")
-    role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
-    role = "protocol" if ENGINES[engine].clocks == ("all_phases",) else role
+    if ENGINES[engine].one_clock:
+        role = "protocol"
+    else:
+        role = "link" if link != "loopback" else "batch" if settings.batch > 1 else "headline"
     usual = found.variant is not None and settings.width == WIDTH and found.shape == (3, 32, 32)
     own, width = None, settings.width
     if found.variant is None or found.shape != (3, 32, 32):

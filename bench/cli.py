@@ -359,7 +359,7 @@ def _open_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # Lower ones are open by now, so this one is the lowest that is free.
+            # Lower ones are open by now, so this one is the lowest that is free; it stays open.
             stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, stream)
 

@@ -48,6 +48,15 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path, error: type[Exception], remedy: str) -> Iterator[None]:
+    """Raises `error` for an OSError: one sentence that names `path`, the reason and the remedy."""
+    try:
+        yield
+    except OSError as reason:
+        raise error(f"{path} cannot be written ({reason.strerror or reason}): {remedy}") from reason
+
+
 def demand_room(path: Path) -> None:
     """Raises OSError unless `replace_file` could write `path` now, and a megabyte more than it holds.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
 
+# Imported after the skip: without dask there is nothing to import them for.
 from pibench import cluster  # noqa: E402
 from pibench.measure.case import Case  # noqa: E402
 from pibench.measure.digest import digest_of  # noqa: E402

@@ -24,6 +24,7 @@ from pibench.program.guard import (
     demand_faithful,
     demand_precision,
     demand_truncations,
+    exact_answer,
     widest,
 )
 from pibench.program.lower import ExportError, Lowered, lower
@@ -42,7 +43,8 @@ def judge(engine: str, lowered: Lowered, images: torch.Tensor) -> None:
         lowered.demand(known.value_limits(lowered.program))
     if not known.exact_truncation:
         demand_truncations(lowered)
-    demand_precision(lowered, widest(images), known.rehearse)
+    wide = widest(images)
+    demand_precision(lowered, wide, exact_answer(lowered, wide), known.rehearse)
 
 
 PICTURES = noise(2, 3, 32, 32)
@@ -223,7 +225,7 @@ def test_a_program_that_is_not_the_network_is_refused(function, message):
     model.calls = Calls()
     lowered = lower(model, IMAGES)
     with pytest.raises(ExportError, match=message):
-        demand_faithful(lowered, IMAGES, answer_of(model, IMAGES))
+        demand_faithful(lowered, exact_answer(lowered, IMAGES), answer_of(model, IMAGES))
 
 
 class Calls:

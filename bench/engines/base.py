@@ -18,10 +18,7 @@ from pibench.program.ir import Program, Step
 if TYPE_CHECKING:
     import torch
 
-Rehearsal = Callable[
-    [Program, "Mapping[str, torch.Tensor]", "torch.Tensor", "Callable[[Step, torch.Tensor], None] | None"],
-    "torch.Tensor",
-]
+    from pibench.program.plaintext import Rehearsal
 
 
 class NotPrepared(RuntimeError):  # noqa: N818 (a state, named in the interface)
@@ -151,6 +148,11 @@ class Engine:
         if isinstance(count, bool) or not isinstance(count, int) or count not in self.parties:
             allowed = " or ".join(map(str, self.parties))
             raise ValueError(f"the {self.name} engine runs with {allowed} parties, not {count}")
+
+    @property
+    def one_clock(self) -> bool:
+        """True for an engine that does everything in the inference, without an offline phase."""
+        return len(self.clocks) == 1
 
     def missing(self) -> str | None:
         """Returns which packages are not installed and how to install them, or None if the engine can run."""

@@ -34,7 +34,7 @@ from pibench.measure.subject import expected_failures
 from pibench.measure.verdict import Truth, WrongAnswer, truth_of
 from pibench.models.commands import Parser, exit_status
 from pibench.models.data import DataError, load_cifar100, normalised
-from pibench.models.files import demand_room
+from pibench.models.files import demand_room, writing
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
 from pibench.models.training.rows import Row, find_row, update_row
@@ -324,12 +324,8 @@ def judge_rows(
     """
     store = Store(results, weights, width)
     judged = store.rows(rows)
-    try:
+    with writing(store.path, AccuracyError, "make room or allow writing there"):
         demand_room(store.path)
-    except OSError as error:
-        raise AccuracyError(
-            f"{store.path} cannot be written ({error.strerror or error}): make room or allow writing there"
-        ) from error
     pictures, labels = load_cifar100(data, "test")
     if test_images is not None and not 2 <= test_images <= len(labels):
         raise AccuracyError(f"--test-images takes 2 to {len(labels)}, not {test_images}")

@@ -41,8 +41,8 @@ class Rounds:
 
     def as_dict(self) -> dict[str, list[float | None]]:
         """Returns the clocks of a row: those of both phases and their sum, or the sum alone."""
-        if self.clocks == ("all_phases",):
-            return {"all_phases_s": self.total_s}
+        if len(self.clocks) == 1:
+            return {f"{self.clocks[0]}_s": self.total_s}
         return {"offline_s": self.offline_s, "online_s": self.online_s, "total_s": self.total_s}
 
     @property

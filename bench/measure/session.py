@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Session:
         self.subjects: dict[str, Subject] = {}
         self.costs: dict[str, Cost] = {}  # of users' networks, by case
         self.idle: list[Parties] = []
-        self._remembering = interrupt.remembering()
+        self._open = ExitStack()
         self.started = time.monotonic()
         self.total_work = sum(map(_work, self.waiting))
 
@@ -96,19 +97,19 @@ class Session:
         if self.remote is not None:
             self.remote.__enter__()
             self.context["hosts"] = [self.context["machine"], self.remote.machine]
-        self._remembering.__enter__()
+        self._open.enter_context(interrupt.remembering())
         return self
 
     def __exit__(self, *_: object) -> None:
-        for subject in self.subjects.values():
-            subject.parties.__exit__(None, None, None)
-        for parties in self.idle:
-            parties.__exit__(None, None, None)
-        self.subjects.clear()
-        self.idle.clear()
-        if self.remote is not None:
-            self.remote.__exit__(None)
-        self._remembering.__exit__(None, None, None)
+        with self._open:
+            for subject in self.subjects.values():
+                subject.parties.__exit__(None, None, None)
+            for parties in self.idle:
+                parties.__exit__(None, None, None)
+            self.subjects.clear()
+            self.idle.clear()
+            if self.remote is not None:
+                self.remote.__exit__(None)
 
     def measure(
         self, case: Case, timed: Callable[[Measurement, int], object] = Measurement.repeat

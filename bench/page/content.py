@@ -85,7 +85,7 @@ def headline(summary: pd.DataFrame) -> Grid | None:
         "Speed-up online",
         *(["Accuracy, %"] if accurate else []),
     ]
-    ratios = {case.name: _speedup(case) for _, case in cases.iterrows() if _speedup(case)}
+    ratios = {case.name: ratio for _, case in cases.iterrows() if (ratio := _speedup(case))}
     ends = [1.0, *(end for ratio in ratios.values() for end in ratio)]
     lowest, span = min(ends), (max(ends) - min(ends)) or 1.0
     lines = []

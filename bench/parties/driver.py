@@ -29,7 +29,13 @@ from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
 from pibench.program.capture import answer_of
-from pibench.program.guard import demand_faithful, demand_precision, demand_truncations, widest
+from pibench.program.guard import (
+    demand_faithful,
+    demand_precision,
+    demand_truncations,
+    exact_answer,
+    widest,
+)
 from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
@@ -197,8 +203,9 @@ class Parties:
         """
         lowered = lower(model, example, output)
         wide = widest(example)
-        demand_faithful(lowered, wide, answer_of(model, wide, output))
-        self._judge(lowered, wide)
+        exact = exact_answer(lowered, wide)
+        demand_faithful(lowered, exact, answer_of(model, wide, output))
+        self._judge(lowered, wide, exact)
         self._prepared = None
         # The weights travel as arrays: a pickled tensor needs a second copy in the receiving party's memory.
         weights = {name: weight.numpy() for name, weight in lowered.weights.items()}
@@ -353,20 +360,21 @@ class Parties:
         if reach > self._reach:
             try:
                 wide = widest(images)
-                self._judge(self._loaded().on(wide), wide)
+                lowered = self._loaded().on(wide)
+                self._judge(lowered, wide, exact_answer(lowered, wide))
             except ExportError as error:
                 raise ValueError(
                     f"the images reach {reach:.3g}, where up to {self._reach:.3g} was checked: {error}"
                 ) from error
             self._reach = reach
 
-    def _judge(self, lowered: Lowered, images: torch.Tensor) -> None:
+    def _judge(self, lowered: Lowered, images: torch.Tensor, exact: torch.Tensor) -> None:
         """Raises ExportError unless this engine can hold a network's values on `images` and the answer."""
         lowered.demand(self._known.value_limits(lowered.program))
         if not self.exact_truncation:
             demand_truncations(lowered)
         if self._known.rehearse is not None:
-            demand_precision(lowered, images, self._known.rehearse)
+            demand_precision(lowered, images, exact, self._known.rehearse)
 
     def _call(
         self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False

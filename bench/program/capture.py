@@ -29,7 +29,7 @@ from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from pibench.models.graph.moves import trace
-from pibench.program.outputs import OutputError, choose, named_outputs
+from pibench.program.outputs import OutputError, choose, outputs_of
 
 BATCH = 5
 """Images in the batch that is exported: a prime that few networks use as a size of their own."""
@@ -90,8 +90,7 @@ def capture(
 def answer_of(model: nn.Module, images: torch.Tensor, output: int | str | None = None) -> torch.Tensor:
     """Returns what the network itself answers to `images` [N, ...] in float64, `output` of several."""
     answer = copied_for_export(model)(images.to("cpu", torch.float64))
-    found = {key: each for key, each in named_outputs(answer).items() if isinstance(each, torch.Tensor)}
-    return choose(found, output)
+    return choose(outputs_of(answer, torch.Tensor), output)
 
 
 def copied_for_export(model: nn.Module) -> nn.Module:
@@ -225,8 +224,7 @@ def _chosen(exported: torch.export.ExportedProgram, output: int | str | None) ->
     final = next(node for node in exported.graph.nodes if node.op == "output").args[0]
     kinds = [spec.kind.name for spec in exported.graph_signature.output_specs]
     values = [value for value, kind in zip(final, kinds, strict=True) if kind == "USER_OUTPUT"]
-    outputs = named_outputs(pytree.tree_unflatten(values, exported.call_spec.out_spec))
-    found = {key: value for key, value in outputs.items() if isinstance(value, fx.Node)}
+    found = outputs_of(pytree.tree_unflatten(values, exported.call_spec.out_spec), fx.Node)
     if not found:
         raise ExportError("the network must return one tensor that depends on its input; return the logits")
     try:

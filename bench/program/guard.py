@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from pibench.program import ir
 from pibench.program.fixed_point import BITS, nearest
 from pibench.program.lower import ExportError, Lowered
-from pibench.program.plaintext import evaluate, value_of, walk
+from pibench.program.plaintext import Rehearsal, evaluate, value_of, walk
 
 WARNED = 0.005  # of the largest number of the answer
 REFUSED = 0.02
@@ -32,10 +32,6 @@ CHECKED = 2
 """Images that are judged: those with the largest numbers."""
 
 LARGE = 16.0  # numbers that a later layer can share with an earlier one
-
-After = Callable[[ir.Step, Tensor], None]
-Rehearsal = Callable[[ir.Program, Mapping[str, Tensor], Tensor, After | None], Tensor]
-"""Computes the answer to images in plaintext, in an engine's fixed point; tells every value."""
 
 
 class PrecisionWarning(UserWarning):
@@ -48,13 +44,17 @@ def widest(images: Tensor) -> Tensor:
     return images[ranges.topk(min(CHECKED, len(images))).indices]
 
 
-def demand_precision(lowered: Lowered, images: Tensor, rehearse: Rehearsal) -> None:
-    """Raises ExportError if fixed point loses too much of the answers to `images` [N, ...]; warns of less.
+def exact_answer(lowered: Lowered, images: Tensor) -> Tensor:
+    """Returns the program's answer to `images` [N, ...] in float64."""
+    return evaluate(lowered.program, lowered.weights, images.to(torch.float64))
 
-    `lowered` is the network with its values on these images.
+
+def demand_precision(lowered: Lowered, images: Tensor, exact: Tensor, rehearse: Rehearsal) -> None:
+    """Raises ExportError if fixed point loses too much of the `exact` answers to `images`; warns of less.
+
+    `lowered` is the network with its values on these images [N, ...].
     """
     images = images.to(torch.float64)
-    exact = evaluate(lowered.program, lowered.weights, images)
     loss = _loss(rehearse(lowered.program, lowered.weights, images, None), exact)
     if loss <= WARNED:
         return
@@ -65,12 +65,12 @@ def demand_precision(lowered: Lowered, images: Tensor, rehearse: Rehearsal) -> N
     warnings.warn(reason, PrecisionWarning, stacklevel=3)
 
 
-def demand_faithful(lowered: Lowered, images: Tensor, answer: Tensor) -> None:
-    """Raises ExportError if the program in float64 is too far from the network's own `answer`, or warns.
+def demand_faithful(lowered: Lowered, exact: Tensor, answer: Tensor) -> None:
+    """Raises ExportError if the program's `exact` answer is too far from the network's own, or warns.
 
     The difference is that of the sums of ReLUs that stand for smooth activations.
     """
-    loss = _loss(evaluate(lowered.program, lowered.weights, images.to(torch.float64)), answer)
+    loss = _loss(exact, answer)
     if loss <= WARNED_APPROXIMATION:
         return
     smooth = [

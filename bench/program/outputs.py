@@ -42,6 +42,11 @@ def named_outputs(returned: Any) -> dict[str, Any]:
     }
 
 
+def outputs_of(returned: Any, kind: type[T]) -> dict[str, T]:
+    """Maps the names of those outputs that are of a kind (tensors, or the nodes of a graph) to them."""
+    return {name: value for name, value in named_outputs(returned).items() if isinstance(value, kind)}
+
+
 def choose(found: Mapping[str, T], output: int | str | None) -> T:
     """Returns the output called `output`, or the only one for None; OutputError lists them otherwise."""
     if output is None and len(found) == 1:
@@ -62,7 +67,7 @@ def choose(found: Mapping[str, T], output: int | str | None) -> T:
 @torch.no_grad()
 def with_output(model: nn.Module, output: int | str | None, example: Tensor) -> nn.Module:
     """Returns `model` if it returns one tensor for `example` [N, ...], else the network of that output."""
-    found = {key: value for key, value in named_outputs(model(example)).items() if isinstance(value, Tensor)}
+    found = outputs_of(model(example), Tensor)
     if not found:
         raise OutputError("the network must return one tensor that depends on its input; return the logits")
     choose(found, output)

@@ -12,6 +12,11 @@ from torch import Tensor
 
 from pibench.program import ir
 
+Rehearsal = Callable[
+    [ir.Program, Mapping[str, Tensor], Tensor, Callable[[ir.Step, Tensor], None] | None], Tensor
+]
+"""Computes the answer to images in plaintext, in an engine's fixed point; tells every value."""
+
 
 @torch.no_grad()
 def evaluate(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pibench.report.cells import format_count, format_number, format_ratio, is_true
 from pibench.report.tables import summarize
-from pibench.store.engines import clocks_of, steady_traffic, trust_of
+from pibench.store.engines import clocks_of, has_one_clock, steady_traffic, trust_of
 from pibench.store.results import Row, read_rows
 
 GROUP = ["engine", "timing", "width", "batch", "link", "parties"]
@@ -55,7 +55,7 @@ def short_tables(summary: pd.DataFrame) -> str:
         return "No case has been measured."
     headline = summary[summary["role"].isin(["headline", "protocol"])]
     shown = summary if headline.empty else headline
-    beside = any(len(clocks_of(engine)) == 1 for engine in shown["engine"])
+    beside = any(map(has_one_clock, shown["engine"]))
     parts = [_table(group, beside) for _, group in shown.groupby(GROUP, sort=False)]
     parts += [
         f"{case['engine']} over {case['reference_case'].partition('/')[0]}, {case['variant']}, online: "
@@ -110,7 +110,7 @@ def _table(group: pd.DataFrame, beside: bool) -> str:
         f"{', emulated' if prefix else ''}, {first['parties']} parties, "
         f"{_repetitions(group['repetitions_succeeded'])}"
     )
-    if len(clocks_of(first["engine"])) == 1:
+    if has_one_clock(first["engine"]):
         title += f"\n{trust_of(first['engine'])}"
     names = [clock.replace("_", " ") for clock in clocks]
     head = (*HEAD, *(f"{name}, s" for name in names), f"speed-up, {judged.replace('_', ' ')}")

@@ -15,7 +15,7 @@ import pandas as pd
 from pibench.costs.literature import CHANNELS, LABEL, Channel, modelled, network_from_dict
 from pibench.report.order import place_of
 from pibench.report.statistics import quotient_of_medians
-from pibench.store.engines import clocks_of, trust_of
+from pibench.store.engines import clocks_of, has_one_clock, trust_of
 from pibench.store.results import Row
 from pibench.store.schema import whole_clock
 
@@ -90,7 +90,7 @@ def _cases(summary: pd.DataFrame) -> pd.DataFrame:
     if summary.empty:
         return summary
     regular = summary[~summary["role"].isin(["extra", "sweep"])]
-    one = regular[regular["engine"].map(lambda engine: len(clocks_of(engine)) == 1)]
+    one = regular[regular["engine"].map(has_one_clock)]
     if one.empty:
         return one
     width, batch = one[list(SETTING)].value_counts().index[0]
@@ -108,7 +108,7 @@ def _place(case: pd.Series) -> tuple:
 
 def _whole(case: pd.Series) -> tuple[str, str]:
     """Returns the clock that holds all phases, and the prefix of its columns."""
-    clock = "all_phases" if len(clocks_of(case["engine"])) == 1 else "total"
+    clock = "all_phases" if has_one_clock(case["engine"]) else "total"
     return clock, "" if case["timing"] == "measured" else f"{case['timing']}_"
 
 

@@ -39,6 +39,11 @@ def clocks_of(engine: str) -> tuple[str, ...]:
     return ("offline", "online") if found is None else found.clocks
 
 
+def has_one_clock(engine: str) -> bool:
+    """Tells whether an engine does everything in the inference, without an offline phase."""
+    return len(clocks_of(engine)) == 1
+
+
 def trust_of(engine: str) -> str:
     """Returns whom the parties of an engine must trust, in one line; nothing for one that is not known."""
     found = ENGINES.get(engine)

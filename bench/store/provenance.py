@@ -41,7 +41,7 @@ ONE_CLOCK = {
 
 def conventions(clocks: tuple[str, ...]) -> dict[str, str]:
     """Returns what the words of a row mean whose engine has these clocks."""
-    if clocks != ("all_phases",):
+    if len(clocks) > 1:
         return CONVENTIONS
     phases = ("offline_s", "online_s", "total_s")
     return {name: text for name, text in CONVENTIONS.items() if name not in phases} | ONE_CLOCK

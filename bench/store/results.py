@@ -12,12 +12,12 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pibench.models.files import changing, demand_room, replace_file, target_of
+from pibench.models.files import changing, demand_room, replace_file, target_of, writing
 from pibench.models.rows import ResultsError
 from pibench.store.schema import Row, validate
 
@@ -82,15 +82,9 @@ class Store:
         with self._writing():
             demand_room(self.path)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResultsError(
-                f"{self.path} cannot be written ({error.strerror or error}): make room or allow writing "
-                "there, or choose another folder with --results."
-            ) from error
+    def _writing(self) -> AbstractContextManager[None]:
+        remedy = "make room or allow writing there, or choose another folder with --results."
+        return writing(self.path, ResultsError, remedy)
 
 
 def machine_name(row: Row) -> str:

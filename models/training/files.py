@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,9 @@ class TrainingError(RuntimeError):
 _DAMAGED = (RuntimeError, KeyError, ValueError, EOFError, TypeError, pickle.UnpicklingError)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror or error}): make room or allow writing there, then "
-            "run the same command to go on"
-        ) from error
+def _writing(path: Path) -> AbstractContextManager[None]:
+    remedy = "make room or allow writing there, then run the same command to go on"
+    return files.writing(path, TrainingError, remedy)
 
 
 def make_folder(path: Path) -> None:
@@ -87,7 +81,7 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
     file = path / ".lock" if path.is_dir() else path
     with _writing(file):
         file.touch()
-    with files.locked(file, waiting):
+    with files.locked(file, waiting):  # what `waiting` raises is no matter of writing
         yield
 
 
