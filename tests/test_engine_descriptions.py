@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -32,6 +33,28 @@ def test_an_engine_describes_itself(engine):
 
 def test_the_yardstick_is_not_offered():
     assert [name for name, engine in ENGINES.items() if not engine.offered] == ["byhand", "spu-byhand"]
+
+
+def branches_on_an_engines_name(source):
+    """Lists the lines of tests such as `engine == "lean"` or `"lean" in engines`."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        for side in (node.left, *node.comparators)
+        for constant in ast.walk(side)
+        if isinstance(constant, ast.Constant) and constant.value in ENGINES
+    ]
+
+
+def test_nothing_outside_an_engines_folder_branches_on_its_name():
+    assert branches_on_an_engines_name('if engine in ("x", "lean"):\n    pass') == [1]
+    bench = Path(__file__).parent.parent / "bench"
+    sources = [path for path in bench.rglob("*.py") if bench / "engines" not in path.parents]
+    assert len(sources) > 50
+    assert {
+        path.name: found for path in sources if (found := branches_on_an_engines_name(path.read_text()))
+    } == {}
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
