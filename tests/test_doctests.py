@@ -1,23 +1,16 @@
-"""Examples in docstrings, the notebook's cells and the command's lines in the docs: what they show is so."""
+"""Examples in docstrings and the notebook's cells: what they show is so."""
 
 import doctest
 import json
 import re
-import shlex
 from importlib import import_module
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-from typer.main import get_command
-from typer.testing import CliRunner
-
-from pibench.cli import app
 
 ROOT = Path(__file__).parent.parent
 MODULES = ("api", "links.link", "links.model", "models.base", "paper.tables", "report.cells")
-CHEAP = ("list", "cost")
-"""The commands of the docs that are run; of the others the options are read."""
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
@@ -37,34 +30,6 @@ def test_no_example_is_left_out():
         for place in places
     }
     assert {path.with_suffix("") for path in shown} == listed
-
-
-def commands():
-    """The lines `pibench ...` in blocks of the README and the docs, without their comments."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
-            for line in block.splitlines():
-                for command in line.split("#")[0].split(";"):
-                    if command.strip().startswith("pibench "):
-                        yield pytest.param(shlex.split(command)[1:], id=command.strip())
-
-
-@pytest.mark.parametrize("words", list(commands()))
-def test_commands_of_the_docs_are_understood(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if words[0] in CHEAP:
-        result = CliRunner().invoke(app, words)
-        assert result.exit_code == 0, result.output
-        return
-    whole = get_command(app)
-    context = whole.make_context("pibench", list(words))
-    name, command, rest = whole.resolve_command(context, list(words))
-    assert name == words[0]
-    command.make_context(name, rest, parent=context)
-
-
-def test_the_docs_show_the_command():
-    assert {words.values[0][0] for words in commands()} >= {"list", "cost", "run", "compare", "report"}
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

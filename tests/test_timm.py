@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm_networks as networks
 import torch
 from networks import logits_of
 
@@ -10,7 +11,6 @@ from pibench.costs.predict import predict
 from pibench.parties.driver import Parties
 from pibench.program.lower import ExportError, lower
 
-networks = pytest.importorskip("timm_networks", exc_type=ImportError)
 APPROXIMATE = {"tinynet_e": 0.01}  # SiLU in every layer; the others are exact
 PRIVATE = ("resnet18", "mobilenetv3_small_050", "repvgg_a0", "efficientnet_lite0", "tinynet_e")
 

@@ -1,9 +1,11 @@
-"""The timm networks that the front door must take, importable where torchvision's compiled part is not."""
+"""The timm networks that the front door must take, with random weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from pibench.measure.network import import_timm
 
 CONVOLUTIONAL = (
     *("resnet18", "mobilenetv2_050", "densenet121", "vgg11", "repvgg_a0", "efficientnet_lite0"),
@@ -19,13 +21,7 @@ OUT_OF_SCOPE = {
     "deit_tiny_patch16_224": "layer_norm",
 }
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:  # its compiled operators do not fit this torch: timm needs none of them
-    _LIBRARY = torch.library.Library("torchvision", "DEF")
-    _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import timm  # noqa: E402 (after its stand-in)
+timm = import_timm("a test")
 
 
 def network(name: str) -> nn.Module:

@@ -15,9 +15,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -151,10 +153,32 @@ def _options(kind: str, text: str) -> dict[str, Any]:
     return found
 
 
-def _timm(name: str, rest: str, shape: tuple[int, ...] | None) -> Chosen:
+def import_timm(name: str) -> ModuleType:
+    """Imports timm for the network `name`; raises ValueError with the remedy where it is not installed.
+
+    timm takes Python code alone from torchvision. A torchvision whose compiled operators do not fit this
+    torch cannot be imported until two of them are declared.
+    """
     if find_spec("timm") is None:
         raise ValueError(f"{name} needs timm, which is not installed: pip install timm")
-    timm = import_module("timm")
+    try:
+        import_module("torchvision")
+    except RuntimeError:
+        _declare_operators_of_torchvision()
+    return import_module("timm")
+
+
+@cache
+def _declare_operators_of_torchvision() -> torch.library.Library:
+    """Declares what torchvision's Python code names; the declaration lasts as long as the returned object."""
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def _timm(name: str, rest: str, shape: tuple[int, ...] | None) -> Chosen:
+    timm = import_timm(name)
     if rest not in timm.list_models():
         raise ValueError(nearest("network of timm", rest, timm.list_models(), "timm.list_models() has them"))
     with torch.random.fork_rng(devices=[]):
