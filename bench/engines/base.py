@@ -175,12 +175,13 @@ class Setting:
     """The facts that a process receives when it starts.
 
     `role` is "party" or a helper's name. `rank` counts parties first, then helpers. `parties` is the number
-    of parties. `rendezvous` is a torch.distributed URL of the whole group (parties and helpers). `provider`
-    is the source of correlated randomness. `timeout_s` limits every wait for a peer, in seconds. `host` is
-    the address at which the process listens for peers. `link` is the link between the processes, and `relay`
-    is the path of the process that shapes it, if there is one (`pibench.links`). `ports` are the ports at
-    which the process may listen (0: any). With two hosts (`pibench.hosts.remote`) `guest` is the rank on the
-    other host, and `key` is the group's secret. Where the engine has the choice, the guest calls and is never
+    of parties. `rendezvous` is where the whole group meets (parties and helpers). The driver names the path
+    of a file, and an engine gets a torch.distributed URL (`pibench.parties.rendezvous`). `provider` is the
+    source of correlated randomness. `timeout_s` limits every wait for a peer, in seconds. `host` is the
+    address at which the process listens for peers. `link` is the link between the processes, and `relay` is
+    the path of the process that shapes it, if there is one (`pibench.links`). `ports` are the ports at which
+    the process may listen (0: any). With two hosts (`pibench.hosts.remote`) `guest` is the rank on the other
+    host, and `key` is the group's secret. Where the engine has the choice, the guest calls and is never
     called.
     """
 
