@@ -149,6 +149,15 @@ class Engine:
             allowed = " or ".join(map(str, self.parties))
             raise ValueError(f"the {self.name} engine runs with {allowed} parties, not {count}")
 
+    def inference_bytes(self, program: Program) -> float:
+        """Estimates the bytes of memory that a party needs at least for each image of an inference.
+
+        They are those of its ReLUs and comparisons, and of the shares of the largest step.
+        """
+        compared = sum(step.relus + step.comparisons for step in program.steps)
+        largest = max((step.input_size + step.size for step in program.steps), default=0)
+        return compared * self.bytes_per_relu + 8 * largest
+
     @property
     def one_clock(self) -> bool:
         """True for an engine that does everything in the inference, without an offline phase."""

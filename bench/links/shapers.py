@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pibench.links.lifeline import GIVEN, LIFELINE
 from pibench.links.link import Link
@@ -64,7 +64,6 @@ class Guest(Running, Protocol):
     connection: Connection
 
 
-@runtime_checkable
 class Elsewhere(Protocol):
     """Another host on which a process of a group can run (`pibench.hosts.remote.Remote`)."""
 
