@@ -14,7 +14,10 @@ import torch
 
 from pibench.engines import ENGINES, engine_named
 from pibench.engines.base import EngineMissing
+from pibench.models.variants import variant
+from pibench.models.zoo.resnet import resnet18, resnet20
 from pibench.parties.driver import Parties
+from pibench.program.lower import lower
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -58,8 +61,23 @@ def test_nothing_outside_an_engines_folder_branches_on_its_name():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown engine 'x'; choose one of stock, byhand, lean"):
+    with pytest.raises(ValueError, match="unknown engine 'x'; choose one of stock, lean"):
         engine_named("x")
+
+
+def test_a_network_by_hand_refuses_every_other():
+    def program(model):
+        return lower(model.eval(), torch.zeros(1, 3, 32, 32)).program
+
+    for engine in ("byhand", "spu-byhand"):
+        assert ENGINES[engine].value_limits(program(variant("baseline").build(width=8))) == {}
+    for other in (
+        variant("senet-0.36").build(width=8),
+        resnet18(width=8, stem="imagenet"),
+        resnet20(width=4),
+    ):
+        with pytest.raises(NotImplementedError, match="runs only the CIFAR ResNet-18 .* use engine='stock'"):
+            ENGINES["byhand"].value_limits(program(other))
 
 
 def test_an_engine_whose_package_is_missing_is_listed_and_says_how_to_install_it(monkeypatch):

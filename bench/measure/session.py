@@ -19,13 +19,13 @@ from torch import nn
 
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
-from pibench.measure import interrupt
 from pibench.measure.case import Case
 from pibench.measure.count import Cost, cost_of
 from pibench.measure.digest import digest_of
 from pibench.measure.rounds import Measurement
 from pibench.measure.row import context, row_of
 from pibench.measure.subject import Subject
+from pibench.models import interrupt
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
