@@ -76,7 +76,7 @@ def test_a_network_by_hand_refuses_every_other():
         resnet18(width=8, stem="imagenet"),
         resnet20(width=4),
     ):
-        with pytest.raises(NotImplementedError, match="runs only the CIFAR ResNet-18 .* use engine='stock'"):
+        with pytest.raises(NotImplementedError, match=r"runs only the CIFAR ResNet-18 .* use engine='stock'"):
             ENGINES["byhand"].value_limits(program(other))
 
 

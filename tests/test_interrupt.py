@@ -71,7 +71,7 @@ def heed_signals():
 
 
 def ended(command, signum, **options):
-    """Runs a command that says a line when it is ready, and ends it by a signal; its status and last words."""
+    """Ends a command by a signal when it says that it is ready; returns its status and last words."""
     with subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,

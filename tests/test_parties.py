@@ -293,15 +293,16 @@ def test_a_temporary_folder_of_any_name_holds_everything(engine, block, images, 
     assert [path.name for path in tmp_path.rglob("*")] == [place.name]
 
 
-def test_a_second_thread_is_refused_and_may_close(block, images):
+def test_a_second_thread_is_refused_and_may_close(block, images, monkeypatch):
     with Parties(timeout_s=60) as parties:
         parties.load(block, images)
         os.kill(parties.pids[0], signal.SIGSTOP)
         said = []
-        asked = threading.Event()
+        inside = threading.Event()
+        original = parties.group.ask
+        monkeypatch.setattr(parties.group, "ask", lambda *told: (inside.set(), original(*told))[1])
 
         def wait():
-            asked.set()
             try:
                 parties.prepare()
             except PartyFailed as error:
@@ -309,11 +310,10 @@ def test_a_second_thread_is_refused_and_may_close(block, images):
 
         thread = threading.Thread(target=wait)
         thread.start()
-        asked.wait()
+        assert inside.wait(10)
         for ask in (parties.idle, parties.prepare, lambda: parties.infer(images[:1]), parties.peak_memory):
             with pytest.raises(RuntimeError, match="another thread uses these parties just now: give each"):
-                while thread.is_alive():  # until the other one has begun
-                    ask()
+                ask()
         parties.__exit__(None, None, None)
         thread.join(10)
     assert said == ["the parties were closed by another thread while 'plan' ran"]
@@ -370,8 +370,9 @@ from pibench.parties.driver import Parties
 with Parties(timeout_s=60, link=Link("near", 1e-3, 1e9)) as parties:
     forked = os.fork()
     if forked:
-        shaper = parties.group.shaper.popen.pid
-        print(parties.group.folder, forked, parties.group._supervisor._popen.pid, shaper, *parties.pids, flush=True)
+        group = parties.group
+        others = group._supervisor._popen.pid, group.shaper.popen.pid
+        print(group.folder, forked, *others, *parties.pids, flush=True)
     time.sleep(60)
 """
 

@@ -166,9 +166,9 @@ def test_ends_are_told(supervisor):
     process.kill()
     assert process.wait(5) == process.poll() == -signal.SIGKILL
     process.kill()  # is harmless, and kills no stranger
-    with pytest.raises(OSError, match="could not be started .*No such file or directory"):
+    with pytest.raises(OSError, match=r"could not be started .*No such file or directory"):
         supervisor.start(["no-such-command"], log)
-    with pytest.raises(OSError, match="could not be started .*'/nowhere/log'"):
+    with pytest.raises(OSError, match=r"could not be started .*'/nowhere/log'"):
         supervisor.start(["true"], Path("/nowhere/log"))
     assert supervisor.failure() is None
 
@@ -235,7 +235,7 @@ def test_a_start_sweeps_what_killed_supervisors_have_left(temporary):
 
 def test_a_place_without_room_for_a_folder_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
-    with pytest.raises(OSError, match="no folder can be made in /proc/nowhere .*: set TMPDIR to a place"):
+    with pytest.raises(OSError, match=r"no folder can be made in /proc/nowhere .*: set TMPDIR to a place"):
         Supervisor()
 
 
