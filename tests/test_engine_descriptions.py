@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -98,6 +99,16 @@ def imported(code: str) -> set[str]:
         [sys.executable, "-c", f"{code}; {tell}"], capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout))
+
+
+def test_a_setting_with_which_numba_does_not_start_is_named():
+    code = "from pibench.engines import ENGINES; ENGINES['lean'].compile_all()"
+    environment = os.environ | {"NUMBA_NUM_THREADS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "numba cannot be imported (Number of threads" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("unset NUMBA_NUM_THREADS, or set it to 1 or more")
 
 
 def test_reading_what_engines_say_needs_no_framework():

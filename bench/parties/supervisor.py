@@ -85,11 +85,11 @@ class Supervisor:
     def _obey(self) -> bool:
         """Does what the driver asks; returns False for the wish to end and for a closed connection."""
         try:
-            text, descriptors, _, _ = socket.recv_fds(
-                self._control, 1 << 16, 16, getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-            )
+            text, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 16)
         except OSError:
             return False
+        for descriptor in descriptors:  # those of one process are not for another
+            os.set_inheritable(descriptor, False)
         self._received += descriptors
         *lines, self._text = (self._text + text).split(b"\n")
         for line in lines:
