@@ -68,7 +68,7 @@ class Process:
 
 
 class Supervisor:
-    """The process that owns the processes and the folder of a group, until `end`.
+    """The process that owns the processes and the folder of a group, until `end` or the end of `with`.
 
     `folder` is open to this user alone. Any thread may use the object, and it may end before the others.
     Raises OSError where no process or folder can be made.
@@ -101,6 +101,12 @@ class Supervisor:
         except BaseException:
             self.end()
             raise
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def start(
         self,
