@@ -83,6 +83,7 @@ class Supervisor:
         self._replies: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._lock = threading.RLock()
         self._control, theirs = socket.socketpair()
+        self._control.settimeout(None)  # whatever the user has set for sockets
         self._reader = threading.Thread(target=self._read, daemon=True)
         self.folder: Path | None = None
         with theirs, ExitStack() as stack:
@@ -135,7 +136,8 @@ class Supervisor:
         try:
             reply = self._replies.get(timeout=ANSWER_S if self._reader.is_alive() else 0.0)
         except queue.Empty:
-            reply = {"error": f"the supervisor of the parties did not answer within {ANSWER_S:g} s"}
+            how = f"did not answer within {ANSWER_S:g} s" if self._reader.is_alive() else "ended"
+            reply = {"error": f"the supervisor of the parties {how}"}
         if "error" in reply:
             raise OSError(reply["error"])
         return reply
@@ -150,7 +152,9 @@ class Supervisor:
         self._reader.join(0.3)
         if self._reader.is_alive():
             return None
-        return f"the supervisor of the parties ended with code {self._popen.wait()}"
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(1.0)
+        return f"the supervisor of the parties ended with code {self._popen.returncode}"
 
     def end(self) -> None:
         """Ends every process, removes the folder and waits until both are gone; may be called twice."""
