@@ -366,11 +366,25 @@ def _open_streams() -> None:
             setattr(sys, name, stream)
 
 
+def _write_out() -> None:
+    """Writes what is left of the output; ends the process with exit status 2 where it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more
+        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough
+            print(f"pibench: the output cannot be written ({error.strerror})", file=sys.stderr)
+            sys.exit(2)
+
+
 def main() -> None:
     """Runs the command; `pyproject.toml` names it."""
     _open_streams()
     with remembering(*ENDING):
-        app(prog_name="pibench")
+        try:
+            app(prog_name="pibench")
+        finally:
+            _write_out()
 
 
 if __name__ == "__main__":

@@ -402,6 +402,15 @@ def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
     assert "Traceback" not in done.stderr
 
 
+def test_an_output_that_cannot_be_written_is_one_sentence():
+    script = f"{sys.executable} -m pibench.cli list >/dev/full"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_a_reader_that_stops_is_no_traceback():
     script = f"{sys.executable} -m pibench.cli list --csv | head -n 1"
     done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
