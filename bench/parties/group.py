@@ -20,7 +20,7 @@ from typing import Any
 from pibench.engines.base import NotPrepared, Setting
 from pibench.links.shapers import Place, Running, Shaper
 from pibench.parties.memory import resident_memory
-from pibench.parties.messages import encode, receive, send
+from pibench.parties.messages import encode, receive
 from pibench.parties.processes import Supervisor, start_worker
 
 
@@ -95,7 +95,7 @@ class Group:
         process = _Process(title, *started, log)
         try:
             self.shaper.attach(setting.rank, process.popen.pid)
-            send(process.connection, setting)
+            _send(process, encode(setting))
         except BaseException:
             self._processes.append(process)  # so that `kill` ends it with the others
             raise
