@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from pibench.engines.base import NotPrepared, Setting
 from pibench.links.shapers import Place, Running, Shaper
 from pibench.parties.memory import resident_memory
-from pibench.parties.messages import encode, receive
+from pibench.parties.messages import encode, receive, send
 from pibench.parties.processes import Supervisor, start_worker
 
 
@@ -95,7 +96,8 @@ class Group:
         process = _Process(title, *started, log)
         try:
             self.shaper.attach(setting.rank, process.popen.pid)
-            _send(process, encode(setting))
+            with suppress(OSError):  # it is gone; the wait for its reply reports that
+                send(process.connection, setting)
         except BaseException:
             self._processes.append(process)  # so that `kill` ends it with the others
             raise
