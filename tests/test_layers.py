@@ -71,6 +71,7 @@ ROOM_OF = {
             "models.layout",
             "models.files",
             "models.machine",
+            "models.manifest",
             "models.pairs",
             "models.published",
             "models.rows",

@@ -232,7 +232,7 @@ def test_the_file_is_replaced_in_one_step(path, monkeypatch):
         ("[]", "no results file"),
         ('{"schema": 1}', "no results file"),
         ('{"schema": 1, "rows": [{"case": "x"}]}', "Row 0 .* lacks `variant`"),
-        ('{"schema": 1, "rows": [NaN]}', "NaN is not a number"),
+        ('{"schema": 1, "rows": [NaN]}', r"not valid JSON \(expected value at line 1 column 24\)"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )

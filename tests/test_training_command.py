@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from training_setup import TINY, banded
 
+from pibench.models import manifest
 from pibench.models import weights as checkpoint
 from pibench.models.data import FOLDER, load_cifar100
 from pibench.models.graph.relu import MaskedReLU
@@ -88,7 +89,7 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
     found = read_rows(folder / "results" / "accuracy.json")
     assert [row["variant"] for row in found] == ["baseline", "senet-0.09"]
     assert (folder / "results" / "training" / "w2-s0-long" / "senet-0.09.jsonl").exists()
-    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    monkeypatch.setattr(manifest, "FOLDER", folder / "weights")
     loaded = VARIANTS["senet-0.09"].build(width=2)
     assert loaded.meta["trained"]
     assert any(isinstance(module, MaskedReLU) for module in loaded.modules())
@@ -111,7 +112,7 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
 def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, monkeypatch, capsys):
     folder, options, plans = cifar
     monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
-    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    monkeypatch.setattr(manifest, "FOLDER", folder / "weights")
     read, decoded = Images.cifar100, []
     monkeypatch.setattr(Images, "cifar100", lambda *args: decoded.append(args) or read(*args))
     assert main([*options, "--rows", "joint", "baseline"]) == 0

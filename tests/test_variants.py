@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pibench.measure.count import cost_of
-from pibench.models import variants
+from pibench.models import manifest, variants
 from pibench.models import weights as checkpoint
 from pibench.models.allocation import allocate
 from pibench.models.data import normalised, picture_crops
@@ -45,7 +45,7 @@ EXPECTED = {
 @pytest.fixture(autouse=True)
 def no_stored_weights(tmp_path, monkeypatch):
     """An empty folder of weights: tests do not depend on what has been trained."""
-    monkeypatch.setattr(checkpoint, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(manifest, "FOLDER", tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_calibration_takes_the_mean_over_several_batches():
 def test_stored_weights_and_masks_come_back(name):
     recipe = VARIANTS[name]
     trained = recipe.build(width=WIDTH, weights=None, seed=5)
-    path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
+    path = manifest.FOLDER / checkpoint.file_name(name, WIDTH)
     save_weights(trained, path)
     loaded = recipe.build(width=WIDTH)
     assert loaded.meta["trained"] is True
@@ -234,7 +234,7 @@ def test_stored_weights_and_masks_come_back(name):
     assert not recipe.build(width=WIDTH, weights=None).meta["trained"]
     assert not recipe.build(width=WIDTH, classes=10).meta["trained"]  # trained for another number of classes
     assert not recipe.build(width=2).meta["trained"]
-    single = checkpoint.FOLDER / "single.safetensors"
+    single = manifest.FOLDER / "single.safetensors"
     save_weights(trained, single, dtype=torch.float32)
     assert all(
         torch.equal(tensor, trained.state_dict()[key])
@@ -256,7 +256,7 @@ def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
 
     learnt = dataclasses.replace(recipe, masks=masks).build(width=WIDTH, weights=None)
     assert kinds(learnt, MaskedReLU) == ["relu"]
-    path = checkpoint.FOLDER / "learnt.safetensors"
+    path = manifest.FOLDER / "learnt.safetensors"
     save_weights(learnt, path)
     loaded = recipe.build(width=WIDTH, weights=path)
     assert kinds(loaded, MaskedReLU) == ["relu"]
@@ -267,7 +267,7 @@ def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
 @pytest.fixture
 def stored():
     """A stored senet-0.09 at WIDTH."""
-    path = checkpoint.FOLDER / checkpoint.file_name("senet-0.09", WIDTH)
+    path = manifest.FOLDER / checkpoint.file_name("senet-0.09", WIDTH)
     save_weights(VARIANTS["senet-0.09"].build(width=WIDTH, weights=None), path)
     return path
 
@@ -301,15 +301,13 @@ def older(path):
 
 def listed(path):
     """Puts the SHA-256 that a file has now into the manifest."""
-    manifest = path.parent / "manifest.json"
-    entries = json.loads(manifest.read_text())
-    entries[path.name]["sha256"] = checkpoint._sha256(path)
-    manifest.write_text(json.dumps(entries))
+    entry = manifest.read_manifest(path.parent)[path.name]
+    manifest.replace_listed(path, path.read_bytes(), entry["classes"], entry["image_size"])
 
 
 @pytest.mark.parametrize("name", ["senet-0.09", "joint-0.052", "deepreduce", "merged-exact"])
 def test_an_older_file_is_built_by_its_variant(name):
-    path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
+    path = manifest.FOLDER / checkpoint.file_name(name, WIDTH)
     save_weights(VARIANTS[name].build(width=WIDTH, weights=None), path)
     model = older(path)
     again = VARIANTS[name].build(width=WIDTH)
@@ -406,7 +404,7 @@ def test_weights_of_another_structure_are_refused():
     baseline.delete_submodule("layer1.0.conv2")
     state = dict(baseline.state_dict())
     assert "layer1.0.conv2.weight" not in state
-    path = checkpoint.FOLDER / "other.safetensors"
+    path = manifest.FOLDER / "other.safetensors"
     save_weights(VARIANTS["baseline"].build(width=WIDTH, weights=None), path)
     stored = read_weights(path)
     tensors = {name: tensor for name, tensor in stored.tensors.items() if name in state} | {
@@ -425,12 +423,9 @@ def test_unlisted_and_foreign_files_are_refused(stored):
     with pytest.raises(WeightsError, match=r"other\.safetensors is not listed in"):
         read_weights(other)
     stored.write_bytes(b"not a safetensors file")
-    manifest = stored.parent / "manifest.json"
-    entries = json.loads(manifest.read_text())
-    entries[stored.name]["sha256"] = checkpoint._sha256(stored)
-    manifest.write_text(json.dumps(entries))
+    listed(stored)
     with pytest.raises(WeightsError, match="is no weights file of this project"):
         read_weights(stored)
-    manifest.write_text("{")
+    (stored.parent / manifest.MANIFEST).write_text("{")
     with pytest.raises(WeightsError, match=r"manifest\.json is no JSON"):
         VARIANTS["baseline"].build(width=WIDTH)
