@@ -179,7 +179,7 @@ def test_an_interrupted_download_is_one_sentence_and_leaves_nothing(
     tmp_path, monkeypatch, failure, reason, reading
 ):
     class Response(io.BytesIO):
-        def read(self, *_):
+        def read1(self, *_):
             raise failure
 
     def opened(*_, **__):
@@ -187,7 +187,7 @@ def test_an_interrupted_download_is_one_sentence_and_leaves_nothing(
             return Response()
         raise failure
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", opened)
+    monkeypatch.setattr(data.urllib.request.OpenerDirector, "open", opened)
     with pytest.raises(
         DataError, match=rf"^CIFAR-100 cannot be downloaded from {data.URL} \({reason}\): [^\n]*$"
     ):
