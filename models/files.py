@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import json
 import os
 import secrets
 import stat
@@ -47,10 +48,12 @@ def read_file(path: Path) -> bytes:
 def parse_json(text: str | bytes) -> Any:
     """Returns what a text in JSON stands for.
 
-    Raises ValueError, with one clause, for any other text. Texts that nest more than 200 deep, that hold NaN
-    or that are no Unicode are such ones.
+    Raises ValueError, with one clause, for any other text. Texts that nest more than 200 deep, that hold a
+    number which is not finite, or that are no Unicode are such ones.
     """
-    return from_json(text, allow_inf_nan=False)
+    content = from_json(text, allow_inf_nan=False)
+    json.dumps(content, allow_nan=False)  # 1e999 is read as infinity
+    return content
 
 
 def replace_file(path: Path, data: bytes) -> None:

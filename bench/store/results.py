@@ -75,14 +75,7 @@ class Store:
     def _change(self, change: Callable[[list[Row]], list[Row]]) -> None:
         """Replaces the rows by what `change` makes of them, while no other process does so."""
         with self._writing(), changing(self.path):
-            rows = change(self.rows())
-            try:
-                text = _render(rows)
-            except ValueError as error:  # 1e999 is valid JSON, and infinite
-                raise ResultsError(
-                    f"{self.path} holds a number that is too large: move it away and run `make bench` again."
-                ) from error
-            replace_file(self.path, text.encode())
+            replace_file(self.path, _render(change(self.rows())).encode())
 
     def demand_room(self) -> None:
         """Raises ResultsError unless rows can be written now: called before anything is measured."""
