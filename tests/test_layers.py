@@ -25,7 +25,7 @@ MAY_IMPORT = {
     ),
     "hosts": ("parties", "engines", "links", "store"),
     "parties": ("engines", "links", "program", "program.ir"),
-    "costs": ("costs.literature", "engines", "links", "program", "program.ir"),
+    "costs": ("costs.literature", "engines", "links", "program", "program.ir", "models.facts"),
     "costs.literature": ("links", "program.ir"),
     "engines": ("links", "program.ir", "program.plaintext"),
     "links": (),
