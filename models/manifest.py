@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pibench.models.files import changing, parse_json, read_file, replace_file
-from pibench.models.rows import checked
+from pibench.models.rows import Size, checked
 
 FOLDER = Path(__file__).with_name("trained")
 MANIFEST = "manifest.json"
@@ -36,8 +36,8 @@ class Entry(TypedDict):
     """The facts of a weights file: its SHA-256, and the classes and the image size of its network."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    classes: Annotated[int, Field(ge=1)]
-    image_size: Annotated[int, Field(ge=1)]
+    classes: Size
+    image_size: Size
 
 
 _FILE = r"^[^/\x00]+\.safetensors(\.next)?$"

@@ -136,7 +136,8 @@ def rebuilt(decisions: Decisions, stored: Checkpoint) -> fx.GraphModule:
             model = apply(model, decisions.steps, stored.tensors)
             relu_shapes(model, torch.zeros(1, 3, decisions.image_size, decisions.image_size))
     except Exception as error:  # transforms promise no type for arguments that nobody would give them
-        raise WeightsError(f"{stored.path.name} cannot be rebuilt from its decisions: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{stored.path.name} cannot be rebuilt from its decisions: {reason}") from error
     put_weights(model, stored)
     return model
 

@@ -3,6 +3,9 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from json_faults import BROKEN, damaged
 from safetensors.torch import save_file
 from torch import nn
 
@@ -386,6 +389,67 @@ def test_a_header_is_checked(stored, change, reason):
     with pytest.raises(WeightsError, match=reason) as error:
         load(stored)
     assert str(error.value).startswith(stored.name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (
+            lambda weight: weight.index_fill(0, torch.tensor(0), torch.nan),
+            "fc.weight holds values that are no",
+        ),
+        (
+            lambda weight: weight.index_fill(0, torch.tensor(0), torch.inf),
+            "fc.weight holds values that are no",
+        ),
+        (lambda weight: weight.to(torch.int32), "fc.weight is of torch.int32 instead of torch.float32"),
+        (lambda weight: weight > 0, "fc.weight is of torch.bool instead of torch.float32"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused_though_they_are_listed(stored, spoil, reason):
+    made = read_weights(stored)
+    tensors = dict(made.tensors)
+    tensors["fc.weight"] = spoil(tensors["fc.weight"])
+    save_file(tensors, stored, metadata={"decisions": made.decisions.to_json()})
+    listed(stored)
+    for use in (load, lambda path: VARIANTS["senet-0.09"].build(width=WIDTH, weights=path)):
+        with pytest.raises(WeightsError, match=reason):
+            use(stored)
+
+
+@pytest.mark.parametrize("key", ["decisions", "relus"])
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+def test_a_header_that_is_no_json_is_named(stored, key, text):
+    """Also of older files, whose header holds the kinds of ReLUs."""
+    content = text.decode("latin-1").replace("\x00", " ")
+    save_file(dict(read_weights(stored).tensors), stored, metadata={key: content})
+    listed(stored)
+    with pytest.raises(WeightsError, match=r"^senet-0\.09-w4\.safetensors [^\n]+$"):
+        VARIANTS["senet-0.09"].build(width=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A stored senet-0.09 at width 1, and its content."""
+    path = tmp_path_factory.mktemp("weights") / "senet-0.09-w1.safetensors"
+    save_weights(VARIANTS["senet-0.09"].build(width=1, weights=None), path)
+    return path, read_weights(path)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_network_is_built_or_its_header_refused_in_one_line(data, tiny):
+    """Whatever value stands in the decisions."""
+    path, made = tiny
+    content = data.draw(damaged(json.loads(made.decisions.to_json())))
+    save_file(dict(made.tensors), path, metadata={"decisions": json.dumps(content)})
+    listed(path)
+    said = ""
+    try:
+        load(path)
+    except WeightsError as error:
+        said = str(error)
+    assert "\n" not in said
 
 
 def test_a_file_is_built_from_itself_alone(stored):
