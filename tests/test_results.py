@@ -304,7 +304,7 @@ def test_a_case_held_twice_is_an_error(path):
         (lambda row: row["cost"].update(relus=-1), r"`cost\.relus` is -1 where a number from 0 on"),
         (
             lambda row: row["cost"].update(macs=2**63),
-            r"`cost\.macs` is 9223372036854775808 where a number below",
+            r"`cost\.macs` is 9223372036854775808 where",
         ),
         (lambda row: row["times"]["online_s"].__setitem__(0, -1.0), r"`times\.online_s\[0\]` is -1\.0 where"),
         (lambda row: row.update(batch=True), "`batch` is True where a whole number"),

@@ -253,6 +253,27 @@ def test_files_that_cannot_be_read_or_written_are_one_clear_line(cifar, capsys):
     assert "manifest.json is no JSON" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["results", "checkpoints", "weights"])
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_trained(cifar, monkeypatch, capsys, name):
+    folder, options, _ = cifar
+    full = command.demand_room
+
+    def demand(path):
+        if path.parent.name == name:
+            raise OSError(28, "No space left on device", str(path))
+        full(path)
+
+    monkeypatch.setattr(command, "demand_room", demand)
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("a phase was trained"))
+    assert main([*options, "--rows", "baseline"]) == 1
+    said = capsys.readouterr().err
+    assert f"{folder / name}" in said
+    assert said.endswith(
+        "cannot be written (No space left on device): make room or allow writing there, then run the same "
+        "command to go on\n"
+    )
+
+
 def test_an_interrupt_says_how_to_go_on(cifar, monkeypatch, capsys):
     _, options, _ = cifar
 
