@@ -281,20 +281,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path, content):
         trained(tmp_path)
 
 
-def sealed_epoch(folder):
-    """Trains one epoch; returns its checkpoint and what is in it."""
-    trained(folder, schedule=ONE)
-    path = folder / "phase.pt"
-    return path, path.read_bytes()
-
-
 ONE = Schedule(1, 0.1, batch=BATCH)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A checkpoint and its content."""
-    return sealed_epoch(tmp_path_factory.mktemp("checkpoint"))
+    """The checkpoint of one epoch, and its content."""
+    path = tmp_path_factory.mktemp("checkpoint") / "phase.pt"
+    trained(path.parent, schedule=ONE)
+    return path, path.read_bytes()
 
 
 def demand_refused(path, reason):
@@ -307,7 +302,7 @@ def demand_refused(path, reason):
     assert path.read_bytes() == before
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_found_wherever_it_is(checkpoint, place, bit):
     path, whole = checkpoint
