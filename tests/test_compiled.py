@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_private_folder(source, monkeypatch):
     with monkeypatch.context() as patch:
         fail_to_write(patch, source.parent / "__pycache__")
         loaded(source)
-        assert compiled._PLACES == [compiled._in_private_folder]
+        assert [compiled._in_private_folder] == compiled._PLACES
     assert [path.suffix for path in cached(source.parent / "temporary")] == [".nbc", ".nbi"]
 
 
