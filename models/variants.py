@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from pibench.models import base, catalogue
+from pibench.models import base, catalogue, manifest
 from pibench.models import weights as checkpoint
 from pibench.models.cost import relu_shapes
 from pibench.models.data import normalised, picture_crops
@@ -17,7 +17,7 @@ from pibench.models.decisions import Decisions, Step
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.layout import Layout
 from pibench.models.transforms import linearize_relus
-from pibench.models.weights import Checkpoint, WeightsError, apply, read_manifest, read_weights
+from pibench.models.weights import Checkpoint, WeightsError, apply, read_weights
 from pibench.models.zoo import ZOO, layout_of
 from pibench.models.zoo.initialise import check_sizes
 
@@ -160,8 +160,8 @@ class Variant(base.Variant):
             return None
         if weights != "auto":
             return read_weights(weights)
-        path = checkpoint.FOLDER / checkpoint.file_name(self.name, width, self.network)
-        entry = read_manifest(path.parent).get(path.name)
+        path = manifest.FOLDER / checkpoint.file_name(self.name, width, self.network)
+        entry = manifest.read_manifest(path.parent).get(path.name)
         if entry is None or (entry["classes"], entry["image_size"]) != (classes, image_size):
             return None
         return read_weights(path)

@@ -291,7 +291,8 @@ def weights(tmp_path):
         path = tmp_path / f"{variant}-w{width}.safetensors"
         tensors = {f"{layer}.mask": mask for layer, mask in found.items()}
         save_file(tensors | {"conv1.weight": np.zeros((4, 3, 3, 3), np.float16)}, path)
-        manifest[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest[path.name] = {"sha256": digest, "classes": 100, "image_size": 32}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
 

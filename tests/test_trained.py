@@ -9,11 +9,12 @@ import torch
 from pibench.measure.count import cost_of
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.graph.relu import MaskedReLU
+from pibench.models.manifest import read_manifest
 from pibench.models.rows import read_rows
 from pibench.models.training import __main__ as command
 from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
-from pibench.models.weights import file_name, load, read_manifest, read_weights
+from pibench.models.weights import file_name, load, read_weights
 
 ROWS = tuple(VARIANTS)
 ROOT = Path(__file__).resolve().parent.parent
