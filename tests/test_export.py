@@ -225,7 +225,7 @@ def never(x: torch.Tensor) -> torch.Tensor:
             r"line \d+ of .* raises LookupError .no such image.: the network does not fit",
         ),
         (lambda m, x: x.undefined, "raises AttributeError .*make it run on such images first"),
-        (lambda m, x: x / (m.training * 0), "raises ZeroDivisionError|NaN or infinity"),
+        (lambda m, x: x / 0, "'div' .div. divides by 0"),
         (lambda m, x: x + 2**70, r"line \d+ of .* uses a whole number beyond 2\^63"),
         (lambda m, x: x * 2**64, r"line \d+ of .* uses a whole number beyond 2\^63"),
         (lambda m, x: x * 2.0**80, r"'mul' .* (uses the number|reaches) .*beyond the 2\^30"),

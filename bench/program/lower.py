@@ -1563,6 +1563,8 @@ def _divide(walk: _Walk, node: fx.Node) -> None:
     if a.get("rounding_mode"):
         raise walk.refuse(node, "rounds what it divides; divide without rounding_mode")
     divisor = walk.constant(a["other"])
+    if isinstance(divisor, int | float) and not divisor:
+        raise walk.refuse(node, "divides by 0; divide by another number")
     _by_constant(walk, node, a["self"], 1.0 / divisor)
 
 
