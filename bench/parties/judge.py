@@ -75,10 +75,10 @@ def _cause(engine: Engine, lowered: Lowered, images: Tensor) -> str:
         held = lowered.on(images)
         exact = exact_answer(held, images)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PrecisionWarning)
+            warnings.simplefilter("error", PrecisionWarning)  # what is nearly refused is a cause, too
             judge(engine, held, images, exact)
             demand_faithful(held, exact, own_answer(held, images))
-    except ExportError as error:
+    except (ExportError, PrecisionWarning) as error:
         return str(error)
     if engine.exact_truncation:
         return "fixed point can hold these images, so the parties did not compute the network that was loaded"

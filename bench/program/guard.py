@@ -136,7 +136,7 @@ def demand_precision(lowered: Lowered, images: Tensor, exact: Tensor, rehearse: 
     reason = f"fixed point loses {100 * loss:.3g} % of the answer's largest number, {cause}"
     if loss > REFUSED:
         raise ExportError(reason)
-    warnings.warn(reason, PrecisionWarning, stacklevel=3)
+    warnings.warn(reason, PrecisionWarning, stacklevel=5)
 
 
 def demand_faithful(lowered: Lowered, exact: Tensor, answer: Tensor) -> None:
@@ -181,7 +181,7 @@ def demand_truncations(lowered: Lowered) -> None:
     )
     if expected > REFUSED_FAILURES:
         raise ExportError(reason)
-    warnings.warn(reason, PrecisionWarning, stacklevel=3)
+    warnings.warn(reason, PrecisionWarning, stacklevel=6)
 
 
 def _loss(answer: Tensor, exact: Tensor) -> float:
