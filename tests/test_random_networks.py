@@ -6,13 +6,12 @@ import random
 from collections import Counter
 
 import torch
-from hypothesis import given, settings
-from networks import logits_of
+from hypothesis import assume, given, settings
 from random_networks import SHAPES, RandomNetwork, networks, random_case, random_images
 
 from pibench.program import ir
 from pibench.program.guard import own_answer
-from pibench.program.lower import Lowered, lower
+from pibench.program.lower import ExportError, Lowered, lower
 
 DRAWN = settings(deadline=None, database=None, derandomize=True)
 
@@ -34,13 +33,15 @@ def test_the_module_is_the_program(network):
 @settings(DRAWN, max_examples=8)
 @given(network=networks())
 def test_the_lowered_module_is_the_program(network):
-    images = images_of(network) * 2.0**-40  # no value is beyond fixed point
-    model = network.module()
-    for buffer in model.buffers():
-        buffer.clamp_(-1, 1)
-    lowered = lower(model, images)
-    torch.testing.assert_close(logits_of(lowered, images), own_answer(lowered, images), rtol=0, atol=0.1)
-    torch.testing.assert_close(own_answer(lowered, images), model(images), rtol=1e-6, atol=1e-9)
+    images, model = images_of(network), network.module()
+    try:
+        lowered = lower(model, images)
+    except ExportError:  # numbers beyond fixed point
+        assume(False)
+    expected = model(images)
+    torch.testing.assert_close(
+        own_answer(lowered, images), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item()
+    )
 
 
 def test_seeds_repeat_and_cover_every_operator():
