@@ -296,7 +296,13 @@ class Strange(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {}))
+        raise TypeError("nobody but its own library knows how")
+
+
+def with_attribute(tensor: torch.Tensor) -> nn.Module:
+    model = Apply(lambda m, x: x * m.scale)
+    model.scale = tensor
+    return nn.Sequential(nn.ReLU(), model)
 
 
 def with_weight(weight: torch.Tensor) -> nn.Module:
@@ -320,7 +326,8 @@ def with_weight(weight: torch.Tensor) -> nn.Module:
         (lambda: with_weight(torch.eye(8).to_sparse_csr()), "'1.weight' is no dense tensor .sparse_csr."),
         (lambda: with_weight(torch.eye(8, device="meta")), "'1.weight' is on the meta device and holds no"),
         (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet; run the network once"),
-        (lambda: with_weight(torch.eye(8).as_subclass(Strange)), "'1.weight' is a Strange, which computes"),
+        (lambda: with_attribute(torch.ones(8).as_subclass(Strange)), "'1.scale' is a Strange, which comput"),
+        (lambda: with_attribute(torch.ones(8, device="meta")), "'1.scale' is on the meta device"),
     ],
 )
 def test_networks_without_plain_numbers_are_refused(make, message):

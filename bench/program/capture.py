@@ -105,8 +105,13 @@ def plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """
     if (reason := _obstacle(tensor)) is not None:
         raise ExportError(f"{name} {reason}")
-    with torch._C.DisableTorchFunctionSubclass():  # a subclass may change what its methods return
-        return tensor.detach().as_subclass(torch.Tensor).to("cpu", torch.float64)
+    return _bare(tensor).to("cpu", torch.float64)
+
+
+def _bare(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor without gradient or a class of its own, whose methods may return anything."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.detach().as_subclass(torch.Tensor)
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
@@ -159,6 +164,12 @@ def copied_for_export(model: nn.Module) -> nn.Module:
     copied = copied.eval().cpu().double()
     for module in list(copied.modules()):
         _bake_weights(module)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                module._parameters[name] = nn.Parameter(_bare(parameter), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and type(buffer) is not torch.Tensor:
+                module._buffers[name] = _bare(buffer)
         for name, child in list(module.named_children()):
             if (inner := _unwrapped(child)) is not child:
                 setattr(module, name, inner)
