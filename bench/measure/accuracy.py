@@ -359,7 +359,9 @@ def judge_rows(
 
         def parties(engine: str) -> Parties:
             if engine not in running:
-                running[engine] = stack.enter_context(Parties(engine=engine, timeout_s=TIMEOUT_S))
+                running[engine] = stack.enter_context(
+                    Parties(engine=engine, timeout_s=TIMEOUT_S, check=False)
+                )
             return running[engine]
 
         for index, row in enumerate(judged, start=1):
