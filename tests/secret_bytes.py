@@ -60,7 +60,7 @@ def _needles(tensor: torch.Tensor) -> Iterator[bytes]:
         forms = [flat.astype(np.float32), flat]
         for bits in (16, 32):
             forms += [rounded(flat * 2.0**bits).astype(np.int64) for rounded in (np.round, np.trunc)]
-        for form in forms:
+        for form in forms if flat.size >= RUN else ():
             runs = np.lib.stride_tricks.sliding_window_view(form, RUN)
             whole = form.dtype.kind == "i"
             yield from (
@@ -83,7 +83,7 @@ def _mark(block, first, needles, lengths, sieve, hit):  # pragma: no cover (comp
             same = start >= 0 and start + length <= block.size
             for at in range(8, length):
                 same = same and block[start + at] == needles[place, at]
-            hit[place] |= same
+            hit[place] = hit[place] or same
             place += 1
 
 
