@@ -46,6 +46,7 @@ from pibench.hosts.stream import Stream
 from pibench.links import shapers
 from pibench.links.link import Link
 from pibench.links.shapers import LOOPBACK_HOST, Place, UserSpace
+from pibench.measure.foreign import ForeignError, read_network
 from pibench.measure.verdict import truth_of
 from pibench.models.graph.relu import MaskedReLU
 from pibench.parties.driver import Parties
@@ -303,7 +304,7 @@ def test_two_runs_have_no_payload_in_common(engine):
 
 
 def test_the_lean_engine_has_no_other_source_of_randomness():
-    """Keys come from `os.urandom`; only what measures kernels alone draws its values elsewhere."""
+    """Keys come from `os.urandom`; a rehearsal in plaintext and a measurement of kernels draw elsewhere."""
     draws = {"default_rng", "Generator", "manual_seed", "rand", "randn", "randint", "random", "urandom"}
     found = {
         path.name
@@ -311,7 +312,7 @@ def test_the_lean_engine_has_no_other_source_of_randomness():
         if draws
         & {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     }
-    assert found == {"keystream.py", "channel.py", "local.py"}
+    assert found == {"keystream.py", "channel.py", "plaintext.py", "local.py"}
 
 
 # Who listens, and what is parsed.
@@ -419,6 +420,20 @@ def reads_pickles(node: ast.AST) -> bool:
 def test_the_page_lists_everything_that_reads_a_pickle():
     found = {name for name, tree in sources() if any(map(reads_pickles, ast.walk(tree)))}
     assert found == listed("What is parsed before it is trusted")
+
+
+class Bomb:
+    """A pickle that calls something."""
+
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_a_network_that_is_handed_over_names_parts_of_torch_alone(tmp_path):
+    path = tmp_path / "network.pt"
+    path.write_bytes(pickle.dumps({"network": Bomb(), "shape": None}))
+    with pytest.raises(ForeignError, match=r"system is no part of torch"):
+        read_network(path)
 
 
 def test_no_file_is_read_as_an_unrestricted_pickle():
