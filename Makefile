@@ -66,7 +66,8 @@ protocols: .venv-spu
 
 # The needs of SPU: its tests; one network under each of its protocols, and one by hand, at width 8.
 spu: .venv-spu
-	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
+	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py \
+	tests/test_threat_model.py
 	$(SPU_BIN)/python -m pytest bench --smoke --benchmark-disable -k spu
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
