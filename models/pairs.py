@@ -1,6 +1,8 @@
 """Variants that reports compare."""
 
 PAIRS = (
+    ("senet-0.72", "joint-0.416"),
+    ("senet-0.54", "joint-0.312"),
     ("senet-0.36", "joint-0.208"),
     ("senet-0.18", "joint-0.104"),
     ("senet-0.09", "joint-0.052"),
@@ -9,7 +11,7 @@ PAIRS = (
 """SENet's budgets, and joint reduction's at 1.73 times fewer ReLUs (arXiv 2304.13274)."""
 EQUAL = ("senet-0.09", "joint-0.09")
 """A pair with the same budget: it shows the cost of merging layers in addition to masks."""
-TYPICAL = PAIRS[2]
+TYPICAL = PAIRS[4]
 """The pair that represents all where there is room for one."""
 UNMASKED = "joint"
 """Shallow blocks alone: it shows the cost of merging layers before any budget."""

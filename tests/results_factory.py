@@ -377,12 +377,16 @@ def make_rows() -> list[dict]:
 
 ACCURACIES = {
     "baseline": 0.652,
+    "senet-0.72": 0.651,
+    "senet-0.54": 0.65,
     "senet-0.36": 0.648,
     "senet-0.18": 0.635,
     "senet-0.09": 0.611,
     "senet-0.045": 0.572,
     "snl-0.09": 0.595,
     "joint": 0.649,
+    "joint-0.416": 0.6485,
+    "joint-0.312": 0.647,
     "joint-0.208": 0.645,
     "joint-0.104": 0.622,
     "joint-0.09": 0.618,

@@ -25,12 +25,16 @@ ORIGINAL = 557_056
 # name: (ReLUs, ReLU layers, linear layers, MACs, parameters) at width 64, 100 classes, 32x32
 EXPECTED = {
     "baseline": (557_056, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.72": (401_080, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.54": (300_810, 17, 21, 555_468_800, 11_215_332),
     "senet-0.36": (200_540, 17, 21, 555_468_800, 11_215_332),
     "senet-0.18": (100_270, 17, 21, 555_468_800, 11_215_332),
     "senet-0.09": (50_135, 17, 21, 555_468_800, 11_215_332),
     "senet-0.045": (25_068, 17, 21, 555_468_800, 11_215_332),
     "snl-0.09": (50_135, 17, 21, 555_468_800, 11_215_332),
     "joint": (344_064, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.416": (231_735, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.312": (173_801, 12, 14, 362_530_816, 10_214_884),
     "joint-0.208": (115_868, 12, 14, 362_530_816, 10_214_884),
     "joint-0.104": (57_934, 12, 14, 362_530_816, 10_214_884),
     "joint-0.09": (50_135, 12, 14, 362_530_816, 10_214_884),
@@ -169,12 +173,12 @@ def test_classes_and_image_size_are_free():
 
 
 def test_an_unknown_variant_is_an_error_that_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.36, "):
+    with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.72, "):
         variant("senet-0.5")
     assert variant("baseline") == VARIANTS["baseline"]
     with pytest.raises(KeyError) as error:
         VARIANTS["typo"]
-    assert str(error.value).startswith("unknown variant 'typo': known are baseline, senet-0.36, ")
+    assert str(error.value).startswith("unknown variant 'typo': known are baseline, senet-0.72, ")
     assert error.type is UnknownVariantError
     assert "typo" not in VARIANTS
     assert VARIANTS.get("typo") is None
