@@ -11,7 +11,7 @@ from results_factory import (
 )
 
 from pibench import report
-from pibench.models.pairs import EQUAL, PAIRS
+from pibench.models.pairs import EQUAL, MERGED, PAIRS
 from pibench.report.statistics import quotient_of_medians
 
 pytestmark = pytest.mark.usefixtures("remembered_intervals")
@@ -40,7 +40,7 @@ def test_pairs_are_of_one_plan():
 def test_pairs_have_the_ratios_of_measured_rows_at_their_own_width(rows):
     made = report.tabulate_pairs(table(make_accuracy()), [*rows, *make_narrow_rows()])
     assert [tuple(line) for line in made[["senet", "joint", "width"]].to_numpy()] == [
-        (*pair, width) for pair in (*PAIRS, EQUAL) for width in (16, 64)
+        (*pair, width) for pair in (*PAIRS, EQUAL, *MERGED) for width in (16, 64)
     ]
     by_width = made.set_index(["joint", "width"])
     wide, narrow = by_width.loc[("joint-0.052", 64)], by_width.loc[("joint-0.052", 16)]
@@ -116,7 +116,7 @@ def test_a_pair_of_one_budget_is_told_apart(rows):
     content += [make_accuracy_row("joint-0.09", accuracy_test=0.605)]
     rows = [*rows, make_row("joint-0.09", "lean")]
     text = section(content, rows)
-    line = tables_of(text)[0][-1]
+    line = tables_of(text)[0][len(PAIRS)]
     assert line["SENet, joint"] == "`senet-0.09`, `joint-0.09`"
     assert line["joint - SENet, points, width 16"] == "+0.50 (n = 1)"
     assert "no pair is trained yet" in text

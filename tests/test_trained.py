@@ -15,8 +15,11 @@ from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_manifest, read_weights
 
-UNTRAINED = ("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312")
-"""Variants of the flat region, which are declared and have no row yet."""
+UNTRAINED = (
+    *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
+    *(name for name, variant in VARIANTS.items() if variant.source is not None),
+)
+"""Variants that are declared and have no row yet: the flat region, and merged stretches."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
