@@ -66,7 +66,8 @@ def iso_accuracy(tables: Tables) -> Figure:
         for name, colour, marker, _ in looks.values()
     ]
     handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=0.9, label="claimed by its authors"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=2 if is_narrow() else len(handles))
+    columns = 2 if is_narrow() else 3 if len(widths) == 1 else len(handles)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     add_small_print(
         figure,
         "Above 1 joint reduction needs less than SENet for the same accuracy. Read off monotone curves "

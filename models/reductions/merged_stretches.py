@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pibench.models.allocation import allocate_layers, at_depth
@@ -75,24 +76,22 @@ def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> 
     return random_masks(shapes, allocate_layers(shapes, measured, budget), seed)
 
 
-def trained(variant: Variant, plan: Plan) -> Phase:
+def trained(variant: Variant, plan: Plan, source: Variant) -> Phase:
     """Merges the stretches of the trained source and tunes the network; the teacher is the baseline."""
-    from pibench.models.catalogue import variants
-
-    source = replace(variants()[variant.source or ""], network=variant.network)
+    source = replace(source, network=variant.network)
     start = last_phase(source, plan)
 
     def task(run: Run, teacher: Trained, before: Trained) -> Task:
-        from pibench.models.graph.relu import MaskedReLU
         from pibench.models.training.relus import mask_relus
         from pibench.models.training.tasks.distilled import Distilled
         from pibench.models.variants import buildable
 
         deployed, _ = run.deployed(buildable(source), before)
         model = buildable(variant).finished(deployed).requires_grad_(True)
-        modules = dict(model.named_modules())
-        mask_relus(model, {name: x.mask for name, x in modules.items() if isinstance(x, MaskedReLU)})
-        stages = [name for name in run.layout.stages if name in modules]
+        state, end = model.state_dict(), ".mask"
+        mask_relus(model, {name.removesuffix(end): state[name] for name in state if name.endswith(end)})
+        left = {name for name, _ in model.named_modules()}
+        stages = [name for name in run.layout.stages if name in left]
         return Distilled(run.placed(model), plan["merged"], run.teacher(teacher), stages)
 
     def chosen(run: Run, task: Task) -> tuple[Step, ...]:
@@ -112,7 +111,7 @@ def _merged(source: Variant) -> Variant:
     return replace(
         source,
         name=source.name.replace("-", "-merged-", 1),
-        phase=trained,
+        phase=partial(trained, source=source),
         masks=masks,
         finish=(*source.finish, MERGE),
         source=source.name,
