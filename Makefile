@@ -75,7 +75,7 @@ operators: .venv
 	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
 	$(BIN)/python -m pytest bench/bench_latency.py --extra --benchmark-disable-gc
 
-# All variants on every link, and at the width of the trained networks (half an hour), then pages and figures.
+# All variants on every link, and at the width of the trained networks (an hour), then pages and figures.
 sweep: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \

@@ -16,7 +16,12 @@ from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_weights
 
-ROWS = tuple(VARIANTS)
+UNTRAINED = (
+    *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
+    *(name for name, variant in VARIANTS.items() if variant.source is not None),
+)
+"""Variants that are declared and have no row yet: the flat region, and merged stretches."""
+ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 ACCURACY = read_rows(REFERENCE / "accuracy.json")
@@ -27,7 +32,11 @@ def row_of(name, width=16, seed=0):
 
 
 def test_every_row_is_trained_and_the_pair_by_three_seeds():
-    """Every variant is trained at width 16. At full width one is missing: no CUDA device was left for it."""
+    """Every other variant is trained at width 16.
+
+    At full width one more is missing: no CUDA device was left for it.
+    """
+    assert set(UNTRAINED) < set(VARIANTS)
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name != "joint"]
@@ -43,8 +52,9 @@ def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
     folder = ["--results", str(REFERENCE), "--plan", "long", "--width", "64"]
     assert command.main([*folder, "--device", "cpu", "--list"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines.keys() == set(ROWS)
-    assert [name for name, state in lines.items() if state != "finished"] == ["joint"]
+    assert list(lines) == list(VARIANTS)
+    missing = {name for name, state in lines.items() if state != "finished"}
+    assert missing == {*UNTRAINED, "joint"}
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -18,6 +18,7 @@ from pibench.models.transforms import (
     hoist_padding,
     linearize_relus,
     merge_convs,
+    merge_linear_stretches,
     shallow_blocks,
 )
 
@@ -41,6 +42,11 @@ def mergeable():
     return hoist_padding(dropped)
 
 
+def linear_stretch():
+    chain = (conv(3, 8, 3, stride=2), conv(8, 8, 3, seed=1), nn.AvgPool2d(2), conv(8, 2, 2, seed=2))
+    return nn.Sequential(*chain, nn.ReLU()).eval()
+
+
 def absorbable():
     return fold_batchnorm(shallow_blocks(small("resnet18"), BLOCKS))
 
@@ -48,6 +54,7 @@ def absorbable():
 EXACT_CASES = [(fold_batchnorm, partial(small, name)) for name in SMALL]
 EXACT_CASES += [(merge_convs, mergeable), (absorb_skips, absorbable)]
 EXACT_CASES += [(absorb_skips, lambda: merge_convs(mergeable()))]
+EXACT_CASES += [(merge_linear_stretches, linear_stretch)]
 
 APPROXIMATE_CASES = [
     (hoist_padding, lambda: linearize_relus(fold_batchnorm(small("resnet18")), dict.fromkeys(MIDS, False))),

@@ -26,6 +26,7 @@ TINY = Plan(
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),
+        "merged": Schedule(1, 0.002, batch=BATCH),
     }
 )
 

@@ -34,6 +34,7 @@ class Tables:
     break_even: pd.DataFrame
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
+    iso_accuracy: pd.DataFrame
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from statistics import median
 
 import pandas as pd
 
@@ -43,6 +44,25 @@ def counts_of(
     if not counts and fraction:
         scaled = round(float(fraction) * counts_of("baseline", width, table, rows)["relus"], 0)
     return {"relus": float(scaled), "macs": math.nan}
+
+
+def online_shares(measured: Mapping[tuple[str, int, str], Row], width: int, engine: str) -> dict[str, float]:
+    """Returns the online time of each variant of a width as a share of the same engine's baseline.
+
+    It is the median over the pairs of interleaved rounds; the baseline's own is 1. Variants without such
+    pairs are left out.
+    """
+    baseline = measured.get(("baseline", width, engine))
+    shares = {} if baseline is None else {"baseline": 1.0}
+    for (variant, each, by), row in measured.items():
+        reference = row["reference"]
+        if (each, by) != (width, engine) or not reference or baseline is None:
+            continue
+        if reference["case"] == baseline["case"]:
+            pairs = zip(row["times"]["online_s"], reference["online_s"], strict=True)
+            if ratios := [own / other for own, other in pairs if other]:
+                shares[variant] = median(ratios)
+    return shares
 
 
 def online_ratio(senet: Row | None, joint: Row | None) -> tuple[float, float, float]:

@@ -14,11 +14,12 @@ from pibench.models.transforms.fold_batchnorm import fold_batchnorm
 from pibench.models.transforms.hoist_padding import hoist_padding
 from pibench.models.transforms.linearize_relus import linearize_relus
 from pibench.models.transforms.merge_convs import merge_convs
+from pibench.models.transforms.merge_linear_stretches import merge_linear_stretches
 from pibench.models.transforms.shallow_blocks import shallow_blocks
 
 Transform = Callable[[nn.Module], fx.GraphModule]
 
-EXACT = (fold_batchnorm, absorb_skips, merge_convs)
+EXACT = (fold_batchnorm, absorb_skips, merge_convs, merge_linear_stretches)
 APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools)
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
@@ -37,5 +38,6 @@ __all__ = [
     "hoist_padding",
     "linearize_relus",
     "merge_convs",
+    "merge_linear_stretches",
     "shallow_blocks",
 ]
