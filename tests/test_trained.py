@@ -15,7 +15,9 @@ from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_manifest, read_weights
 
-ROWS = tuple(VARIANTS)
+UNTRAINED = ("bilinear-1", "bilinear-2")
+"""Variants whose rows and weights are still to be made."""
+ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 ACCURACY = read_rows(REFERENCE / "accuracy.json")
@@ -26,7 +28,8 @@ def row_of(name, width=16, seed=0):
 
 
 def test_every_row_is_trained_and_the_pair_by_three_seeds():
-    """Every variant is trained at width 16. At full width one is missing: no CUDA device was left for it."""
+    """Every row is trained at width 16. At full width one is missing: no CUDA device was left for it."""
+    assert not [row for row in ACCURACY if row["variant"] in UNTRAINED]
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name != "joint"]
@@ -42,8 +45,8 @@ def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
     folder = ["--results", str(REFERENCE), "--plan", "long", "--width", "64"]
     assert command.main([*folder, "--device", "cpu", "--list"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines.keys() == set(ROWS)
-    assert [name for name, state in lines.items() if state != "finished"] == ["joint"]
+    assert lines.keys() == set(VARIANTS)
+    assert [name for name, state in lines.items() if state != "finished"] == ["joint", *UNTRAINED]
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -14,6 +14,7 @@ from pibench.models.transforms import (
     EXACT,
     absorb_skips,
     average_pools,
+    bilinear_layers,
     fold_batchnorm,
     hoist_padding,
     linearize_relus,
@@ -53,6 +54,7 @@ APPROXIMATE_CASES = [
     (hoist_padding, lambda: linearize_relus(fold_batchnorm(small("resnet18")), dict.fromkeys(MIDS, False))),
     (partial(linearize_relus, keep=dict.fromkeys(MIDS, False)), lambda: small("resnet18")),
     (partial(shallow_blocks, blocks=BLOCKS[:2]), lambda: small("resnet18")),
+    (bilinear_layers, lambda: small("resnet18")),
     (average_pools, lambda: small("vgg16")),
     (average_pools, lambda: small("resnet18-imagenet")),
 ]
