@@ -15,7 +15,7 @@ from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_manifest, read_weights
 
-UNTRAINED = ("bilinear-1", "bilinear-2")
+UNTRAINED = ("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5")
 """Variants whose rows and weights are still to be made."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,6 +18,7 @@ from pibench.models.transforms import (
     fold_batchnorm,
     hoist_padding,
     linearize_relus,
+    mask_pixels,
     merge_convs,
     shallow_blocks,
 )
@@ -46,6 +47,10 @@ def absorbable():
     return fold_batchnorm(shallow_blocks(small("resnet18"), BLOCKS))
 
 
+def masked_pixels():
+    return linearize_relus(small("resnet18"), {"relu": torch.eye(32).bool().expand(4, 32, 32)})
+
+
 EXACT_CASES = [(fold_batchnorm, partial(small, name)) for name in SMALL]
 EXACT_CASES += [(merge_convs, mergeable), (absorb_skips, absorbable)]
 EXACT_CASES += [(absorb_skips, lambda: merge_convs(mergeable()))]
@@ -55,6 +60,7 @@ APPROXIMATE_CASES = [
     (partial(linearize_relus, keep=dict.fromkeys(MIDS, False)), lambda: small("resnet18")),
     (partial(shallow_blocks, blocks=BLOCKS[:2]), lambda: small("resnet18")),
     (bilinear_layers, lambda: small("resnet18")),
+    (mask_pixels, masked_pixels),
     (average_pools, lambda: small("vgg16")),
     (average_pools, lambda: small("resnet18-imagenet")),
 ]

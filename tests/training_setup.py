@@ -25,6 +25,7 @@ TINY = Plan(
         "gated": GateSchedule(2, 0.05, batch=BATCH, images=40),
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
+        "pixels": Schedule(2, 0.02, batch=BATCH),
         "bilinear": Schedule(2, 0.05, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),
     }

@@ -14,13 +14,14 @@ from pibench.models.transforms.bilinear_layers import bilinear_layers
 from pibench.models.transforms.fold_batchnorm import fold_batchnorm
 from pibench.models.transforms.hoist_padding import hoist_padding
 from pibench.models.transforms.linearize_relus import linearize_relus
+from pibench.models.transforms.mask_pixels import mask_pixels
 from pibench.models.transforms.merge_convs import merge_convs
 from pibench.models.transforms.shallow_blocks import shallow_blocks
 
 Transform = Callable[[nn.Module], fx.GraphModule]
 
 EXACT = (fold_batchnorm, absorb_skips, merge_convs)
-APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers)
+APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels)
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
     transform.__name__: transform for transform in (*EXACT, *APPROXIMATE)
@@ -38,6 +39,7 @@ __all__ = [
     "fold_batchnorm",
     "hoist_padding",
     "linearize_relus",
+    "mask_pixels",
     "merge_convs",
     "shallow_blocks",
 ]
