@@ -395,6 +395,12 @@ ACCURACIES = {
     "bilinear-2": 0.612,
     "pixels-0.75": 0.631,
     "pixels-0.5": 0.598,
+    "trp-channel-0.9": 0.633,
+    "trp-channel-4": 0.621,
+    "trp-spatial-0.9": 0.632,
+    "trp-spatial-4": 0.618,
+    "tucker-0.9": 0.628,
+    "tucker-4": 0.609,
 }
 """Of every variant that can be trained, in the order of reports."""
 

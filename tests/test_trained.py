@@ -15,7 +15,10 @@ from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_manifest, read_weights
 
-UNTRAINED = ("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5")
+UNTRAINED = (
+    *("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5"),
+    *("trp-channel-0.9", "trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-0.9", "tucker-4"),
+)
 """Variants whose rows and weights are still to be made."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent

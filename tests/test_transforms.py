@@ -15,6 +15,7 @@ from pibench.models.transforms import (
     absorb_skips,
     average_pools,
     bilinear_layers,
+    factorize_convs,
     fold_batchnorm,
     hoist_padding,
     linearize_relus,
@@ -61,6 +62,7 @@ APPROXIMATE_CASES = [
     (partial(shallow_blocks, blocks=BLOCKS[:2]), lambda: small("resnet18")),
     (bilinear_layers, lambda: small("resnet18")),
     (mask_pixels, masked_pixels),
+    (partial(factorize_convs, form="spatial", ranks=0.25), lambda: small("resnet18")),
     (average_pools, lambda: small("vgg16")),
     (average_pools, lambda: small("resnet18-imagenet")),
 ]

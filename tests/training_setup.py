@@ -12,6 +12,7 @@ from pibench.models.training.schedules import (
     LassoSchedule,
     MaskSchedule,
     Plan,
+    RankSchedule,
     Schedule,
     SparseSchedule,
 )
@@ -26,6 +27,7 @@ TINY = Plan(
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
         "pixels": Schedule(2, 0.02, batch=BATCH),
+        "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),
         "bilinear": Schedule(2, 0.05, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),
     }

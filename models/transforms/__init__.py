@@ -11,6 +11,7 @@ from torch import fx, nn
 from pibench.models.transforms.absorb_skips import absorb_skips
 from pibench.models.transforms.average_pools import average_pools
 from pibench.models.transforms.bilinear_layers import bilinear_layers
+from pibench.models.transforms.factorize_convs import factorize_convs
 from pibench.models.transforms.fold_batchnorm import fold_batchnorm
 from pibench.models.transforms.hoist_padding import hoist_padding
 from pibench.models.transforms.linearize_relus import linearize_relus
@@ -21,7 +22,10 @@ from pibench.models.transforms.shallow_blocks import shallow_blocks
 Transform = Callable[[nn.Module], fx.GraphModule]
 
 EXACT = (fold_batchnorm, absorb_skips, merge_convs)
-APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels)
+APPROXIMATE = (
+    *(hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels),
+    factorize_convs,
+)
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
     transform.__name__: transform for transform in (*EXACT, *APPROXIMATE)
@@ -36,6 +40,7 @@ __all__ = [
     "absorb_skips",
     "average_pools",
     "bilinear_layers",
+    "factorize_convs",
     "fold_batchnorm",
     "hoist_padding",
     "linearize_relus",
