@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from pibench.models.transforms.absorb_skips import absorb_skips
+from pibench.models.transforms.attend_channels import attend_channels
 from pibench.models.transforms.average_pools import average_pools
 from pibench.models.transforms.bilinear_layers import bilinear_layers
 from pibench.models.transforms.factorize_convs import factorize_convs
@@ -24,7 +25,7 @@ Transform = Callable[[nn.Module], fx.GraphModule]
 EXACT = (fold_batchnorm, absorb_skips, merge_convs)
 APPROXIMATE = (
     *(hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels),
-    factorize_convs,
+    *(factorize_convs, attend_channels),
 )
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
@@ -38,6 +39,7 @@ __all__ = [
     "EXACT",
     "Transform",
     "absorb_skips",
+    "attend_channels",
     "average_pools",
     "bilinear_layers",
     "factorize_convs",
