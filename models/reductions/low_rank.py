@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,24 @@ ENERGY = 0.9
 SHARE = 0.25
 """The rank, as a share of the channels, of variants whose name ends in -4, and before training of all."""
 
+Forms = Callable[[Layout, "nn.Module"], Mapping[str, str]]
+"""Returns the form of each convolution that is factored, from the layout and the network."""
+
+
+def _steps(forms: Mapping[str, str], ranks: Mapping[str, Any], fit: bool) -> tuple[Step, ...]:
+    """Returns one transform for each form, of the convolutions that have it."""
+    return tuple(
+        Step(
+            "factorize_convs",
+            {
+                "form": form,
+                "ranks": {name: ranks[name] for name, own in forms.items() if own == form},
+                "fit": fit,
+            },
+        )
+        for form in dict.fromkeys(forms.values())
+    )
+
 
 def structure(layout: Layout, form: str) -> tuple[Step, ...]:
     """Factors the suitable convolutions at the rank `SHARE`; their weights are drawn, not fitted.
@@ -69,38 +87,45 @@ def structure(layout: Layout, form: str) -> tuple[Step, ...]:
     return (Step("factorize_convs", {"form": form, "ranks": SHARE, "fit": False}),)
 
 
-def pruned(variant: Variant, plan: Plan, form: str, energy: float | None) -> Phase:
+def suitable_forms(layout: Layout, model: nn.Module, form: str) -> Mapping[str, str]:
+    """Gives all suitable convolutions the same form."""
+    from pibench.models.transforms.factorize_convs import suitable
+
+    return dict.fromkeys(suitable(model, form), form)
+
+
+def pruned(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> Phase:
     """Trains the baseline's kernels towards low rank, by an energy or at a fixed share; factors them."""
 
     def task(run: Run, start: Trained) -> Task:
         import copy
 
         from pibench.models.training.tasks.rank_pruning import RankPruning
-        from pibench.models.transforms.factorize_convs import rank_of_energy, rank_of_share, suitable
+        from pibench.models.transforms.factorize_convs import rank_of_energy, rank_of_share
 
         model = copy.deepcopy(start.model)
         if energy is None:
             rank = partial(rank_of_share, share=SHARE)
         else:
             rank = partial(rank_of_energy, energy=energy)
-        return RankPruning(model, plan["ranks"], dict.fromkeys(suitable(model, form), form), rank)
+        return RankPruning(model, plan["ranks"], forms(run.layout, model), rank)
 
     def settle(run: Run, learnt: Any) -> nn.Module:
         import copy
 
-        from pibench.models.transforms import factorize_convs
+        from pibench.models.weights import apply
 
-        return run.placed(factorize_convs(copy.deepcopy(learnt.model).cpu(), form, learnt.ranks()))
+        model = copy.deepcopy(learnt.model).cpu()
+        return run.placed(apply(model, _steps(learnt.forms, learnt.ranks(), fit=True)))
 
     def chosen(run: Run, learnt: Any) -> tuple[Step, ...]:
-        ranks = {name: list(rank) for name, rank in learnt.ranks().items()}
-        return (Step("factorize_convs", {"form": form, "ranks": ranks, "fit": False}),)
+        return _steps(learnt.forms, {name: list(rank) for name, rank in learnt.ranks().items()}, fit=False)
 
     after = (baseline.trained(variant, plan),)
     return Phase(f"{variant.name}-ranks", plan["ranks"], task, after, settle, chosen)
 
 
-def trained(variant: Variant, plan: Plan, form: str, energy: float | None) -> Phase:
+def trained(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> Phase:
     """Prunes ranks and tunes the factored network, with the baseline as teacher."""
 
     def network(run: Run, teacher: Trained, start: Trained) -> nn.Module:
@@ -108,14 +133,14 @@ def trained(variant: Variant, plan: Plan, form: str, energy: float | None) -> Ph
 
         return copy.deepcopy(start.model)
 
-    return baseline.tuned(variant, plan, network, (pruned(variant, plan, form, energy),))
+    return baseline.tuned(variant, plan, network, (pruned(variant, plan, forms, energy),))
 
 
 _FORMS: Mapping[str, str] = {"trp-channel": "channel", "trp-spatial": "spatial", "tucker": "tucker"}
 VARIANTS = tuple(
     Variant(
         f"{family}-{name}",
-        partial(trained, form=form, energy=energy),
+        partial(trained, forms=partial(suitable_forms, form=form), energy=energy),
         partial(structure, form=form),
     )
     for family, form in _FORMS.items()

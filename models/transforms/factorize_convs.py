@@ -184,23 +184,22 @@ def suitable(model: nn.Module, form: str) -> list[str]:
 def factorize_convs(
     model: nn.Module,
     form: str,
-    ranks: Mapping[str, Rank | Sequence[int] | int] | float,
+    ranks: Mapping[str, Rank | Sequence[int] | int | float] | float,
     fit: bool = True,
 ) -> fx.GraphModule:
     """Replaces each convolution named in `ranks` by its factored form (one of `FORMS`).
 
-    `ranks` may be a share of channels instead; all `suitable` convolutions then have the rank of that share.
-    The new layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Without `fit` the function
-    makes only the structure, for weights that come from elsewhere. It draws them from torch's global
-    generator. Raises ValueError for a name that is not a convolution called once, for an obstacle, and for a
-    rank out of range.
+    A rank may be a share of channels (a float, see `rank_of_share`). If `ranks` is one share, all `suitable`
+    convolutions have it. The new layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Without
+    `fit` the function makes only the structure, for weights that come from elsewhere. It draws them from
+    torch's global generator. Raises ValueError for a name that is not a convolution called once, for an
+    obstacle, and for a rank out of range.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: known are {', '.join(FORMS)}")
     graph = trace(model)
     if not isinstance(ranks, Mapping):
-        kernels = {name: graph.get_submodule(name).weight for name in suitable(graph, form)}
-        ranks = {name: rank_of_share(kernel, form, ranks) for name, kernel in kernels.items()}
+        ranks = dict.fromkeys(suitable(graph, form), float(ranks))
     for name, rank in ranks.items():
         found = callers(graph, name)
         conv = module_of(graph, found[0], nn.Conv2d) if len(found) == 1 else None
@@ -209,11 +208,19 @@ def factorize_convs(
         if reason := obstacle(conv):
             raise ValueError(f"cannot factor {name}: {reason}")
         most = largest_rank(conv.weight, form)
-        wanted = Rank(rank, rank if form == "tucker" else 0) if isinstance(rank, int) else Rank(*rank)
+        wanted = _rank(conv.weight, form, rank)
         if not (1 <= wanted.out <= most.out and min(1, most.into) <= wanted.into <= most.into):
             raise ValueError(f"{name} has a rank from 1 to {_said(most)} as {form}, not {_said(wanted)}")
         _replace(graph, found[0], form, factors if fit else drawn_factors, wanted)
     return finish(graph)
+
+
+def _rank(kernel: Tensor, form: str, rank: Rank | Sequence[int] | int | float) -> Rank:
+    if isinstance(rank, float):
+        return rank_of_share(kernel, form, rank)
+    if isinstance(rank, int):
+        return Rank(rank, rank if form == "tucker" else 0)
+    return Rank(*rank)
 
 
 def _said(rank: Rank) -> str:
