@@ -108,6 +108,9 @@ def test_without_rows_everything_reads_not_trained_yet(rows):
     assert 'make train TRAIN="--width 64"' in text
     assert variants[0]["ReLUs, K"] == "139.3"  # a quarter of those measured at width 64
     assert variants[0]["MACs, M"] == "–"
+    relus = {line["Variant"]: line["ReLUs, K"] for line in variants}
+    assert relus["`snl-0.09`"] == "12.53"  # the share that it declares
+    assert relus["`bilinear-2`"] == "–"  # the number in its name is no share
     by_name = {line["Variant"]: line for line in wide}
     assert by_name["`snl-0.09`"]["ReLUs, K"] == "50.13"  # by its name, since it is not measured
     assert by_name["`snl-0.09`"]["Published, %"] == "73.75"

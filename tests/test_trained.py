@@ -19,8 +19,11 @@ from pibench.models.weights import file_name, load, read_weights
 UNTRAINED = (
     *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
     *(name for name, variant in VARIANTS.items() if variant.source is not None),
+    *("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5"),
+    *("trp-channel-0.9", "trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-0.9", "tucker-4"),
+    *("eca", "eca-hard"),
 )
-"""Variants that are declared and have no row yet: the flat region, and merged stretches."""
+"""Variants whose rows and weights are still to be made."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -37,6 +40,7 @@ def test_every_row_is_trained_and_the_pair_by_three_seeds():
     At full width one more is missing: no CUDA device was left for it.
     """
     assert set(UNTRAINED) < set(VARIANTS)
+    assert not [row for row in ACCURACY if row["variant"] in UNTRAINED]
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name != "joint"]
@@ -64,7 +68,8 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     model = VARIANTS[name].build(width=16)
     assert model.meta["trained"]
     cost = cost_of(model, torch.zeros(1, 3, 32, 32))
-    assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
+    gates = sum(layer.relus for layer in cost.layers if layer.kind == "piecewiselinear")
+    assert (cost.relus - gates, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
     path = ROOT / "models" / "trained" / file_name(name, 16)
     kept = [f"{name}.mask" for name, module in model.named_modules() if isinstance(module, MaskedReLU)]

@@ -8,7 +8,7 @@ from statistics import median
 
 import pandas as pd
 
-from pibench.models.catalogue import family_name
+from pibench.models import catalogue
 from pibench.report.order import place_of
 from pibench.report.statistics import quotient_of_medians
 from pibench.store.results import Row
@@ -30,7 +30,7 @@ def counts_of(
     """Returns ReLUs and MACs of a variant, from its training or a measured row; NaN without either.
 
     ReLUs are proportional to the width. If they are unknown at this width, those of another width are scaled.
-    Without any row the fraction in the name is applied to the baseline's ReLUs.
+    Without any row the share that the variant declares, if any, is applied to the baseline's ReLUs.
     """
     counts = {
         each: row["cost"] for (name, each, _), row in rows.items() if name == variant and row["cost"]["relus"]
@@ -40,9 +40,9 @@ def counts_of(
     if width in counts:
         return {"relus": float(counts[width]["relus"]), "macs": float(counts[width]["macs"])}
     scaled = next((round(cost["relus"] * width / each) for each, cost in counts.items()), math.nan)
-    fraction = variant.removeprefix(family_name(variant)).removeprefix("-")
-    if not counts and fraction:
-        scaled = round(float(fraction) * counts_of("baseline", width, table, rows)["relus"], 0)
+    declared = catalogue.variants().get(variant)
+    if not counts and declared is not None and declared.fraction is not None:
+        scaled = round(declared.fraction * counts_of("baseline", width, table, rows)["relus"], 0)
     return {"relus": float(scaled), "macs": math.nan}
 
 
