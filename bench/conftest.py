@@ -171,14 +171,14 @@ def _remote(config: pytest.Config) -> Remote | None:
     try:
         return Remote(
             host,
-            int(port) if port else None,
+            int(port) if port.isdecimal() else port or None,
             timeout_s=config.getoption("--remote-timeout"),
             name=config.getoption("--remote-name"),
             ports=parse_ports(config.getoption("--remote-ports")),
             say=_writer(config),
         )
     except ValueError as error:
-        raise pytest.UsageError(f"--remote {chosen}: {error}") from None
+        pytest.exit(f"--remote {chosen}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def _is_case(item: pytest.Item) -> bool:

@@ -17,6 +17,11 @@ from pibench.links.shapers import Namespaces, _await_namespace, _inside, obstacl
 ROOT = Path(__file__).parent.parent
 TOKEN = "a token that only the tests know"
 WAIT_S = 40.0
+NO_HOSTS = (
+    *("", "0", "00.0.0.0", "0x0", "0.0", "0.0.0.0", "000.000.000.000"),  # all mean every interface
+    *("::", "::1", "224.0.0.1", "255.255.255.255", "10.0.0.1 ", "two words", "x" * 64, None, 5),
+)
+"""What stands for no single IPv4 address."""
 
 # Runs what it is told: arguments are address, port, seconds of silence that are allowed, then engines.
 # Reports one JSON object a line.

@@ -189,9 +189,9 @@ class Setting:
     source of correlated randomness. `timeout_s` limits every wait for a peer, in seconds. `host` is the
     address at which the process listens for peers. `link` is the link between the processes, and `relay` is
     the path of the process that shapes it, if there is one (`pibench.links`). `ports` are the ports at which
-    the process may listen (0: any). With two hosts (`pibench.hosts.remote`) `guest` is the rank on the other
-    host, and `key` is the group's secret. Where the engine has the choice, the guest calls and is never
-    called.
+    the process may listen (0: any). `key` is the secret by which the processes of the group know each other.
+    With two hosts (`pibench.hosts.remote`) `guest` is the rank on the other host. Where the engine has the
+    choice, the guest calls and is never called.
     """
 
     engine: str

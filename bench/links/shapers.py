@@ -7,6 +7,7 @@ the kernel's netem at the exit. `netem` is the reference where it is allowed.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import subprocess
@@ -74,7 +75,8 @@ class Elsewhere(Protocol):
 class Shaper:
     """Leaves the path as the machine provides it; the other shapers override the methods that they need.
 
-    `asked` is true if the user asked for this link, and false if the link is the given network.
+    `asked` is true if the user asked for this link, and false if the link is the given network. `key` is the
+    secret by which the processes of one host know each other.
     """
 
     name = "none"
@@ -84,6 +86,7 @@ class Shaper:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self.key = secrets.token_bytes(32)
 
     def start(self, folder: Path, start: Start) -> None:
         """Starts the shaper; the group's supervisor owns `folder` and what `start` starts."""
@@ -93,7 +96,10 @@ class Shaper:
 
     def place(self, rank: int) -> Place:
         """Returns the place of the process with this rank."""
-        return Place()
+        return Place(key=self.key)
+
+    def demand(self, rank: int, command: str, arguments: tuple[Any, ...]) -> None:
+        """Raises ValueError for a command that cannot travel to the process with this rank."""
 
     def elsewhere(self, setting: Any, log: Path) -> Guest | None:
         """Starts a process that runs on another host; returns None for one that belongs on this host."""
@@ -154,7 +160,7 @@ class UserSpace(_WithProcess):
             self.run(folder, start, command, [control.fileno()])
 
     def place(self, rank: int) -> Place:
-        return Place(relay=self._path)
+        return Place(relay=self._path, key=self.key)
 
 
 class Namespaces(_WithProcess):
@@ -192,7 +198,7 @@ class Namespaces(_WithProcess):
         )
 
     def place(self, rank: int) -> Place:
-        return Place(host=f"10.77.{rank}.2")
+        return Place(host=f"10.77.{rank}.2", key=self.key)
 
 
 SHAPERS = {shaper.name: shaper for shaper in (Shaper, UserSpace, Namespaces)}

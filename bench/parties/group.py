@@ -120,10 +120,13 @@ class Group:
         """Sends commands to the processes of these ranks at once; returns their replies in the same order.
 
         Raises PartyFailed and ends the group when a reply does not come, also when another thread closes the
-        group. Raises NotPrepared when a process refuses.
+        group. Raises NotPrepared when a process refuses. Raises ValueError, and sends nothing, when a command
+        cannot travel to its process.
         """
         if not self._processes:
             raise PartyFailed("the parties are not running; open a new Parties")
+        for rank, told in arguments.items():
+            self.shaper.demand(rank, command, told)
         threads = [
             threading.Thread(target=_send, args=(self._processes[rank], encode((command, told))), daemon=True)
             for rank, told in arguments.items()

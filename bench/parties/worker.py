@@ -39,7 +39,7 @@ class Session:
 
     def __init__(self, node: Node | Helper) -> None:
         self.node = node
-        self.listener: socket.socket | None = None
+        self.door: Door | None = None
 
     def load(self, program: Any, weights: Any) -> dict[str, Any]:
         """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes.
@@ -108,11 +108,16 @@ class Session:
         return {"seconds": time.perf_counter() - started}
 
     def listen(self) -> tuple[str, int] | None:
-        """Opens a port for `probe_link` at party 0; returns its address, or None at the other parties."""
+        """Opens a port for `probe_link` at party 0; returns its address, or None at the other parties.
+
+        Only party 1 is let in there: both prove that they know the group's key.
+        """
         if self.node.rank:
             return None
-        self.listener = open_port(self.node.setting.host, self.node.setting.ports)
-        return self.node.setting.host, self.listener.getsockname()[1]
+        setting = self.node.setting
+        listener = open_port(setting.host, setting.ports)
+        self.door = Door(listener, setting.key, [1])
+        return setting.host, listener.getsockname()[1]
 
     def probe_link(self, host: str, port: int, bulk: int | None = None) -> dict[str, float]:
         """Measures the path between party 0, which listens, and party 1.
@@ -122,19 +127,14 @@ class Session:
         """
         node, setting = self.node, self.node.setting
         measured: dict[str, float] = {}
-        if node.rank == 0 and setting.key:
-            with Door(self.listener, setting.key, [1]) as door:
+        if node.rank == 0:
+            with self.door as door:
                 _, connection, _ = door.next(time.monotonic() + setting.timeout_s)
-        elif node.rank == 0:
-            with self.listener:
-                self.listener.settimeout(setting.timeout_s)
-                connection, _ = self.listener.accept()
         elif node.rank == 1:
             if setting.relay:
                 port = port_through(setting.relay, 1, 0, port)
             connection = socket.create_connection((host, port), timeout=setting.timeout_s)
-            if setting.key:
-                call(connection, setting.key, 1, setting.timeout_s)
+            call(connection, setting.key, 1, setting.timeout_s)
         if node.rank < 2:
             with connection:
                 measured["rtt_s"], measured["bandwidth_bits_s"] = probe(
