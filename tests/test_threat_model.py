@@ -50,7 +50,7 @@ from pibench.measure.foreign import ForeignError, read_network
 from pibench.measure.verdict import truth_of
 from pibench.models.graph.relu import MaskedReLU
 from pibench.parties.driver import Parties
-from pibench.parties.processes import start_worker
+from pibench.parties.processes import Supervisor, start_worker
 from pibench.program import ir
 from pibench.program.lower import lower
 
@@ -479,22 +479,19 @@ def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(engine, tmp
 
 def test_command_lines_hold_no_secret(tmp_path):
     """A process gets its setting, with the group's key, and all data through its connection."""
-    numbers, (lifeline, end) = r"\d+(\.\d+)?", os.pipe()
-    popen, connection = start_worker(tmp_path / "log", lifeline, "lo")
+    numbers = r"\d+(\.\d+)?"
     relay = UserSpace(NEAR)
-    try:
-        relay.start(tmp_path, lifeline)
+    with Supervisor() as supervisor:
+        popen, connection = start_worker(supervisor, tmp_path / "log", "lo")
+        relay.start(tmp_path, supervisor.start)
         for process, module in ((popen, "pibench.parties.worker"), (relay.popen, "pibench.links.relay")):
             line = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
             assert line[:4] == [sys.executable, "-P", "-m", module]
             assert all(re.fullmatch(numbers, word) for word in line[4:])
-    finally:
-        os.kill(popen.pid, signal.SIGKILL)
-        popen.wait()
+        line = Path(f"/proc/{supervisor._popen.pid}/cmdline").read_text().split("\0")[:-1]
+        assert line[3].endswith("bench/parties/supervisor.py")
+        assert line[4:] == [str(os.getpid()), tempfile.gettempdir()]
         connection.close()
-        relay.stop()
-        os.close(lifeline)
-        os.close(end)
 
 
 def test_a_users_own_token_is_never_shown(monkeypatch):
