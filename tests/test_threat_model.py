@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-import signal
 import socket
 import stat
 import struct
