@@ -352,7 +352,7 @@ def test_a_terminated_run_ends_at_once_and_keeps_rows_alone(folder):
         run.terminate()
         sent = time.monotonic()
         _, said = run.communicate(timeout=20)
-    assert time.monotonic() - sent < 3
+    assert time.monotonic() - sent < 5  # a second or two, on a machine on which other tests run
     assert run.returncode == 143, said
     assert "stopped: the rows of finished cases are kept" in said
     assert "Traceback" not in said
