@@ -11,8 +11,8 @@ import pytest
 
 from pibench.models import interrupt
 
-SOON_S = 5
-"""A second or two, on a machine on which other tests run."""
+SOON_S = 20
+"""It is about a second on an idle machine; what is ended would last longer than this."""
 
 
 class Thing:
@@ -90,9 +90,7 @@ def ended(command, signum, **options):
             if "ready" in line:
                 break
         popen.send_signal(signum)
-        sent = time.monotonic()
-        out, said = popen.communicate(timeout=20)
-        assert time.monotonic() - sent < SOON_S, said
+        out, said = popen.communicate(timeout=SOON_S)
     return popen.returncode, out + said
 
 
