@@ -26,6 +26,7 @@ from pibench.measure.suites import (
     sweep_cases,
     two_host_cases,
 )
+from pibench.models.interrupt import ENDING, remembering, status_of
 from pibench.report.comparison import conclusion
 from pibench.report.writing import REFERENCE
 from pibench.store.results import ResultsError, read_rows
@@ -72,9 +73,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leaves out pytest-benchmark's own table, unless an option asks for it."""
+    """Leaves out pytest-benchmark's own table, unless an option asks for it; heeds signals."""
+    config.pluginmanager.register(Ending(config))
     if not any(str(each).startswith(ASK_FOR_RAW) for each in config.invocation_params.args):
         config.option.benchmark_quiet = True
+
+
+class Ending:
+    """Gives a run that a signal has ended the exit status that a shell expects."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._status: int | None = None
+        stack = ExitStack()
+        stack.enter_context(remembering(*ENDING))
+        config.add_cleanup(stack.close)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        if isinstance(excinfo.value, KeyboardInterrupt):
+            self._status = status_of(excinfo.value)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._status is not None:
+            session.exitstatus = self._status
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -70,6 +70,7 @@ ROOM_OF = {
             "models.decisions",
             "models.layout",
             "models.files",
+            "models.interrupt",
             "models.machine",
             "models.pairs",
             "models.published",

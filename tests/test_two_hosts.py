@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from two_hosts import ATTACK, NO_HOSTS, TOKEN, Hosts, free_port, gone, why_no_namespaces
+from accidents import gone
+from two_hosts import ATTACK, NO_HOSTS, TOKEN, Hosts, free_port, why_no_namespaces
 
 from pibench.engines.base import Setting
 from pibench.hosts import agreement, stream

@@ -7,13 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from accidents import alive
 
 from pibench.links.shapers import Namespaces, _await_namespace, _inside, obstacle
 
@@ -205,13 +202,3 @@ def free_port() -> int:
     """A port at which nobody listens just now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
-
-
-def gone(pids: list[int], seconds: float = 5.0) -> bool:
-    """Tells whether all processes are gone, or are within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while alive(pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

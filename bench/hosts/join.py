@@ -13,7 +13,6 @@ import argparse
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,10 +56,11 @@ from pibench.hosts.remote import (
 from pibench.hosts.stream import Stream
 from pibench.links import greeting
 from pibench.links.greeting import Refused, Silent, call, open_port
+from pibench.links.lifeline import GIVEN
 from pibench.links.local import INHERITED, address_of, interface_of, is_loopback, network_of
 from pibench.links.shapers import Shaper
 from pibench.parties.messages import receive, send
-from pibench.parties.processes import start_worker
+from pibench.parties.processes import Supervisor, start_worker
 from pibench.store import provenance
 
 RETRY_S = 0.3
@@ -102,19 +102,21 @@ def join(
         stream.close()
         raise JoinFailed(problem)
     stream.watch(theirs.silence_s)
+    try:
+        supervisor = Supervisor()
+    except OSError as error:
+        stream.close()
+        raise JoinFailed(str(error)) from None
     say(f"joined the driver at {where}; party {GUEST} runs here until it is done")
-    with tempfile.TemporaryDirectory(prefix="pibench-", ignore_cleanup_errors=True) as folder:
-        house = _House(stream, theirs, listen, Path(folder))
-        try:
-            return house.serve()
-        except (OSError, EOFError) as error:
-            raise JoinFailed(
-                f"the connection to the driver at {where} was lost: {reason(error)}; "
-                "everything here was ended"
-            ) from None
-        finally:
-            house.close()
-            stream.close()
+    try:
+        return _House(stream, theirs, listen, supervisor).serve()
+    except (OSError, EOFError) as error:
+        raise JoinFailed(
+            f"the connection to the driver at {where} was lost: {reason(error)}; everything here was ended"
+        ) from None
+    finally:
+        supervisor.end()
+        stream.close()
 
 
 def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.socket, bytes]:
@@ -153,16 +155,16 @@ def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.
 class _Room:
     """A worker on this host and the threads that pass on its messages."""
 
-    def __init__(self, stream: Stream, number: int, setting: Setting, log: Path, lifeline: int) -> None:
+    def __init__(self, stream: Stream, number: int, setting: Setting, supervisor: Supervisor) -> None:
         self.number = number
         self._stream = stream
-        self._log = log
+        self._log = supervisor.folder / f"{number}.log"
         ours, theirs = socket.socketpair()
         self._store = Connection(ours.detach())
         interface = interface_of(setting.host) if ENGINES[setting.engine].all_listen else Shaper.interface
         with theirs:
-            setting = replace(setting, rendezvous=f"{INHERITED}{theirs.fileno()}")
-            self.popen, self._worker = start_worker(log, lifeline, interface, keep=[theirs.fileno()])
+            setting = replace(setting, rendezvous=f"{INHERITED}{GIVEN + 1}")
+            self.popen, self._worker = start_worker(supervisor, self._log, interface, keep=[theirs.fileno()])
         self.tell(Opened(number, self.popen.pid))
         send(self._worker, setting)
         for forward in (self._forward, self._forward_store):
@@ -252,13 +254,14 @@ def unreachable(setting: Setting, driver: str, network: str, here: str) -> str |
 class _House:
     """The workers that the driver has opened on this host."""
 
-    def __init__(self, stream: Stream, driver: DriverIntroduction, listen: str, folder: Path) -> None:
+    def __init__(
+        self, stream: Stream, driver: DriverIntroduction, listen: str, supervisor: Supervisor
+    ) -> None:
         self._stream = stream
         self._driver = driver
         self._listen = listen
-        self._folder = folder
+        self._supervisor = supervisor
         self._rooms: dict[int, _Room] = {}
-        self._lifeline, self._end_of_life = os.pipe()
 
     def serve(self) -> int:
         """Obeys the driver until it has finished; returns the number of groups."""
@@ -284,25 +287,15 @@ class _House:
     def _open(self, number: int, setting: Setting) -> None:
         if number in self._rooms:
             raise Altered(f"the driver opened group {number} twice")
-        log = self._folder / f"{number}.log"
         try:
             demand_guest(setting)
             if problem := unreachable(setting, self._driver.host, self._driver.network, self._listen):
                 raise ValueError(problem)
             key = group_key(self._stream, number)
             told = replace(setting, host=self._listen, key=key)
-            self._rooms[number] = _Room(self._stream, number, told, log, self._lifeline)
+            self._rooms[number] = _Room(self._stream, number, told, self._supervisor)
         except (OSError, ValueError) as error:
             self._stream.send(Ended(number, None, str(error)))
-
-    def close(self) -> None:
-        """Ends every worker and waits until it is gone."""
-        for room in self._rooms.values():
-            room.end()
-        for room in self._rooms.values():
-            room.popen.wait()
-        os.close(self._end_of_life)
-        os.close(self._lifeline)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

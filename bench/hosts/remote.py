@@ -58,7 +58,7 @@ from pibench.links.check import TWO_HOSTS
 from pibench.links.greeting import Door, open_port
 from pibench.links.link import LOOPBACK, Link, parse_link
 from pibench.links.local import address_of, interface_of, network_of
-from pibench.links.shapers import Place, Shaper
+from pibench.links.shapers import Place, Shaper, Start
 from pibench.parties.messages import receive, send
 from pibench.store import provenance
 
@@ -387,7 +387,7 @@ class Guest:
 
         try:
             if self._store is None:
-                self._store = FileStore(self._setting.rendezvous.removeprefix("file://"), -1)
+                self._store = FileStore(self._setting.rendezvous, -1)
                 self._store.set_timeout(timedelta(seconds=self._setting.timeout_s))
             done, value = perform(self._store, call.name, call.arguments)
         except RuntimeError as error:  # the group's folder is gone
@@ -433,7 +433,7 @@ class TwoHosts(Shaper):
         """The interface at which every party listens (gloo's), or the default if the guest only calls."""
         return interface_of(self.remote.host) if self._engine.all_listen else Shaper.interface
 
-    def start(self, folder: Path, lifeline: int) -> None:
+    def start(self, folder: Path, start: Start) -> None:
         if not self.remote.connected:
             self.remote.__enter__()
             self._owned = True

@@ -28,9 +28,10 @@ from pibench.engines import ENGINES
 from pibench.engines.base import Helper, Node, NotPrepared, Setting
 from pibench.links.check import median_round, probe
 from pibench.links.greeting import Door, call, open_port
-from pibench.links.local import INHERITED
+from pibench.links.lifeline import end_with_parent
 from pibench.links.route import port_through
 from pibench.parties.messages import receive, send
+from pibench.parties.rendezvous import registered
 
 
 class Session:
@@ -162,11 +163,7 @@ def reset_peak_memory() -> None:
 
 def obey(connection: Connection, setting: Setting) -> None:
     """Answers commands until the driver closes the connection."""
-    if setting.rendezvous.startswith(INHERITED):
-        from pibench.parties.forwarded import forwarded_rendezvous
-
-        descriptor = int(setting.rendezvous.removeprefix(INHERITED))
-        setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
+    setting = replace(setting, rendezvous=registered(setting.rendezvous))
     node = ENGINES[setting.engine].make_node(setting)
     gc.freeze()  # what is imported stays: no collection has to look through it again
     send(connection, ("ready", None))
@@ -186,16 +183,9 @@ def obey(connection: Connection, setting: Setting) -> None:
         send(connection, reply)
 
 
-PR_SET_PDEATHSIG = 1
-
-
-def end_with_driver(lifeline: int) -> None:
-    """Ends this process when the driver's end of a pipe closes, even in the middle of its work.
-
-    On Linux the kernel kills it too; this also ends a stopped process.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_supervisor(lifeline: int) -> None:
+    """Ends this process when the other end of a pipe closes, even in the middle of its work."""
+    end_with_parent()
 
     def wait() -> None:
         os.read(lifeline, 1)
@@ -208,7 +198,7 @@ def main() -> None:
     """Runs the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     descriptor, lifeline = map(int, sys.argv[1:])
-    end_with_driver(lifeline)
+    end_with_supervisor(lifeline)
     with Connection(descriptor) as connection:
         try:
             obey(connection, receive(connection))
