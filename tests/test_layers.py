@@ -25,7 +25,7 @@ MAY_IMPORT = {
     ),
     "hosts": ("parties", "engines", "links", "program.ir", "store"),  # the program is part of a message
     "parties": ("engines", "links", "program", "program.ir"),
-    "costs": ("costs.literature", "engines", "links", "program", "program.ir"),
+    "costs": ("costs.literature", "engines", "links", "program", "program.ir", "models.facts"),
     "costs.literature": ("links", "program.ir"),
     "engines": ("links", "program.ir", "program.plaintext"),
     "links": (),
@@ -72,6 +72,7 @@ ROOM_OF = {
             "models.files",
             "models.interrupt",
             "models.machine",
+            "models.manifest",
             "models.pairs",
             "models.published",
             "models.rows",

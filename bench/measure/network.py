@@ -213,10 +213,11 @@ def _finished(name: str, model: nn.Module, shape: tuple[int, ...] | None) -> Cho
     try:
         with torch.no_grad():
             model(torch.zeros(1, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever the network's own code raises
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(
             f"{name} does not take an input of shape {','.join(map(str, shape))} "
-            f"({str(error).splitlines()[0]}): give one input's shape, such as --shape 3,32,32"
+            f"({said}): give one input's shape, such as --shape 3,32,32"
             + ("; export it for a batch of any size (dynamic_shapes)" * name.endswith(".pt2"))
         ) from error
     return Chosen(re.sub(r"[/\\]", ".", name), _folded(model), shape)
@@ -247,6 +248,6 @@ def _shape_of(name: str, model: nn.Module) -> tuple[int, ...]:
 def _takes(model: Callable[[Tensor], Any], shape: tuple[int, ...]) -> bool:
     try:
         model(torch.zeros(1, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError):
+    except Exception:  # whatever the network's own code raises
         return False
     return True

@@ -179,8 +179,16 @@ class Session:
         return self.subjects[case.id]
 
     def new(self, case: Case) -> Parties:
-        """Returns parties for a case, not started."""
-        return Parties(case.parties, case.engine, case.provider, TIMEOUT_S, case.link, remote=self.remote)
+        """Returns parties for a case, not started; the verdict on their answers is the case's own."""
+        return Parties(
+            case.parties,
+            case.engine,
+            case.provider,
+            TIMEOUT_S,
+            case.link,
+            remote=self.remote,
+            check=False,
+        )
 
     def parties(self, case: Case) -> Parties:
         """Returns idle processes that fit, or new ones."""

@@ -30,15 +30,10 @@ from pibench.links import Link, LinkCheck, make_shaper, parse_link
 from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
+from pibench.parties.judge import judge, judge_answer
 from pibench.parties.memory import available_memory
-from pibench.program.capture import answer_of
-from pibench.program.guard import (
-    demand_faithful,
-    demand_precision,
-    demand_truncations,
-    exact_answer,
-    widest,
-)
+from pibench.program.capture import answer_of, plain
+from pibench.program.guard import demand_faithful, exact_answer, widest
 from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
@@ -115,8 +110,9 @@ class Parties:
     limits every command. `link` is the network between any two of the processes: a key of
     `pibench.links.LINKS`, a text like "200Mbit/40ms", or a Link. `shaper` produces that link ("user-space" or
     "netem"). A shaped link is checked at the start, and `link_check` holds the result. With `remote` party 1
-    runs on another host, and the link is the network between the hosts (docs/two_hosts.md). Threads may use
-    the object one after the other, and any of them may leave the `with`, which ends a running command.
+    runs on another host, and the link is the network between the hosts (docs/two_hosts.md). Without `check`
+    nobody compares the answers of `infer` with the network. Threads may use the object one after the other,
+    and any of them may leave the `with`, which ends a running command.
 
     The processes and their files end with this process, however it ends.
     """
@@ -130,6 +126,7 @@ class Parties:
         link: str | Link = "loopback",
         shaper: str | None = None,
         remote: Elsewhere | None = None,
+        check: bool = True,
     ) -> None:
         known = engine_named(engine)
         count = known.parties[0] if count is None else count
@@ -166,7 +163,9 @@ class Parties:
         self.group = Group(shaper_of_link, timeout_s)
         self._user = threading.RLock()
         self._prepared: int | None = None
+        self._check = check
         self._reach = 0.0  # the largest number of images that was judged
+        self._scale = 0.0  # the largest number of the answer to the example
 
     # Opening and closing.
 
@@ -239,7 +238,7 @@ class Parties:
         processes then receive nothing. A smaller loss is a PrecisionWarning.
         """
         lowered = lower(model, example, output)
-        wide = widest(example)
+        wide = widest(plain(example, "the example"))
         exact = exact_answer(lowered, wide)
         demand_faithful(lowered, exact, answer_of(model, wide, output))
         self._judge(lowered, wide, exact)
@@ -251,6 +250,7 @@ class Parties:
         )
         self.lowered = lowered
         self._reach = lowered.largest[lowered.program.input]
+        self._scale = exact.abs().max().item()
         self.set_up = SetUp(
             max(reply["seconds"] for reply in replies[: self.count]),
             max(reply["rounds"] for reply in replies[: self.count]),
@@ -285,8 +285,20 @@ class Parties:
         one-way trips. Raises NotPrepared without a matching `prepare`. Raises TypeError or ValueError for
         images of another type or shape, or beyond fixed point. Images with larger numbers than all before are
         judged as the example was, and refused if they do not pass. This evaluates the two widest ones three
-        times in plaintext; no clock includes it.
+        times in plaintext.
+
+        The logits of every image are then compared with the network's own in float64, one more evaluation,
+        unless the parties were made without `check`. Raises WrongAnswer for an error of 2 % of the largest
+        number (of these answers and those to the example) or more. An answer that is right in this sense and
+        off by 2 % of its own largest number is a PrecisionWarning. No clock includes the checks.
         """
+        images = self._checked(images)
+        logits = self._infer(images)
+        if self._check:
+            judge_answer(self._known, self._loaded(), images, logits, self._scale)
+        return logits
+
+    def _infer(self, images: torch.Tensor) -> torch.Tensor:
         replies = self._online("infer", images)
         self.online_s = max(reply["seconds"] for reply in replies)
         self.hops = max(reply["hops"] for reply in replies)
@@ -300,9 +312,9 @@ class Parties:
 
         It prepares the inference first and is not timed.
         """
-        self._checked(images)
+        images = self._checked(images)
         self.prepare(len(images))
-        self.infer(images)
+        self._infer(images)
         return self.sent
 
     @_alone
@@ -312,7 +324,7 @@ class Parties:
         The method prepares the inference first. Seconds are those of the slower party. Rounds and bytes are
         those of the party that sends most.
         """
-        self._checked(images)
+        images = self._checked(images)
         self.prepare(len(images))
         replies = self._online("profile", images)
         return [
@@ -374,12 +386,11 @@ class Parties:
         return tuple(self._call("peak_memory", lambda _: ()))
 
     def _online(self, command: str, images: torch.Tensor) -> list[Any]:
-        self._checked(images)
         batch = len(images)
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared = None
-        images = images.detach().to(torch.float32)  # CrypTen's scale overflows in half precision
+        images = images.to(torch.float32)  # CrypTen's scale overflows in half precision
         images = images.clone(memory_format=torch.contiguous_format)  # a view would send all that it is from
         return self._call(command, lambda rank: (images if rank == 1 else None, batch))
 
@@ -407,15 +418,18 @@ class Parties:
             raise RuntimeError("no network is loaded; call load(model, example) first")
         return self.lowered
 
-    def _checked(self, images: torch.Tensor) -> None:
+    def _checked(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the images as plain float64 numbers; raises an error for others than the network takes."""
         shape = self._loaded().program.input_shape
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"images must be a tensor of floating-point numbers, not {kind}")
+        images = plain(images, "the tensor of images")
         if tuple(images.shape[1:]) != shape or len(images) < 1:
             raise ValueError(
                 f"the loaded network takes images of shape [N, {', '.join(map(str, shape))}], "
                 f"not {list(images.shape)}"
+                + ("; images[None] is a batch of this one" if tuple(images.shape) == shape else "")
             )
         reach = images.abs().max().item()
         if not reach < VALUE_LIMIT:
@@ -430,14 +444,11 @@ class Parties:
                     f"the images reach {reach:.3g}, where up to {self._reach:.3g} was checked: {error}"
                 ) from error
             self._reach = reach
+        return images
 
     def _judge(self, lowered: Lowered, images: torch.Tensor, exact: torch.Tensor) -> None:
         """Raises ExportError unless this engine can hold a network's values on `images` and the answer."""
-        lowered.demand(self._known.value_limits(lowered.program))
-        if not self.exact_truncation:
-            demand_truncations(lowered)
-        if self._known.rehearse is not None:
-            demand_precision(lowered, images, exact, self._known.rehearse)
+        judge(self._known, lowered, images, exact)
 
     def _call(
         self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False
