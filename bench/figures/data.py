@@ -74,8 +74,8 @@ class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)
 def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
     """Reads the masks of all networks in the manifest of a folder of weights, without torch.
 
-    A file whose name does not tell variant and width is left out. Raises ResultsError for one that is missing
-    or differs from the manifest.
+    A file whose name does not tell variant and width, and a mask that is not of a map, are left out. Raises
+    ResultsError for a file that is missing or differs from the manifest.
     """
     found = {}
     try:
@@ -85,11 +85,11 @@ def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
             path = folder / name
             read_listed(path)
             with safe_open(path, "numpy") as file:
-                found[parts[1], int(parts[2])] = {
-                    key.removesuffix(".mask"): file.get_tensor(key)
-                    for key in file.keys()  # noqa: SIM118 (no mapping)
-                    if key.endswith(".mask")
-                }
+                names = [key for key in file.keys() if key.endswith(".mask")]  # noqa: SIM118 (no mapping)
+                masks = {key.removesuffix(".mask"): file.get_tensor(key) for key in names}
+            found[parts[1], int(parts[2])] = {
+                layer: mask for layer, mask in masks.items() if mask.ndim == 3 and mask.dtype == bool
+            }
     except (WeightsError, OSError, SafetensorError) as error:
         raise ResultsError(f"The masks in {folder} cannot be read: {error}.") from error
     return found
