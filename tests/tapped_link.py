@@ -45,7 +45,7 @@ class Tapped(Shaper):
         self._serve(control, self._meet)
 
     def place(self, rank: int) -> Place:
-        return Place(relay=self._path)
+        return Place(relay=self._path, key=self.key)
 
     def stop(self) -> None:
         for each in self._open:
