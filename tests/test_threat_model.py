@@ -453,8 +453,11 @@ def test_no_file_is_read_as_an_unrestricted_pickle():
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean", *SPU])
-def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(engine, tmp_path, monkeypatch):
+def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(
+    engine, tmp_path, tmp_path_factory, monkeypatch
+):
     model, images, secrets = inputs()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("torch")))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mask = os.umask(0)
     try:
