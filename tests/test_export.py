@@ -14,6 +14,7 @@ from torch import nn
 
 from pibench.models.graph.relu import MaskedReLU
 from pibench.program import ir
+from pibench.program.capture import answer_of
 from pibench.program.lower import ExportError, lower
 
 IMAGES = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -204,6 +205,157 @@ def test_not_a_model_or_not_an_example():
         lower(nn.ReLU(), IMAGES[:0])
 
 
+def open_field(x: torch.Tensor) -> torch.Tensor:
+    return {"a": x}["b"]
+
+
+def never(x: torch.Tensor) -> torch.Tensor:
+    raise LookupError("no such image\nand more")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda m, x: open_field(x),
+            r"line \d+ of test_export.py .return .* raises KeyError .'b'.: the network",
+        ),
+        (
+            lambda m, x: never(x),
+            r"line \d+ of .* raises LookupError .no such image.: the network does not fit",
+        ),
+        (lambda m, x: x.undefined, "raises AttributeError .*make it run on such images first"),
+        (lambda m, x: x / 0, "'div' .div. divides by 0"),
+        (lambda m, x: x + 2**70, r"line \d+ of .* uses a whole number beyond 2\^63"),
+        (lambda m, x: x * 2**64, r"line \d+ of .* uses a whole number beyond 2\^63"),
+        (lambda m, x: x * 2.0**80, r"'mul' .* (uses the number|reaches) .*beyond the 2\^30"),
+        (lambda m, x: (x * 2.0**-60) * 2.0**70, r"'mul_1' .* uses the number 1.18e\+21, beyond the 2\^30"),
+        (lambda m, x: torch.add(x, x * 2.0**-60, alpha=2**40), r"'add' .* uses the number 1.1e\+12"),
+        (lambda m, x: x.clamp(min=2.0**31), r"'clamp' .* uses the number 2.15e\+09, beyond the 2\^30"),
+        (lambda m, x: F.conv2d(x[:, 0], m.kernel), "reads the batch as channels.*add a dimension"),
+        (lambda m, x: m.fc(x.flatten(1)), r"'fc' .Linear. has no elements: its shape is \[0\] an image"),
+        (lambda m, x: m.conv(x).relu(), r"'conv' .Conv2d. has no elements: its shape is \[0, 8, 8\]"),
+        (lambda m, x: x[:, :0].relu(), r"has no elements: its shape is \[0, 8, 8\] an image"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_what_fails_inside_a_network_is_one_sentence(function, message):
+    model = Apply(function, fc=nn.Linear(256, 0), conv=nn.Conv2d(4, 0, 1))
+    model.kernel = nn.Parameter(torch.ones(3, 5, 3, 3))
+    with pytest.raises(ExportError, match=message) as caught:
+        lower(model, IMAGES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_fails_on_another_batch_is_one_sentence():
+    def forward(m, x):
+        assert len(x) == 5, "five at once"
+        return x
+
+    with pytest.raises(ExportError, match=r"assert .* raises AssertionError .five at once.: the network"):
+        answer_of(Apply(forward), IMAGES)
+    with pytest.raises(ExportError, match=r"cannot be captured for a batch of 5 .AssertionError: two"):
+        lower(Apply(two_at_once), IMAGES)
+
+
+def two_at_once(m, x):
+    if len(x) != 2:
+        raise AssertionError("two")
+    return x
+
+
+def test_one_image_without_a_batch_is_told_as_such():
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    with pytest.raises(
+        ExportError, match=r"one image of shape \[3, 8, 8\] .* give images\[None\], of shape \[1, 3, 8, 8\]"
+    ):
+        lower(conv, torch.ones(3, 8, 8))
+    with pytest.raises(ExportError, match="at least one input"):
+        lower(nn.ReLU(), torch.ones(8))
+    with pytest.raises(ExportError, match=r"at least one input, not \[2, 0, 8, 8\]"):
+        lower(nn.ReLU(), torch.ones(2, 0, 8, 8))
+
+
+def test_clamps_without_an_end_have_no_knot_there():
+    (relu,) = steps(lambda m, x: x.clamp(0.0, float("inf")))
+    assert isinstance(relu, ir.Relu)
+    (low,) = steps(lambda m, x: F.hardtanh(x, -1.0, 2.0**30))
+    assert low == ir.PiecewiseLinear(0.0, (-1.0,), (1.0,), -1.0)
+    (high,) = steps(lambda m, x: x.clamp(-1e12, 1.0))
+    assert high == ir.PiecewiseLinear(1.0, (1.0,), (-1.0,), 0.0)
+    (relu,) = steps(lambda m, x: x.clamp(-1e12, 1e12).relu())
+    assert isinstance(relu, ir.Relu)
+
+
+class Own(torch.Tensor):
+    """A tensor with a class of its own."""
+
+
+class Strange(torch.Tensor):
+    """A tensor that computes in its own way."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise TypeError("nobody but its own library knows how")
+
+
+def with_attribute(tensor: torch.Tensor) -> nn.Module:
+    model = Apply(lambda m, x: x * m.scale)
+    model.scale = tensor
+    return nn.Sequential(nn.ReLU(), model)
+
+
+def with_weight(weight: torch.Tensor) -> nn.Module:
+    fc = nn.Linear(8, 8, bias=False)
+    fc.weight = nn.Parameter(weight, requires_grad=False)
+    return nn.Sequential(nn.ReLU(), fc)
+
+
+@pytest.mark.filterwarnings("ignore:.*script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors).*:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.script(nn.ReLU()), "^the network is TorchScript, .*from which it was made"),
+        (lambda: torch.jit.trace(nn.ReLU(), IMAGES), "^the network is TorchScript"),
+        (lambda: nn.Sequential(nn.ReLU(), torch.jit.script(nn.ReLU())), "^module '1' is TorchScript"),
+        (
+            lambda: with_weight(torch.eye(8).to_sparse()),
+            "'1.weight' is no dense tensor .sparse_coo.; make it",
+        ),
+        (lambda: with_weight(torch.eye(8).to_sparse_csr()), "'1.weight' is no dense tensor .sparse_csr."),
+        (lambda: with_weight(torch.eye(8, device="meta")), "'1.weight' is on the meta device and holds no"),
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet; run the network once"),
+        (lambda: with_attribute(torch.ones(8).as_subclass(Strange)), "'1.scale' is a Strange, which comput"),
+        (lambda: with_attribute(torch.ones(8, device="meta")), "'1.scale' is on the meta device"),
+    ],
+)
+def test_networks_without_plain_numbers_are_refused(make, message):
+    with pytest.raises(ExportError, match=message):
+        lower(make(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (IMAGES.to("meta"), "the example is on the meta device and holds no numbers"),
+        (IMAGES.to_sparse(), "the example is no dense tensor .sparse_coo."),
+        (IMAGES.as_subclass(Strange), "the example is a Strange, which computes in its own way"),
+    ],
+)
+def test_examples_without_plain_numbers_are_refused(example, message):
+    with pytest.raises(ExportError, match=message):
+        lower(nn.ReLU(), example)
+
+
+def test_a_class_of_tensors_changes_nothing():
+    weight = torch.arange(64.0).view(8, 8)
+    plain = lower(with_weight(weight), IMAGES)
+    own = lower(with_weight(weight.as_subclass(Own)), IMAGES.as_subclass(Own))
+    assert torch.equal(logits_of(own, IMAGES), logits_of(plain, IMAGES))
+    assert {type(each) for each in own.weights.values()} == {torch.Tensor}
+
+
 def test_axis_is_dim():
     assert steps(lambda m, x: torch.cat([x, x], axis=1)) == [ir.Concatenate(1)]
     assert steps(lambda m, x: x.mean(axis=(2, 3))) == [ir.Mean((2, 3), False)]
@@ -233,8 +385,24 @@ def test_limits_of_an_engine_are_checked_on_the_plaintext_values():
     assert lowered.largest["conv"] == pytest.approx(largest)
     assert lowered.largest["x"] == pytest.approx(IMAGES.abs().max().item())
     lowered.demand({"conv": 2 * largest, "x": 100.0})
-    with pytest.raises(ExportError, match=r"'conv' reaches .* beyond the 2\^0 .* engine='stock'"):
+    with pytest.raises(ExportError, match=r"'conv' reaches .* beyond the 2\^0 .*; normalise the network"):
         lowered.demand({"conv": 1.0})
+
+
+def test_limits_hold_for_biases_and_for_differences_to_knots():
+    """A bias alone is encoded at the scale of its layer; a comparison subtracts the knot first."""
+    conv = nn.Conv2d(4, 3, 1)
+    conv.weight.data.fill_(-1.0)
+    conv.bias.data.fill_(1000.0)
+    ones = torch.full((1, 4, 8, 8), 250.0)
+    lowered = lower(Apply(lambda m, x: m.conv(x).clamp(-3000.0, 5.0), conv=conv), ones)
+    assert lowered.largest["conv"] == 0
+    with pytest.raises(ExportError, match=r"'conv' reaches 3e\+03"):
+        lowered.demand({"conv": 2048.0})
+    lowered = lower(Apply(lambda m, x: m.conv(x), conv=conv), ones)
+    with pytest.raises(ExportError, match=r"'conv' reaches 1e\+03"):
+        lowered.demand({"conv": 512.0})
+    lowered.demand({"conv": 1024.0})
 
 
 def test_nan_image_is_found():

@@ -42,6 +42,7 @@ def tables(rows):
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
     made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
+    made["iso_accuracy"] = report.tabulate_iso_accuracy(trained, rows)
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
@@ -86,7 +87,10 @@ def texts(figure):
 
 
 MODELLED = ("literature", "break_even")
-TRAINED = ("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency", "sensitivity", "masks")
+TRAINED = (
+    *("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency"),
+    *("iso_accuracy", "sensitivity", "masks"),
+)
 APART = ("links_all", "accuracy_full_width", "protocols")  # which want other rows than these
 MEASURED = [name for name in figures.FIGURES if name not in (*TRAINED, *APART)]
 """test_figures_accuracy.py has the others."""

@@ -42,6 +42,7 @@ def tables(content, rows=(), runs=(), masks=None):
     made |= report.tabulate_models(rows)
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
+    made["iso_accuracy"] = report.tabulate_iso_accuracy(accuracy, rows)
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])
     made = {name: through_csv(table) for name, table in made.items()}
@@ -160,7 +161,7 @@ def test_published_points_are_hollow_and_grey_and_named_so(data):
 
 def test_accuracy_against_macs_stands_at_the_macs(data):
     (axes,) = figures.accuracy_vs_macs(data).axes
-    assert {x for x, _ in points(axes)} == {23.0, 35.0, 46.0}
+    assert {x for x, _ in points(axes)} == {19.0, 23.0, 31.0, 35.0, 46.0}
     said = sorted(text.get_text() for text in axes.texts)
     names = {row["variant"] for row in make_accuracy()}
     shares = [name.rpartition("-")[2] for name in names if name[-1].isdigit()]
@@ -177,6 +178,26 @@ def test_latency_is_that_of_the_same_networks(data):
     wide = [make_row(variant) for variant in ("baseline", "senet-0.09")]
     with pytest.raises(figures.Missing, match="measured cases at width 16"):
         figures.accuracy_vs_latency(tables(make_accuracy(), wide))
+
+
+def test_equal_accuracy_is_drawn_with_its_band_and_the_claim(data):
+    (axes,) = figures.iso_accuracy(data).axes
+    lines = data.iso_accuracy
+    assert len(lines) > 3
+    for column in ("relus_ratio", "macs_ratio", "stock_online_ratio", "lean_online_ratio"):
+        known = lines.dropna(subset=[column])
+        drawn = {
+            (round(100 * level, 6), round(ratio, 6))
+            for level, ratio in known[["accuracy", column]].itertuples(index=False)
+        }
+        assert drawn <= points(axes)
+    claims = {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
+    assert claims == {1.73, 1.47}
+    assert len(axes.collections) == 4
+    wide = [*make_accuracy(), *make_accuracy(width=64)]
+    figure = figures.iso_accuracy(tables(wide, make_narrow_rows()))
+    check_texts(figure)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["width 16", "width 64"]
 
 
 def test_labels_stay_within_the_axes_and_off_the_points(data):
@@ -265,6 +286,7 @@ def test_a_layer_between_bounds_is_shown_else_the_one_nearest_to_half():
         ("accuracy_vs_relus", make_accuracy(width=64)),
         ("accuracy_vs_macs", [make_accuracy_row(), make_accuracy_row(seed=1)]),
         ("accuracy_vs_latency", make_accuracy()),
+        ("iso_accuracy", [make_accuracy_row(), make_accuracy_row("joint-0.052")]),
         ("sensitivity", []),
         ("masks", []),
     ],

@@ -106,6 +106,9 @@ CASES = {  # name -> (forward, modules, largest error against torch in float64)
     "padding left out": (lambda m, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), {}, 1e-9),
     "uneven pooling": (lambda m, x: F.adaptive_avg_pool2d(x, 3), {}, 1e-9),
     "uneven max pooling": (lambda m, x: F.adaptive_max_pool2d(x, 3), {}, 1e-9),
+    "pools of one map": (lambda m, x: F.max_pool2d(F.avg_pool2d(x[:, 0], 2), 3, 2, 1), {}, 1e-9),
+    "adaptive pool of one map": (lambda m, x: F.adaptive_avg_pool2d(x[:, 1], (3, 4)).relu(), {}, 1e-9),
+    "half-open clamp": (lambda m, x: x.clamp(-0.5, float("inf")), {}, 1e-9),
     "upsampling": (lambda m, x: F.interpolate(x, scale_factor=2).relu(), {}, 1e-9),
     "pixel shuffle": (lambda m, x: F.pixel_shuffle(x, 2).relu(), {}, 1e-9),
     "conv1d": (lambda m, x: m.c1(x.flatten(2)).relu(), {"c1": nn.Conv1d(4, 3, 3, padding=1)}, 1e-9),
@@ -249,6 +252,20 @@ def test_wrapped_and_pruned_networks_run(wrap):
         torch.testing.assert_close(logits_of(lowered, IMAGES).float(), inner(IMAGES), atol=1e-5, rtol=1e-5)
     assert [type(step.operator).__name__ for step in lowered.program.steps] == ["Convolution"]
     assert list(inner.state_dict()) == keys
+
+
+def test_parts_of_a_network_may_be_wrapped():
+    """Compiled and parallel layers inside a network are looked through, and keep the names of their steps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        conv, act, fc = nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Linear(108, 2)
+    network = nn.Sequential(conv, act, nn.Flatten(), fc).eval()
+    parts = nn.Sequential(torch.compile(conv), nn.DataParallel(act), nn.Flatten(), torch.compile(fc)).eval()
+    fc.compile()
+    one, other = lower(network, IMAGES), lower(parts, IMAGES)
+    assert [step.name for step in one.program.steps] == [step.name for step in other.program.steps]
+    assert torch.equal(logits_of(one, IMAGES), logits_of(other, IMAGES))
+    assert isinstance(parts[1], nn.DataParallel)
 
 
 def test_whole_networks_may_be_wrapped():

@@ -17,16 +17,10 @@ from torch import nn
 from pibench.engines import ENGINES
 from pibench.models.variants import VARIANTS
 from pibench.models.zoo import ZOO, resnet18
+from pibench.parties import judge as judges
 from pibench.parties.driver import Parties
 from pibench.program.capture import answer_of
-from pibench.program.guard import (
-    PrecisionWarning,
-    demand_faithful,
-    demand_precision,
-    demand_truncations,
-    exact_answer,
-    widest,
-)
+from pibench.program.guard import PrecisionWarning, demand_faithful, exact_answer, widest
 from pibench.program.lower import ExportError, Lowered, lower
 
 GUARDED = ("stock", "lean", "spu-semi2k")
@@ -38,13 +32,8 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def judge(engine: str, lowered: Lowered, images: torch.Tensor) -> None:
     """Does the checks of `Parties.load` before it asks a process."""
-    known = ENGINES[engine]
-    if engine in ("stock", "lean"):
-        lowered.demand(known.value_limits(lowered.program))
-    if not known.exact_truncation:
-        demand_truncations(lowered)
     wide = widest(images)
-    demand_precision(lowered, wide, exact_answer(lowered, wide), known.rehearse)
+    judges.judge(ENGINES[engine], lowered, wide, exact_answer(lowered, wide))
 
 
 PICTURES = noise(2, 3, 32, 32)
@@ -254,9 +243,23 @@ BASELINE = VARIANTS["baseline"].build(8, weights=None)
         (Apply(lambda m, x: x * 0.5), IMAGES / IMAGES.abs().max() * (2.0**30 - 100)),
     ],
 )
-def test_stock_refuses_what_it_expects_to_truncate_wrongly(model, images):
+def test_stock_refuses_what_it_expects_to_truncate_wrongly_and_the_remedy_works(model, images):
+    lowered = lower(model.eval(), images)
     with pytest.raises(ExportError, match=r"wrong truncations are expected .*use engine='lean'"):
-        judge("stock", lower(model.eval(), images), images)
+        judge("stock", lowered, images)
+    judge("lean", lowered, images)
+
+
+def test_only_an_engine_that_can_hold_the_values_is_named():
+    """3x3 convolutions up to 2^29: lean holds 2^28 there, and stock expects too many wrong truncations."""
+    conv = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    conv.weight.data.fill_(2.0**22)
+    ones = torch.ones(1, 16, 8, 8)
+    lowered = lower(conv, ones)
+    for engine, reason in (("lean", r"beyond the 2\^28 .* its input"), ("stock", "what leads there")):
+        with pytest.raises(ExportError, match=rf"{reason}, or use engine='spu-semi2k'$"):
+            judge(engine, lowered, ones)
+    judge("spu-semi2k", lowered, ones)
 
 
 @pytest.mark.parametrize("function", [lambda m, x: x + 2.0**40, lambda m, x: x * 2.0**40])

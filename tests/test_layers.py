@@ -23,7 +23,7 @@ MAY_IMPORT = {
         *("costs", "costs.literature", "hosts", "parties", "engines", "links"),
         *("program", "program.ir", "store", *NETWORKS),
     ),
-    "hosts": ("parties", "engines", "links", "store"),
+    "hosts": ("parties", "engines", "links", "program.ir", "store"),  # the program is part of a message
     "parties": ("engines", "links", "program", "program.ir"),
     "costs": ("costs.literature", "engines", "links", "program", "program.ir", "models.facts"),
     "costs.literature": ("links", "program.ir"),
@@ -70,6 +70,7 @@ ROOM_OF = {
             "models.decisions",
             "models.layout",
             "models.files",
+            "models.interrupt",
             "models.machine",
             "models.manifest",
             "models.pairs",

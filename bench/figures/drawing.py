@@ -22,6 +22,7 @@ from pibench.figures.accuracy import (
 )
 from pibench.figures.cost_models import break_even, literature
 from pibench.figures.data import CSVS, Missing, Tables, read_masks, read_table
+from pibench.figures.iso_accuracy import iso_accuracy
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.protocols import protocols
@@ -57,6 +58,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "accuracy_full_width": accuracy_full_width,
     "accuracy_vs_macs": accuracy_vs_macs,
     "accuracy_vs_latency": accuracy_vs_latency,
+    "iso_accuracy": iso_accuracy,
     "sensitivity": sensitivity,
     "masks": masks,
 }

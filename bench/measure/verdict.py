@@ -14,12 +14,12 @@ import scipy
 import torch
 from torch import Tensor, nn
 
+from pibench.program.guard import WrongAnswer
+
+__all__ = ["TOLERANCE", "Truth", "WrongAnswer", "truth_of"]
+
 TOLERANCE = 0.02  # of the largest difference between two images' logits
 IMPLAUSIBLE = 1e-6  # chance below which the truncation law no longer explains the wrong answers
-
-
-class WrongAnswer(AssertionError):  # noqa: N818 (what happened, as pytest prints it)
-    """Raised when the parties' logits are not those of the network."""
 
 
 @dataclass(frozen=True, eq=False)

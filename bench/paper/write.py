@@ -28,6 +28,7 @@ IN_A_COLUMN = (
     "accuracy_full_width",
     "accuracy_vs_macs",
     "accuracy_vs_latency",
+    "iso_accuracy",
 )
 """The figures that can be read in one column; the others have too many panels."""
 

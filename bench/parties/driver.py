@@ -12,12 +12,14 @@ the weights to party 0 and the image to party 1. It keeps both only to check the
 
 from __future__ import annotations
 
-import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from numbers import Real
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -28,17 +30,21 @@ from pibench.links import Link, LinkCheck, make_shaper, parse_link
 from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
-from pibench.program.capture import answer_of
-from pibench.program.guard import (
-    demand_faithful,
-    demand_precision,
-    demand_truncations,
-    exact_answer,
-    widest,
-)
+from pibench.parties.judge import judge, judge_answer
+from pibench.parties.memory import available_memory
+from pibench.program.capture import answer_of, plain
+from pibench.program.guard import demand_faithful, exact_answer, widest
 from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
+
+LONGEST_TIMEOUT_S = 1e6
+"""No wait of the system, of torch or of SPU is longer than two or three weeks."""
+MOST_IMAGES = 2**31 - 1
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,21 @@ class Offline:
     dealt_bytes: int | None
 
 
+def _alone(method: Callable[Concatenate[Parties, P], T]) -> Callable[Concatenate[Parties, P], T]:
+    """Has a method of `Parties` refuse while another thread is inside one of them."""
+
+    @wraps(method)
+    def guarded(parties: Parties, *arguments: P.args, **named: P.kwargs) -> T:
+        if not parties._user.acquire(blocking=False):
+            raise RuntimeError("another thread uses these parties just now: give each thread its own Parties")
+        try:
+            return method(parties, *arguments, **named)
+        finally:
+            parties._user.release()
+
+    return guarded
+
+
 class Parties:
     """Persistent processes that run one network privately.
 
@@ -89,8 +110,11 @@ class Parties:
     limits every command. `link` is the network between any two of the processes: a key of
     `pibench.links.LINKS`, a text like "200Mbit/40ms", or a Link. `shaper` produces that link ("user-space" or
     "netem"). A shaped link is checked at the start, and `link_check` holds the result. With `remote` party 1
-    runs on another host, and the link is the network between the hosts (docs/two_hosts.md). Only one thread
-    may use the object.
+    runs on another host, and the link is the network between the hosts (docs/two_hosts.md). Without `check`
+    nobody compares the answers of `infer` with the network. Threads may use the object one after the other,
+    and any of them may leave the `with`, which ends a running command.
+
+    The processes and their files end with this process, however it ends.
     """
 
     def __init__(
@@ -102,12 +126,19 @@ class Parties:
         link: str | Link = "loopback",
         shaper: str | None = None,
         remote: Elsewhere | None = None,
+        check: bool = True,
     ) -> None:
         known = engine_named(engine)
         count = known.parties[0] if count is None else count
         known.demand_parties(count)
-        if not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
+        if not isinstance(timeout_s, Real) or not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            most = f"at most {LONGEST_TIMEOUT_S:,.0f}"
+            raise ValueError(f"timeout_s must be a positive number of seconds, {most}, not {timeout_s!r}")
+        if remote is not None and not callable(getattr(type(remote), "shaper", None)):
+            raise TypeError(
+                "remote must be a pibench.hosts.remote.Remote, the other host (docs/two_hosts.md), "
+                f"not {type(remote).__name__}"
+            )
         self.count = count
         self.engine = engine
         self.provider = provider or known.provider
@@ -130,11 +161,15 @@ class Parties:
             self.link = shaper_of_link.link
         self.link_check: LinkCheck | None = None
         self.group = Group(shaper_of_link, timeout_s)
+        self._user = threading.RLock()
         self._prepared: int | None = None
+        self._check = check
         self._reach = 0.0  # the largest number of images that was judged
+        self._scale = 0.0  # the largest number of the answer to the example
 
     # Opening and closing.
 
+    @_alone
     def __enter__(self) -> Parties:
         if self.pids:
             raise RuntimeError("these parties are running already; open a new Parties")
@@ -193,6 +228,7 @@ class Parties:
 
     # Commands.
 
+    @_alone
     def load(self, model: nn.Module, example: torch.Tensor, output: int | str | None = None) -> None:
         """Lowers `model` for inputs like `example` [N, ...] and shares its weights among the parties.
 
@@ -202,7 +238,7 @@ class Parties:
         processes then receive nothing. A smaller loss is a PrecisionWarning.
         """
         lowered = lower(model, example, output)
-        wide = widest(example)
+        wide = widest(plain(example, "the example"))
         exact = exact_answer(lowered, wide)
         demand_faithful(lowered, exact, answer_of(model, wide, output))
         self._judge(lowered, wide, exact)
@@ -214,20 +250,21 @@ class Parties:
         )
         self.lowered = lowered
         self._reach = lowered.largest[lowered.program.input]
+        self._scale = exact.abs().max().item()
         self.set_up = SetUp(
             max(reply["seconds"] for reply in replies[: self.count]),
             max(reply["rounds"] for reply in replies[: self.count]),
             tuple(reply["bytes_sent"] for reply in replies[: self.count]),
         )
 
+    @_alone
     def prepare(self, batch: int = 1) -> float:
         """Runs the offline phase of one inference of `batch` images; returns the slower party's seconds.
 
-        Raises RuntimeError without a loaded network, ValueError for a batch that is no positive whole number.
+        Raises RuntimeError without a loaded network, ValueError for a batch that is no positive whole number,
+        MemoryError for one that plainly exceeds this machine's memory; the processes then receive nothing.
         """
-        self._loaded()
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"a batch is a whole number of at least one image, not {batch!r}")
+        self._demand_room(batch)
         self._prepared = None
         self._call("plan", lambda _: (batch,), helpers=True)
         replies = self._call("prepare", lambda _: (batch,), helpers=True)
@@ -240,6 +277,7 @@ class Parties:
         self._prepared = batch
         return self.offline.seconds
 
+    @_alone
     def infer(self, images: torch.Tensor) -> torch.Tensor:
         """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
 
@@ -247,8 +285,20 @@ class Parties:
         one-way trips. Raises NotPrepared without a matching `prepare`. Raises TypeError or ValueError for
         images of another type or shape, or beyond fixed point. Images with larger numbers than all before are
         judged as the example was, and refused if they do not pass. This evaluates the two widest ones three
-        times in plaintext; no clock includes it.
+        times in plaintext.
+
+        The logits of every image are then compared with the network's own in float64, one more evaluation,
+        unless the parties were made without `check`. Raises WrongAnswer for an error of 2 % of the largest
+        number (of these answers and those to the example) or more. An answer that is right in this sense and
+        off by 2 % of its own largest number is a PrecisionWarning. No clock includes the checks.
         """
+        images = self._checked(images)
+        logits = self._infer(images)
+        if self._check:
+            judge_answer(self._known, self._loaded(), images, logits, self._scale)
+        return logits
+
+    def _infer(self, images: torch.Tensor) -> torch.Tensor:
         replies = self._online("infer", images)
         self.online_s = max(reply["seconds"] for reply in replies)
         self.hops = max(reply["hops"] for reply in replies)
@@ -256,23 +306,25 @@ class Parties:
         self.sent = Traffic(max(reply["rounds"] for reply in replies), max(by_party), by_party)
         return next(reply["logits"] for reply in replies if reply["logits"] is not None)
 
+    @_alone
     def traffic(self, images: torch.Tensor) -> Traffic:
         """Counts rounds and bytes of one inference of `images`.
 
         It prepares the inference first and is not timed.
         """
-        self._checked(images)
+        images = self._checked(images)
         self.prepare(len(images))
-        self.infer(images)
+        self._infer(images)
         return self.sent
 
+    @_alone
     def profile(self, images: torch.Tensor) -> list[StepCost]:
         """Profiles one inference of `images`: the cost of each step and of the opening.
 
         The method prepares the inference first. Seconds are those of the slower party. Rounds and bytes are
         those of the party that sends most.
         """
-        self._checked(images)
+        images = self._checked(images)
         self.prepare(len(images))
         replies = self._online("profile", images)
         return [
@@ -286,6 +338,7 @@ class Parties:
             for costs in zip(*replies, strict=True)
         ]
 
+    @_alone
     def idle(self) -> float:
         """Runs an empty command with its barrier and clock.
 
@@ -295,6 +348,7 @@ class Parties:
         self._call("idle", lambda _: ())
         return time.perf_counter() - started
 
+    @_alone
     def check_link(self) -> LinkCheck:
         """Measures the link between parties 0 and 1; `link_check` keeps the last result.
 
@@ -326,33 +380,56 @@ class Parties:
                 return replies
             bulk = min(8 * bulk, most)
 
+    @_alone
     def peak_memory(self) -> tuple[int, ...]:
         """Returns the largest resident size of each party's process so far, in bytes."""
         return tuple(self._call("peak_memory", lambda _: ()))
 
     def _online(self, command: str, images: torch.Tensor) -> list[Any]:
-        self._checked(images)
         batch = len(images)
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared = None
-        images = images.detach().to(torch.float32)  # CrypTen's scale overflows in half precision
+        # CrypTen's scale overflows in half precision. This copies: a view would send all that it is from.
+        images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return self._call(command, lambda rank: (images if rank == 1 else None, batch))
+
+    def _demand_room(self, batch: int) -> None:
+        """Raises ValueError for what is no batch, MemoryError for one beyond this machine's memory."""
+        program = self._loaded().program
+        if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_IMAGES:
+            raise ValueError(
+                f"a batch is a whole number of at least one image and at most {MOST_IMAGES:,}, not {batch!r}"
+            )
+        available = available_memory()
+        if available is None:
+            return
+        free = available + self.group.memory_here  # what the parties hold now they can use again
+        here = self.count if self.group.shaper.asked else self.count - 1  # the guest is elsewhere
+        need = here * batch * self._known.inference_bytes(program)
+        if need > free:
+            raise MemoryError(
+                f"a batch of {batch:,} needs about {need / 1e9:,.0f} GB of memory for {here} parties here, "
+                f"{free / 1e9:.0f} GB are free: prepare a smaller batch"
+            )
 
     def _loaded(self) -> Lowered:
         if self.lowered is None:
             raise RuntimeError("no network is loaded; call load(model, example) first")
         return self.lowered
 
-    def _checked(self, images: torch.Tensor) -> None:
+    def _checked(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the images as plain float64 numbers; raises an error for others than the network takes."""
         shape = self._loaded().program.input_shape
         if not isinstance(images, torch.Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f"images must be a tensor of floating-point numbers, not {kind}")
+        images = plain(images, "the tensor of images")
         if tuple(images.shape[1:]) != shape or len(images) < 1:
             raise ValueError(
                 f"the loaded network takes images of shape [N, {', '.join(map(str, shape))}], "
                 f"not {list(images.shape)}"
+                + ("; images[None] is a batch of this one" if tuple(images.shape) == shape else "")
             )
         reach = images.abs().max().item()
         if not reach < VALUE_LIMIT:
@@ -367,14 +444,11 @@ class Parties:
                     f"the images reach {reach:.3g}, where up to {self._reach:.3g} was checked: {error}"
                 ) from error
             self._reach = reach
+        return images
 
     def _judge(self, lowered: Lowered, images: torch.Tensor, exact: torch.Tensor) -> None:
         """Raises ExportError unless this engine can hold a network's values on `images` and the answer."""
-        lowered.demand(self._known.value_limits(lowered.program))
-        if not self.exact_truncation:
-            demand_truncations(lowered)
-        if self._known.rehearse is not None:
-            demand_precision(lowered, images, exact, self._known.rehearse)
+        judge(self._known, lowered, images, exact)
 
     def _call(
         self, command: str, arguments: Callable[[int], tuple[Any, ...]], helpers: bool = False

@@ -72,7 +72,7 @@ def capture(
     copied = copied_for_export(model)
     first = example[:1].to(torch.float64, copy=True)
     images = first.expand(BATCH, *first.shape[1:]).contiguous()
-    with _described_failures(), _deterministic():
+    with _described_failures(copied, example), _deterministic():
         exported = torch.export.export(copied, (images,))
         _erase_dropout(exported.graph)
         _write_out_of_place(exported.graph, moves)
@@ -88,14 +88,66 @@ def capture(
 
 @torch.no_grad()
 def answer_of(model: nn.Module, images: torch.Tensor, output: int | str | None = None) -> torch.Tensor:
-    """Returns what the network itself answers to `images` [N, ...] in float64, `output` of several."""
-    answer = copied_for_export(model)(images.to("cpu", torch.float64))
+    """Returns what the network itself answers to `images` [N, ...] in float64, `output` of several.
+
+    Raises ExportError if the network fails on them.
+    """
+    copied, images = copied_for_export(model), images.to("cpu", torch.float64)
+    with _described_failures(copied, images):
+        answer = copied(images)
     return choose(outputs_of(answer, torch.Tensor), output)
+
+
+def plain(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Returns the numbers of a tensor: float64, on the CPU, without gradient or a class of its own.
+
+    Raises ExportError, with the `name` of the tensor, for one that holds no numbers in rows.
+    """
+    if (reason := _obstacle(tensor)) is not None:
+        raise ExportError(f"{name} {reason}")
+    return _bare(tensor).to("cpu", torch.float64)
+
+
+def _bare(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor without gradient or a class of its own, whose methods may return anything."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.detach().as_subclass(torch.Tensor)
+
+
+def _obstacle(tensor: torch.Tensor) -> str | None:
+    """Returns why the numbers of a tensor cannot be read row by row, with the remedy; None if they can."""
+    if nn.parameter.is_lazy(tensor):
+        return "has no shape yet; run the network once on the example"
+    if tensor.is_meta:
+        return "is on the meta device and holds no numbers; load the numbers first"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"is no dense tensor ({kind}); make it dense, as .to_dense() does"
+    if tensor.is_quantized:
+        return "is quantised; give its numbers, as .dequantize() does"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"is a {type(tensor).__name__}, which computes in its own way; give a plain tensor"
+    return None
+
+
+def _demand_plain(model: nn.Module) -> None:
+    """Raises ExportError for a scripted module, and for stored tensors without numbers in rows."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"module {path!r}" if path else "the network"
+            raise ExportError(
+                f"{what} is TorchScript, which cannot be captured; give the module from which it was made"
+            )
+        kept: dict[str, Any] = {**module._parameters, **module._buffers, **vars(module)}
+        for name, tensor in kept.items():
+            if isinstance(tensor, torch.Tensor) and (reason := _obstacle(tensor)) is not None:
+                raise ExportError(f"the stored tensor {f'{path}.{name}'.lstrip('.')!r} {reason}")
 
 
 def copied_for_export(model: nn.Module) -> nn.Module:
     """Returns a copy of `model` in float64 and in eval mode, without wrappers around it or its weights."""
     model = _unwrapped(model)
+    _demand_plain(model)
     # A weight that a hook computes is not a leaf, and torch copies only leaves.
     memo = {
         id(value): value.detach().clone()
@@ -105,13 +157,22 @@ def copied_for_export(model: nn.Module) -> nn.Module:
     }
     try:
         copied = trace(model) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the network's own way to be copied raises
         raise ExportError(
             f"the network cannot be copied ({_first_line(error)}); make it with plain modules and tensors"
         ) from error
-    copied = copied.eval().double()
-    for module in copied.modules():
+    copied = copied.eval().cpu().double()
+    for module in list(copied.modules()):
         _bake_weights(module)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                module._parameters[name] = nn.Parameter(_bare(parameter), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and type(buffer) is not torch.Tensor:
+                module._buffers[name] = _bare(buffer)
+        for name, child in list(module.named_children()):
+            if (inner := _unwrapped(child)) is not child:
+                setattr(module, name, inner)
     return _Stepwise(copied) if isinstance(copied, fx.GraphModule) else copied
 
 
@@ -249,24 +310,28 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _described_failures() -> Iterator[None]:
-    """Turns any error of torch.export into one sentence; torch's own log of it is not shown."""
+def _described_failures(copied: nn.Module, example: torch.Tensor) -> Iterator[None]:
+    """Turns any error of a network, or of its export, into one sentence; torch's own log is not shown.
+
+    `copied` is the network as it runs here, for inputs like `example` [N, ...].
+    """
     loud = logging.getLogger("torch")
     level = loud.level
     loud.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(_sentence(error)) from error
+            try:
+                yield
+            except ExportError:
+                raise
+            except Exception as error:
+                raise ExportError(_sentence(error, copied, example)) from error
     finally:
         loud.setLevel(level)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, copied: nn.Module, example: torch.Tensor) -> str:
     """Returns a sentence: the line of the network's code at which the capture failed, why, and what to do."""
     where = own_line(traceback.extract_tb(error.__traceback__))
     reason, kind = _first_line(error), type(error).__name__
@@ -280,9 +345,37 @@ def _sentence(error: Exception) -> str:
             f"{where} depends on values, which are secret; write it without a branch or .item(), "
             "with torch.where and a stored mask, or decide before the network is built"
         )
+    if isinstance(error, OverflowError) or "Overflow when unpacking" in reason:
+        return f"{where} uses a whole number beyond 2^63, and fixed point holds less than 2^30; rescale it"
     if "numpy" in reason or "FakeTensor" in reason or "fake tensor" in reason:
         return f"{where} leaves torch ({reason}); compute it by torch's own operators"
-    return f"{where} does not fit its input or cannot be captured: {reason}; make it run in eval mode first"
+    own = _failure(copied, example)
+    if own is None:
+        return (
+            f"{where} cannot be captured for a batch of {BATCH} ({kind}: {reason}); "
+            "write it by plain operators of torch"
+        )
+    shape = list(example.shape)
+    if len(shape) < 4 and _failure(copied, example[None]) is None:
+        return (
+            f"the network takes one image of shape {shape} and not a batch of that shape; "
+            f"give images[None], of shape {[1, *shape]}"
+        )
+    where = own_line(traceback.extract_tb(own.__traceback__))
+    return (
+        f"{where} raises {type(own).__name__} ({_first_line(own)}): the network does not fit its input, "
+        "or needs more than eval mode; make it run on such images first"
+    )
+
+
+@torch.no_grad()
+def _failure(network: nn.Module, images: torch.Tensor) -> Exception | None:
+    """Returns the error that a network raises on images, or None."""
+    try:
+        network(images.to(torch.float64))
+    except Exception as error:
+        return error
+    return None
 
 
 _FOREIGN = tuple(str(Path(root).resolve()) for root in (torch.__path__[0], Path(__file__).parent.parent))

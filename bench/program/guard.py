@@ -1,4 +1,6 @@
-"""Judges a network before parties run it: compares the answer in an engine's fixed point with float64.
+"""Judges a network before parties run it, and the answers that they give.
+
+Before: the answer in an engine's fixed point is compared with float64.
 
 Fixed point has 16 fractional bits, so small numbers are lost silently: a weight below 2^-17 is 0. A loss of 2
 % of the answer's largest number is refused, and a loss of 0.5 % gives a warning. The message names the layer
@@ -6,6 +8,9 @@ at which the loss begins. It is the first layer with this property: fixed point 
 float64 after it, loses 2 % (or half of the loss, if that is less). The remedy is a rescaling. It is found
 from three sizes: the numbers that go into the layer, the numbers by which it multiplies, and the numbers by
 which later layers multiply.
+
+After: the opened answer is compared with the network's own in float64. An error of 2 % of the largest number
+is wrong, whatever its cause: fixed point, a local truncation, or parties that computed something else.
 """
 
 from __future__ import annotations
@@ -13,12 +18,14 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pibench.program import ir
+from pibench.program.approximations import GELU, SIGMOID, SILU, TANH
 from pibench.program.fixed_point import BITS, nearest
 from pibench.program.lower import ExportError, Lowered
 from pibench.program.plaintext import Rehearsal, evaluate, value_of, walk
@@ -33,9 +40,27 @@ CHECKED = 2
 
 LARGE = 16.0  # numbers that a later layer can share with an earlier one
 
+CHUNK = 16
+"""Images that are evaluated at once."""
+
+FLOOR = 2.0**-10
+"""The error from which an answer is wrong where all numbers should be 0."""
+
+SMOOTH: dict[ir.PiecewiseLinear, Callable[[Tensor], Tensor]] = {
+    SIGMOID: torch.sigmoid,
+    SILU: F.silu,
+    GELU: F.gelu,
+    TANH: torch.tanh,
+}
+"""Functions that sums of ReLUs stand for."""
+
 
 class PrecisionWarning(UserWarning):
     """Warns that fixed point changes the answers of a network noticeably."""
+
+
+class WrongAnswer(AssertionError):  # noqa: N818 (what happened, as pytest prints it)
+    """Raised when the parties' logits are not those of the network."""
 
 
 def widest(images: Tensor) -> Tensor:
@@ -47,6 +72,55 @@ def widest(images: Tensor) -> Tensor:
 def exact_answer(lowered: Lowered, images: Tensor) -> Tensor:
     """Returns the program's answer to `images` [N, ...] in float64."""
     return evaluate(lowered.program, lowered.weights, images.to(torch.float64))
+
+
+@torch.no_grad()
+def own_answer(lowered: Lowered, images: Tensor) -> Tensor:
+    """Returns the network's own answer to `images` [N, ...] in float64: smooth activations are themselves."""
+
+    def apply(step: ir.Step, *inputs: Tensor) -> Tensor:
+        op = step.operator
+        smooth = SMOOTH.get(op) if isinstance(op, ir.PiecewiseLinear) else None
+        return value_of(op, lowered.weights, *inputs) if smooth is None else smooth(*inputs)
+
+    chunks = images.to(torch.float64).split(CHUNK)
+    return torch.cat([walk(lowered.program, chunk, apply) for chunk in chunks])
+
+
+def demand_right(answer: Tensor, own: Tensor, scale: float, cause: Callable[[Tensor], str]) -> None:
+    """Raises WrongAnswer for opened answers [N, ...] that are off by 2 % of the largest number or more.
+
+    `own` are the network's own answers, and `scale` is the largest number of those to the example. The
+    largest number is that of both. `cause(wrong)` says in words why the images of these numbers may have gone
+    wrong. Warns of an answer that is right in this sense and yet off by 2 % of its own largest number.
+    """
+    exact = own.reshape(len(own), -1)
+    errors = (answer.to(torch.float64).reshape(len(own), -1) - exact).abs().amax(1)
+    sizes = exact.abs().amax(1)
+    largest = max(scale, sizes.max().item())
+    right = errors <= (REFUSED * largest or FLOOR)  # NaN is wrong
+    if not right.all():
+        wrong = (~right).nonzero().flatten()
+        raise WrongAnswer(
+            f"the answer to {_listed(wrong)} is off by {errors[wrong].max():.3g}, more than 2 % of the "
+            f"largest number {largest:.3g}: {cause(wrong)}"
+        )
+    lost = ((errors > REFUSED * sizes) & (sizes > 0)).nonzero().flatten()
+    if len(lost):
+        warnings.warn(
+            f"fixed point loses up to {100 * (errors / sizes)[lost].max():.3g} % of the answer to "
+            f"{_listed(lost)}, whose numbers are at most {sizes[lost].max():.2g} where others reach "
+            f"{largest:.2g}; with such images as the example, `load` names a rescaling",
+            PrecisionWarning,
+            stacklevel=4,
+        )
+
+
+def _listed(numbers: Tensor) -> str:
+    """Returns the numbers of images in words, three at most."""
+    shown = ", ".join(map(str, numbers[:3].tolist()))
+    more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
+    return f"image {shown}" if len(numbers) == 1 else f"images {shown}{more}"
 
 
 def demand_precision(lowered: Lowered, images: Tensor, exact: Tensor, rehearse: Rehearsal) -> None:
@@ -62,7 +136,7 @@ def demand_precision(lowered: Lowered, images: Tensor, exact: Tensor, rehearse: 
     reason = f"fixed point loses {100 * loss:.3g} % of the answer's largest number, {cause}"
     if loss > REFUSED:
         raise ExportError(reason)
-    warnings.warn(reason, PrecisionWarning, stacklevel=3)
+    warnings.warn(reason, PrecisionWarning, stacklevel=5)
 
 
 def demand_faithful(lowered: Lowered, exact: Tensor, answer: Tensor) -> None:
@@ -103,17 +177,19 @@ def demand_truncations(lowered: Lowered) -> None:
     reason = (
         f"{expected:.2g} wrong truncations are expected in an inference of one image, as this engine "
         f"truncates locally and values reach {lowered.largest[name]:.3g} at {name!r}; scale down what leads "
-        "there, or use engine='lean'"
+        "there"
     )
     if expected > REFUSED_FAILURES:
         raise ExportError(reason)
-    warnings.warn(reason, PrecisionWarning, stacklevel=3)
+    warnings.warn(reason, PrecisionWarning, stacklevel=6)
 
 
 def _loss(answer: Tensor, exact: Tensor) -> float:
     """Returns the largest error of an answer relative to its largest number; 0 for an answer of zeros."""
-    largest = exact.abs().max().item()
-    return (answer - exact).abs().max().item() / largest if largest else 0.0
+    largest, error = exact.abs().max().item(), (answer - exact).abs().max().item()
+    if math.isnan(error):
+        return math.inf
+    return error / largest if largest else 0.0
 
 
 def _beginning(lowered: Lowered, images: Tensor, rehearse: Rehearsal, exact: Tensor, loss: float) -> int:

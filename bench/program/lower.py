@@ -26,7 +26,7 @@ from torch._ops import OpOverload
 
 from pibench.program import ir
 from pibench.program.approximations import GELU, HARD_SIGMOID, SIGMOID, SILU, TANH
-from pibench.program.capture import BATCH, Captured, ExportError, capture, is_inert_dropout
+from pibench.program.capture import BATCH, Captured, ExportError, capture, is_inert_dropout, plain
 from pibench.program.outputs import Output
 from pibench.program.plaintext import evaluate
 
@@ -61,14 +61,32 @@ class Lowered:
         return _valued(self.program, self.weights, images.detach().to("cpu", torch.float64), labels)
 
     def demand(self, limits: Mapping[str, float]) -> None:
-        """Raises ExportError if a value reaches its limit; limits are by the names of the program."""
+        """Raises ExportError if a value reaches its limit; limits are by the names of the program.
+
+        So do biases, and the differences of values to the knots with which a step compares them.
+        """
+        reaches = self._reaches()
         for name, limit in limits.items():
-            if self.largest.get(name, 0.0) >= limit:
+            if reaches.get(name, 0.0) >= limit:
                 raise ExportError(
-                    f"the value of {name!r} reaches {self.largest[name]:.3g}, beyond the "
+                    f"the value of {name!r} reaches {reaches[name]:.3g}, beyond the "
                     f"2^{math.log2(limit):.0f} that this engine can hold there; normalise the network or its "
-                    "input, or use engine='stock'"
+                    "input"
                 )
+
+    def _reaches(self) -> dict[str, float]:
+        """Maps each name to the largest absolute number that an engine must hold at that value's scale."""
+        reaches = dict(self.largest)
+        for step in self.program.steps:
+            op, own = step.operator, 0.0
+            if isinstance(op, ir.PiecewiseLinear):
+                source = step.inputs[0]
+                compared = self.largest[source] + max(map(abs, op.knots))
+                reaches[source] = max(reaches[source], compared)
+            elif isinstance(op, ir.Convolution | ir.Linear | ir.Affine | ir.Shift) and op.bias is not None:
+                own = self.weights[op.bias].abs().max().item()
+            reaches[step.name] = max(reaches[step.name], own)
+        return reaches
 
 
 def lower(model: nn.Module, example: Tensor, output: int | str | None = None) -> Lowered:
@@ -88,12 +106,12 @@ def lower(model: nn.Module, example: Tensor, output: int | str | None = None) ->
         )
     if not example.is_floating_point():
         raise ExportError(f"the example must hold floating-point numbers, not {example.dtype}")
-    if example.dim() < 2 or len(example) < 1:
+    example = plain(example, "the example")
+    if example.dim() < 2 or not example.numel():
         raise ExportError(
             f"the example must be a batch [N, ...] of at least one input, not {list(example.shape)}"
         )
-    walk = _Walk(capture(model, example, _RULES.__contains__, _moves, output))
-    return walk.finish(example.detach().to("cpu", torch.float64))
+    return _Walk(capture(model, example, _RULES.__contains__, _moves, output)).finish(example)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +265,7 @@ class _Walk:
 
     def key_of_value(self, node: fx.Node, value: _Value, shape: Sequence[int] | None = None) -> str:
         wanted = tuple(self.per_image(node, value) if shape is None else shape)
+        self._demand_elements(node, wanted)
         size = prod(self.shapes[value.key])
         index = None
         if value.index is not None:
@@ -275,12 +294,19 @@ class _Walk:
 
     def step(self, node: fx.Node, op: ir.Operator, inputs: Sequence[str], shape: Sequence[int]) -> str:
         """Appends a step and returns its provisional name."""
+        self._demand_elements(node, shape)
         key = f"%{len(self.steps)}"
         shapes = tuple(self.shapes[name] for name in inputs)
         self.steps[key] = ir.Step(key, op, tuple(inputs), shapes, tuple(shape))
         self.shapes[key] = tuple(shape)
         self.origins[key] = _origin(node)
         return key
+
+    def _demand_elements(self, node: fx.Node, shape: Sequence[int]) -> None:
+        if not prod(shape):
+            raise self.refuse(
+                node, f"has no elements: its shape is {list(shape)} an image; give it one output or more"
+            )
 
     def emit(self, node: fx.Node, op: ir.Operator, *inputs: str, shape: Sequence[int] | None = None) -> str:
         """Appends a step with the value of `node`; `shape` is one image's, if it differs from the node's."""
@@ -343,6 +369,12 @@ class _Walk:
             for step in kept
         )
         labels = {renamed[step.name]: self.origins[step.name].label for step in kept}
+        for step in steps:
+            if (number := _largest_number(step.operator)) >= VALUE_LIMIT:
+                raise ExportError(
+                    f"{labels[step.name]} uses the number {number:.3g}, beyond the 2^30 of fixed point; "
+                    "rescale it"
+                )
         program = ir.Program(self.input, self.shapes[self.input], steps, renamed[self.output])
         weights = {name: self.weights[name] for step in steps for name in ir.stored_of(step.operator)}
         return _valued(program, weights, example, labels)
@@ -379,6 +411,19 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 _IGNORED = re.compile(r"aten\.(_assert|sym_|_local_scalar)|.*_guard|.*_operator_(enter|exit)")
+
+
+def _largest_number(op: ir.Operator) -> float:
+    """Returns the largest absolute public number of an operator."""
+    if isinstance(op, ir.Scale):
+        return abs(op.factor)
+    if isinstance(op, ir.Combine):
+        return max(map(abs, op.factors))
+    if isinstance(op, ir.PiecewiseLinear):
+        return max(map(abs, (op.slope, op.offset, *op.knots, *op.jumps)))
+    if isinstance(op, ir.Weigh):
+        return float(abs(op.factors).max())
+    return 0.0
 
 
 def _flattened(shape: tuple[int, ...], wanted: tuple[int, ...]) -> ir.Flatten | None:
@@ -741,13 +786,22 @@ def _filled(walk: _Walk, node: fx.Node) -> None:
 # Linear layers.
 
 
-def _maps(walk: _Walk, node: fx.Node, source: fx.Node) -> tuple[str, tuple[int, ...]]:
-    """Returns a value as maps, with its sizes [N, C, H, W]; a signal [C, L] becomes maps [C, 1, L]."""
+def _maps(walk: _Walk, node: fx.Node, source: fx.Node, rank: int) -> tuple[str, tuple[int, ...]]:
+    """Returns a value as maps, with its sizes [N, C, H, W].
+
+    A signal [C, L] (`rank` 1) becomes maps [C, 1, L], and a single map [H, W] (`rank` 2) becomes [1, H, W].
+    """
     shape = walk.known[source].shape
-    if shape[0] != BATCH or len(shape) not in (3, 4):
+    if shape[0] != BATCH or len(shape) not in (3, rank + 2):
         raise walk.refuse(node, f"takes {list(shape[1:])} an image; bring images to [C, H, W] or [C, L]")
-    wanted = shape[1:] if len(shape) == 4 else (shape[1], 1, shape[2])
+    added = (shape[1], 1, shape[2]) if rank == 1 else (1, *shape[1:])
+    wanted = shape[1:] if len(shape) == 4 else added
     return walk.key_of(source, wanted), (BATCH, *wanted)
+
+
+def _rank(node: fx.Node) -> int:
+    """Returns the number of dimensions over which an operator of this name pools."""
+    return 1 if "1d" in str(node.target) else 2
 
 
 def _sizes(value: int | Sequence[int], rank: int, neutral: int) -> tuple[int, int]:
@@ -767,7 +821,12 @@ def _convolution(walk: _Walk, node: fx.Node) -> None:
     rank = kernel.dim() - 2
     if rank > 2:
         raise walk.refuse(node, f"is a convolution over {rank} dimensions; one and two are lowered")
-    source, (_, channels, height, width) = _maps(walk, node, a["input"])
+    if len(walk.known[a["input"]].shape) != rank + 2:
+        shape = list(walk.known[a["input"]].shape[1:])
+        raise walk.refuse(
+            node, f"reads the batch as channels, as it takes {shape} an image; add a dimension for channels"
+        )
+    source, (_, channels, height, width) = _maps(walk, node, a["input"], rank)
     kernel = kernel if rank == 2 else kernel[:, :, None]
     stride, dilation = _sizes(a["stride"], rank, 1), _sizes(a["dilation"], rank, 1)
     padding = a["padding"]
@@ -1096,12 +1155,18 @@ def _clamp(walk: _Walk, node: fx.Node) -> None:
         low, high = 0.0, 6.0
     if any(isinstance(bound, fx.Node) for bound in (low, high)):
         raise walk.refuse(node, "clamps to tensors; clamp to numbers")
-    bounds = [(float(low), 1.0)] if low is not None else []
-    bounds += [(float(high), -1.0)] if high is not None else []
+    # No value reaches a bound at 2^30 or beyond, such as infinity: that side is open.
+    low = None if low is None or low <= -VALUE_LIMIT else float(low)
+    high = None if high is None or high >= VALUE_LIMIT else float(high)
+    bounds = [(low, 1.0)] if low is not None else []
+    bounds += [(high, -1.0)] if high is not None else []
+    if not bounds:
+        walk.alias(node, a["self"])
+        return
     if bounds == [(0.0, 1.0)]:
         walk.emit(node, ir.Relu(), walk.key_of(a["self"]))
         return
-    slope, offset = (1.0, 0.0) if low is None else (0.0, float(low))
+    slope, offset = (1.0, 0.0) if low is None else (0.0, low)
     knots, jumps = zip(*bounds, strict=True)
     _piecewise(walk, node, a["self"], ir.PiecewiseLinear(slope, knots, jumps, offset))
 
@@ -1237,7 +1302,7 @@ def _outputs(node: fx.Node) -> tuple[int, int]:
     """Returns the height and width of a pooling's output; a signal has one row."""
     value = node.meta["val"]
     shape = (value[0] if isinstance(value, tuple | list) else value).shape
-    return (1, shape[-1]) if len(shape) == 3 else tuple(shape[-2:])
+    return (1, shape[-1]) if _rank(node) == 1 else tuple(shape[-2:])
 
 
 def _emit_pool(walk: _Walk, node: fx.Node, op: ir.Operator, source: str) -> None:
@@ -1248,8 +1313,8 @@ def _emit_pool(walk: _Walk, node: fx.Node, op: ir.Operator, source: str) -> None
 @lowers(*_packet("avg_pool1d", "avg_pool2d"))
 def _avg_pool(walk: _Walk, node: fx.Node) -> None:
     a = walk.arguments(node)
-    source, (_, _, *sizes) = _maps(walk, node, a["self"])
-    rank = len(walk.known[a["self"]].shape) - 2
+    rank = _rank(node)
+    source, (_, _, *sizes) = _maps(walk, node, a["self"], rank)
     kernel = _sizes(a["kernel_size"], rank, 1)
     stride, padding = _sizes(a["stride"] or a["kernel_size"], rank, 1), _sizes(a["padding"], rank, 0)
     out = _outputs(node)
@@ -1272,8 +1337,8 @@ def _avg_pool(walk: _Walk, node: fx.Node) -> None:
 @lowers(*_packet("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool1d_with_indices"))
 def _max_pool(walk: _Walk, node: fx.Node) -> None:
     a = walk.arguments(node)
-    source, (_, _, *sizes) = _maps(walk, node, a["self"])
-    rank = len(walk.known[a["self"]].shape) - 2
+    rank = _rank(node)
+    source, (_, _, *sizes) = _maps(walk, node, a["self"], rank)
     kernel, dilation = _sizes(a["kernel_size"], rank, 1), _sizes(a["dilation"], rank, 1)
     stride, padding = _sizes(a["stride"] or a["kernel_size"], rank, 1), _sizes(a["padding"], rank, 0)
     out = _outputs(node)
@@ -1302,7 +1367,7 @@ def _adaptive_axes(walk: _Walk, node: fx.Node, sizes: Sequence[int]) -> tuple[in
 
 @lowers(*_packet("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"))
 def _adaptive_avg_pool(walk: _Walk, node: fx.Node) -> None:
-    source, (_, _, *sizes) = _maps(walk, node, _operands(node)[0])
+    source, (_, _, *sizes) = _maps(walk, node, _operands(node)[0], _rank(node))
     axes = _adaptive_axes(walk, node, sizes)
     if isinstance(axes[0], int):
         _emit_pool(walk, node, ir.AveragePool(axes, axes), source)
@@ -1312,7 +1377,7 @@ def _adaptive_avg_pool(walk: _Walk, node: fx.Node) -> None:
 
 @lowers(*_packet("adaptive_max_pool1d", "adaptive_max_pool2d"))
 def _adaptive_max_pool(walk: _Walk, node: fx.Node) -> None:
-    source, (_, channels, *sizes) = _maps(walk, node, _operands(node)[0])
+    source, (_, channels, *sizes) = _maps(walk, node, _operands(node)[0], _rank(node))
     axes = _adaptive_axes(walk, node, sizes)
     if isinstance(axes[0], int):
         walk.emit_first(node, ir.MaxPool(axes, axes), source, (channels, *_outputs(node)))
@@ -1484,10 +1549,35 @@ def _by_constant(walk: _Walk, node: fx.Node, value: fx.Node, factor: Any, name: 
     elif not isinstance(factor, Tensor):
         raise walk.refuse(node, "multiplies by something that is neither a number nor a tensor")
     elif factor.dim() and ((factor == 0) | (factor == 1)).all():
-        row = _trimmed(_row(walk, node, factor.double()))
-        walk.emit(node, ir.Weigh(row.numpy()), _broadcast(walk, node, value))
+        row = _row(walk, node, factor.double())
+        if not _kept_alone(walk, node, value, row):
+            walk.emit(node, ir.Weigh(_trimmed(row).numpy()), _broadcast(walk, node, value))
     else:
         _scaled(walk, node, value, factor, None, (name, None))
+
+
+def _kept_alone(walk: _Walk, node: fx.Node, source: fx.Node, mask: Tensor) -> bool:
+    """Lowers `m * relu(x)` with a ReLU that is evaluated where m is 1 alone; returns whether it could.
+
+    These elements are picked out, rectified and put back between zeros. An engine then sends nothing for the
+    others, which it would have to truncate.
+    """
+    value, shape = walk.known[source], walk.per_image(node)
+    step = walk.steps.get(value.key)
+    if step is None or value.index is not None or len(source.users) != 1:
+        return False
+    if not isinstance(step.operator, ir.Relu) or step.operator.kept is None or step.shape != shape:
+        return False
+    kept = torch.from_numpy(step.operator.kept)
+    if not torch.equal(mask.expand(shape).flatten().nonzero().flatten(), kept):
+        return False
+    count = (len(kept),)
+    picked = walk.step(node, ir.Rearrange(count, step.operator.kept), step.inputs, count)
+    rectified = walk.step(node, ir.Relu(), [picked], count)
+    index = torch.full((prod(shape),), -1)
+    index[kept] = torch.arange(len(kept))
+    walk.emit(node, ir.Rearrange(shape, index.numpy()), rectified)
+    return True
 
 
 @lowers(*_packet("div", "divide", "true_divide"))
@@ -1498,6 +1588,8 @@ def _divide(walk: _Walk, node: fx.Node) -> None:
     if a.get("rounding_mode"):
         raise walk.refuse(node, "rounds what it divides; divide without rounding_mode")
     divisor = walk.constant(a["other"])
+    if isinstance(divisor, int | float) and not divisor:
+        raise walk.refuse(node, "divides by 0; divide by another number")
     _by_constant(walk, node, a["self"], 1.0 / divisor)
 
 

@@ -66,8 +66,19 @@ def choose(found: Mapping[str, T], output: int | str | None) -> T:
 
 @torch.no_grad()
 def with_output(model: nn.Module, output: int | str | None, example: Tensor) -> nn.Module:
-    """Returns `model` if it returns one tensor for `example` [N, ...], else the network of that output."""
-    found = outputs_of(model(example), Tensor)
+    """Returns `model` if it returns one tensor for `example` [N, ...], else the network of that output.
+
+    Raises OutputError for a network that fails on the example, and without a valid choice of an output.
+    """
+    try:
+        answer = model(example)
+    except Exception as error:  # whatever the network's own code raises
+        first = str(error).partition("\n")[0]
+        raise OutputError(
+            f"the network raises {type(error).__name__} ({first}) on images of "
+            f"shape {list(example.shape[1:])}; give their right shape, or make it run in eval mode first"
+        ) from error
+    found = outputs_of(answer, Tensor)
     if not found:
         raise OutputError("the network must return one tensor that depends on its input; return the logits")
     choose(found, output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -103,6 +103,12 @@ def markdown_table(frame: pd.DataFrame) -> str:
     rule = [":--", *["--:"] * (len(head) - 1)]
     lines = [head, rule, *frame.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def listed(texts: Iterable[str]) -> str:
+    """Joins texts with commas, the last with "and"."""
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def format_accuracy(value: float) -> str:
