@@ -183,7 +183,7 @@ def read_tries(path: Path) -> list[TryRow]:
 def _read(path: Path, schema: TypeAdapter[Any]) -> list[Any]:
     remedy = "move it away, and training makes its rows again"
     try:
-        content = parse_json(read_file(path))
+        content = parse_json(read_file(path), finite=False)  # the schema names the key
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
