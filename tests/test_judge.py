@@ -231,7 +231,7 @@ def test_approximations_that_spoil_an_image_are_found(lean):
 
 def test_approximations_of_zero_are_refused_at_load(lean):
     """SiLU of 0 is 0, and its sum of ReLUs is 0.0013."""
-    with pytest.raises(ExportError, match="stand for .*'silu'"):
+    with pytest.raises(ExportError, match=r"stand for .*'silu'"):
         lean.load(Apply(lambda m, x: F.silu(x - x)), IMAGES)
 
 
