@@ -66,7 +66,8 @@ protocols: .venv-spu
 
 # The needs of SPU: its tests; one network under each of its protocols, and one by hand, at width 8.
 spu: .venv-spu
-	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py
+	$(SPU_BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark tests/test_spu*.py \
+	tests/test_threat_model.py
 	$(SPU_BIN)/python -m pytest bench --smoke --benchmark-disable -k spu
 
 # Operators alone, the idle harness, the suite against a network by hand, 16 images, CrypTen's other set-ups.
@@ -74,7 +75,7 @@ operators: .venv
 	$(BIN)/python -m pytest bench/bench_operators.py --benchmark-disable-gc
 	$(BIN)/python -m pytest bench/bench_latency.py --extra --benchmark-disable-gc
 
-# All variants on every link, and at the width of the trained networks (half an hour), then pages and figures.
+# All variants on every link, and at the width of the trained networks (an hour), then pages and figures.
 sweep: .venv
 	$(BIN)/python -m pytest bench/bench_latency.py --sweep --benchmark-disable-gc $(BENCH); status=$$?; \
 	$(BIN)/python -m pibench.report --quiet || status=1; \

@@ -24,7 +24,7 @@ from pibench.measure.network import Chosen, answering, nearest, network
 from pibench.measure.rounds import Measurement
 from pibench.measure.session import IMAGES, Session
 from pibench.models.catalogue import families, family_name, variant_names
-from pibench.models.weights import read_manifest
+from pibench.models.manifest import read_manifest
 from pibench.models.zoo import ZOO
 from pibench.program.lower import lower
 from pibench.report.statistics import quotient_of_medians

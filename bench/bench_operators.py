@@ -6,7 +6,6 @@ not blur it. Rows go to results/operators.json.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +22,11 @@ from pibench.engines.lean.local import check_relu
 from pibench.measure.row import context
 from pibench.measure.session import TIMEOUT_S, images
 from pibench.measure.subject import Subject
-from pibench.models.files import changing, demand_room, replace_file
+from pibench.models.files import demand_room, writing
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties, Traffic
+from pibench.store.operators import put_operators, read_operators
+from pibench.store.results import ResultsError
 from pibench.store.settings import TRAINED_WIDTH, WIDTH
 
 ROUNDS = 15
@@ -107,16 +108,13 @@ def write(results: Path) -> Callable[[dict[str, Any]], None]:
     """Writes a row to results/operators.json at once, in the place of the row of the same name."""
     path = results / "operators.json"
     where = context()
-    demand_room(path)
-
-    def write(row: dict[str, Any]) -> None:
-        with changing(path):
-            rows = json.loads(path.read_text())["rows"] if path.exists() else []
-            rows = [old for old in rows if (old["name"], old["engine"]) != (row["name"], row["engine"])]
-            text = json.dumps({"schema": 1, "rows": [*rows, row | where]}, indent=1, allow_nan=False)
-            replace_file(path, (text + "\n").encode())
-
-    return write
+    try:
+        read_operators(path)
+        with writing(path, ResultsError, "make room or allow writing there, or choose another --results"):
+            demand_room(path)
+    except ResultsError as error:
+        pytest.exit(str(error), returncode=1)
+    return lambda row: put_operators(path, [row | where])
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])

@@ -12,17 +12,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pibench.models.interrupt import ENDING, remembering, status_of
+
 
 class Group(TyperGroup):
     """Turns what a function raises into one sentence and an exit status, unless --debug asks for more."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the subcommand: 2 for bad input, 1 for a failure, 130 for Ctrl-C."""
+        """Runs the subcommand: 2 for bad input, 1 for a failure, 128 and its number for a signal."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             print("\nstopped: the rows of finished cases are kept", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(status_of(error)) from None
         except (ValueError, OSError, MemoryError, ImportError, NotImplementedError) as error:
             if ctx.params.get("debug"):
                 raise
@@ -364,10 +366,25 @@ def _open_streams() -> None:
             setattr(sys, name, stream)
 
 
+def _write_out() -> None:
+    """Writes what is left of the output; ends the process with exit status 2 where it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more
+        if not isinstance(error, BrokenPipeError):  # a reader that has seen enough
+            print(f"pibench: the output cannot be written ({error.strerror})", file=sys.stderr)
+            sys.exit(2)
+
+
 def main() -> None:
     """Runs the command; `pyproject.toml` names it."""
     _open_streams()
-    app(prog_name="pibench")
+    with remembering(*ENDING):
+        try:
+            app(prog_name="pibench")
+        finally:
+            _write_out()
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pibench.api import measure_cases
+from pibench.links.lifeline import end_with_parent
 from pibench.measure.case import Case
 from pibench.measure.digest import digest_of
 from pibench.measure.row import context
 from pibench.models.files import locked, replace_file
 from pibench.models.training.command import Folders, Options, train
+from pibench.parties.processes import Supervisor
 from pibench.store.results import Row, Store
 
 if TYPE_CHECKING:
@@ -140,11 +142,11 @@ def _measure(case: Case) -> Row:
     A process of its own does it: threads of a worker would draw from the generators that lowering watches.
     """
     lock = Path(tempfile.gettempdir()) / "pibench-measures.lock"
-    with locked(lock), tempfile.TemporaryDirectory(prefix="pibench-") as folder:
-        given, answer = Path(folder) / "case", Path(folder) / "answer"
+    with locked(lock), Supervisor() as owner:  # the folder goes, whatever happens to this process
+        given, answer = owner.folder / "case", owner.folder / "answer"
         given.write_bytes(pickle.dumps(case))
         run = subprocess.run(
-            [sys.executable, "-P", "-m", "pibench.cluster", folder],
+            [sys.executable, "-P", "-m", "pibench.cluster", str(owner.folder)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -209,4 +211,5 @@ def _train(row: str, options: Options, token: Path) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     _answer(Path(sys.argv[1]))

@@ -26,6 +26,8 @@ from pibench.measure.suites import (
     sweep_cases,
     two_host_cases,
 )
+from pibench.models.interrupt import ENDING, remembering, status_of
+from pibench.models.manifest import WeightsError
 from pibench.report.comparison import conclusion
 from pibench.report.writing import REFERENCE
 from pibench.store.results import ResultsError, read_rows
@@ -72,9 +74,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leaves out pytest-benchmark's own table, unless an option asks for it."""
+    """Leaves out pytest-benchmark's own table, unless an option asks for it; heeds signals."""
+    config.pluginmanager.register(Ending(config))
     if not any(str(each).startswith(ASK_FOR_RAW) for each in config.invocation_params.args):
         config.option.benchmark_quiet = True
+
+
+class Ending:
+    """Gives a run that a signal has ended the exit status that a shell expects."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._status: int | None = None
+        stack = ExitStack()
+        stack.enter_context(remembering(*ENDING))
+        config.add_cleanup(stack.close)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        if isinstance(excinfo.value, KeyboardInterrupt):
+            self._status = status_of(excinfo.value)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._status is not None:
+            session.exitstatus = self._status
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -133,7 +154,7 @@ def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Itera
         session = Session(chosen, results, run, remote, request.config.getoption("--again"))
         request.config.stash[MEASURED] = results, run, session.kept
         session.__enter__()
-    except (ResultsError, RemoteFailed) as error:
+    except (ResultsError, WeightsError, RemoteFailed) as error:
         pytest.exit(str(error), returncode=1)
     if said := session.said_of_kept():
         _writer(request.config)(said)
@@ -151,14 +172,14 @@ def _remote(config: pytest.Config) -> Remote | None:
     try:
         return Remote(
             host,
-            int(port) if port else None,
+            int(port) if port.isdecimal() else port or None,
             timeout_s=config.getoption("--remote-timeout"),
             name=config.getoption("--remote-name"),
             ports=parse_ports(config.getoption("--remote-ports")),
             say=_writer(config),
         )
     except ValueError as error:
-        raise pytest.UsageError(f"--remote {chosen}: {error}") from None
+        pytest.exit(f"--remote {chosen}: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def _is_case(item: pytest.Item) -> bool:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from pibench.engines import ENGINES
-from pibench.measure.session import available_memory
 from pibench.measure.verdict import truth_of
 from pibench.parties.driver import Parties
+from pibench.parties.memory import available_memory
 from pibench.store.provenance import commit, machine, versions
 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -1,6 +1,7 @@
 """Policy: the number of ReLUs that each layer keeps, and the blocks that become shallow. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import floor, prod
 
 from pibench.models.layout import Layout
@@ -59,13 +60,61 @@ def allocate_layers(
     return dict(zip(shapes, counts, strict=True))
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """ReLU layers that leave a linear stretch when they are empty, and what merging it then saves.
+
+    `saved` is in multiplications for one image.
+    """
+
+    relus: tuple[str, ...]
+    saved: float
+
+
+def allocate_merging(
+    shapes: Mapping[str, tuple[int, ...]],
+    sensitivity: Mapping[str, float],
+    budget: int,
+    stretches: Iterable[Stretch],
+    price: float,
+) -> dict[str, int]:
+    """Shares a budget as `allocate_layers` does, but keeps a stretch linear where merging it pays.
+
+    A ReLU is worth `price` multiplications, for example its measured seconds over those of a multiplication.
+    Emptying a stretch pays if
+
+        saved > price * (sum of the ReLUs that the rule gives its layers).
+
+    Its ReLUs go to the other layers by the same rule. Among several stretches the one with the largest
+    difference is emptied. A stretch does not count if the other layers have no room for the whole budget. The
+    choice is ours. Raises ValueError as `allocate` does.
+    """
+    plain = allocate_layers(shapes, sensitivity, budget)
+    best, gain = plain, 0.0
+    for stretch in stretches:
+        others = {name: shape for name, shape in shapes.items() if name not in stretch.relus}
+        gained = stretch.saved - price * sum(plain[name] for name in stretch.relus)
+        if gained > gain and budget <= sum(map(prod, others.values())):
+            shared = allocate_layers(others, sensitivity, budget)
+            best, gain = {name: shared.get(name, 0) for name in shapes}, gained
+    return best
+
+
 def published_sensitivity(layout: Layout) -> dict[str, float]:
     """Returns SENet's published sensitivity for each ReLU of a network.
 
-    It was measured on ResNet-18. Another network takes the value at the same relative depth, interpolated
-    linearly. The interpolation is ours; training measures the sensitivity instead. Source: arXiv 2301.09254.
+    It was measured on ResNet-18; training measures the sensitivity instead. Source: arXiv 2301.09254.
     """
-    known, relus = SENET_SENSITIVITY, layout.relus
+    return at_depth(SENET_SENSITIVITY, layout)
+
+
+def at_depth(known: Sequence[float], layout: Layout) -> dict[str, float]:
+    """Returns a value for each ReLU of a network, from values `known` in the order of ResNet-18's ReLUs.
+
+    Another network takes the value at the same relative depth, interpolated linearly. The interpolation is
+    ours.
+    """
+    relus = layout.relus
     result = {}
     for index, name in enumerate(relus):
         place, rest = divmod(index * (len(known) - 1), max(1, len(relus) - 1))

@@ -61,6 +61,8 @@ class Variant:
     shapes of the remaining ReLUs, their number and a seed; training chooses better ones. `finish` are the
     transforms after calibration or training, with BatchNorm folding first. `phase` returns the last phase of
     its training; None means that the variant is not trained. `plan` is the plan of its committed rows.
+    `source` names the variant whose trained network is taken, with its masks, until this one is trained; the
+    transforms of `finish` continue those of the source.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Variant:
     finish: tuple[Step, ...] = (FOLD,)
     plan: str = "long"
     network: str = "resnet18"
+    source: str | None = None
 
     @property
     def family(self) -> str:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from pibench.models.interrupt import ENDING, remembering, status_of
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint about a wrong name in one sentence gives the nearest right one."""
@@ -25,13 +27,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_status(work: Callable[[], object], *errors: type[Exception]) -> int:
-    """Runs `work`; returns 0, 1 after one of `errors`, whose text it prints, or 130 after Ctrl-C."""
+    """Runs `work`; returns 0, or 1 after one of `errors`, whose text it prints.
+
+    It returns 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP.
+    """
     try:
-        work()
+        with remembering(*ENDING):
+            work()
     except errors as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nstopped: run the same command to go on", file=sys.stderr)
-        return 130
+        return status_of(error)
     return 0

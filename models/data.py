@@ -2,8 +2,8 @@
 
 `python -m pibench.models.data [ROOT]` downloads CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features
 from Tiny Images", 2009) to ROOT. The default is data/ of the checkout; for an installed package it is data/
-in the current folder. The files are the original python pickles. They are checked against their md5 and read
-by an unpickler that makes nothing but arrays. Without them the default images are crops of
+in the current folder. The files are the original python pickles. They are checked against their md5, and then
+read by an unpickler that makes nothing but arrays of bytes. Without them the default images are crops of
 `default_picture.png`, a reduced "Grace Hopper" (U.S. Navy photograph by James S. Davis, public domain, taken
 from matplotlib's sample data).
 """
@@ -15,16 +15,20 @@ import pickle
 import sys
 import tarfile
 import tempfile
+import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from pibench.models.commands import Parser, exit_status
+from pibench.models.files import read_file
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
@@ -36,6 +40,7 @@ MD5 = {
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
+CLASSES = 100
 PICTURE = Path(__file__).with_name("default_picture.png")
 MEAN = (0.5071, 0.4865, 0.4409)
 """Mean of CIFAR-100's training images for red, green and blue in [0, 1]."""
@@ -47,23 +52,51 @@ class DataError(RuntimeError):
     """Raised when image files are missing, damaged or not available."""
 
 
+class _Bytes:
+    """Stands for numpy's dtype of bytes: a real one could be forged to make pointers of bytes."""
+
+    def __init__(self, name: Any = None, *_: Any) -> None:
+        if name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError(f"it holds an array of {name!r:.20}, not of bytes")
+
+    def __setstate__(self, state: Any) -> None:
+        pass  # the order of the bytes in a number, which a byte has not
+
+
+class _Array:
+    """Stands for an array of numpy while it is read; `value` is uint8 then."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, by_columns, content = state
+        if not isinstance(kind, _Bytes) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("it holds an array that is not of bytes")
+        order = "F" if by_columns else "C"
+        self.value = np.frombuffer(content, np.uint8).reshape(shape, order=order).copy()
+
+
+def _new_array(*_: Any) -> _Array:
+    return _Array()
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes dictionaries, lists, numbers, bytes and numpy arrays; refuses to call anything else."""
+    """Makes dictionaries, lists, numbers, bytes and `_Array`; refuses to call anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
+            return _Array
         if (module, name) == ("numpy", "dtype"):
-            return np.dtype
+            return _Bytes
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]  # its name differs between numpy 1 and 2
+            return _new_array
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
 
 
 def _checked(path: Path, md5: str | None) -> bytes:
     """Returns the content of `path`; raises DataError if it is missing or its md5 differs."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): `make data` fetches it") from error
     if md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
@@ -85,10 +118,15 @@ def load_cifar100(
     content = _checked(path, None if checksums is None else checksums[split])
     try:
         entries = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images = torch.from_numpy(np.array(entries[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
-        labels = torch.tensor(entries[b"fine_labels"], dtype=torch.int64)
-    except (pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError, AttributeError) as error:
+        pixels = entries[b"data"].value
+        if pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32:
+            raise ValueError(f"its images have the shape {pixels.shape}, not [N, 3072]")
+        fine = entries[b"fine_labels"]
+        if wrong := [label for label in fine if type(label) is not int or not 0 <= label < CLASSES]:
+            raise ValueError(f"it has the label {wrong[0]!r:.20}: labels are 0 to {CLASSES - 1}")
+    except Exception as error:  # unpickling promises no type
         raise DataError(f"{path} is no CIFAR-100 file: {error}") from error
+    images, labels = torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(fine, dtype=torch.int64)
     if len(images) != len(labels):
         raise DataError(f"{path} has {len(images)} images but {len(labels)} labels")
     return images, labels
@@ -147,6 +185,39 @@ def default_images(
     return chosen, source
 
 
+class _Redirected(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect without the text beside it, which may not end; to one place it goes once."""
+
+    max_repeats = 1
+
+    def http_error_302(self, request: Any, answer: IO[bytes], *facts: Any) -> Any:
+        answer.close()
+        return super().http_error_302(request, answer, *facts)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+PATIENCE_S = 60.0
+SLOWEST_BYTES_S = 10_000
+LARGEST_BYTES = 1 << 28
+"""The archive has 169 MB."""
+
+
+def _fetched(url: str) -> bytes:
+    """Returns what a URL sends; raises OSError or HTTPException, also for what is too slow or too large."""
+    content, started = bytearray(), time.monotonic()
+    opener = urllib.request.build_opener(_Redirected)
+    with opener.open(url, timeout=PATIENCE_S) as answer:
+        while part := answer.read1(1 << 16):
+            content += part
+            seconds = time.monotonic() - started
+            if len(content) > LARGEST_BYTES:
+                raise OSError(f"it sends more than {LARGEST_BYTES >> 20} MB")
+            if seconds > PATIENCE_S and len(content) < SLOWEST_BYTES_S * seconds:
+                raise TimeoutError(f"it sends less than {SLOWEST_BYTES_S // 1000} kB a second")
+    return bytes(content)
+
+
 def download(
     root: str | Path = ROOT,
     url: str = URL,
@@ -167,13 +238,9 @@ def download(
     else:
         return folder
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            content = response.read()
-    except (
-        OSError,
-        http.client.HTTPException,
-    ) as error:  # URLError, timeouts, IncompleteRead
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        content = _fetched(url)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no URL
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
         raise DataError(
             f"CIFAR-100 cannot be downloaded from {url} ({reason}): the benchmark runs without it, on the "
             f"embedded picture; with a copy of your own, put train, test and meta into {folder}"
@@ -197,16 +264,17 @@ def download(
     return folder
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the download from the command line; returns the exit status."""
-    try:
-        folder = download(*arguments[:1])
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"CIFAR-100 is at {folder}")
-    return 0
+    parser = Parser(
+        prog="python -m pibench.models.data", description="Downloads CIFAR-100 and checks its files."
+    )
+    parser.add_argument(
+        "root", nargs="?", type=Path, default=ROOT, help=f"where {FOLDER} goes (default: %(default)s)"
+    )
+    root = parser.parse_args(arguments).root
+    return exit_status(lambda: print(f"CIFAR-100 is at {download(root)}"), DataError)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pibench.models.files import parse_json
+
 FORMAT = 1
 _SIZES = ("width", "classes", "image_size")
 
@@ -50,7 +52,7 @@ class Decisions:
 
         Raises ValueError, with one clause, for text that `to_json` does not write.
         """
-        content = json.loads(text)
+        content = parse_json(text)
         if not isinstance(content, dict):
             raise ValueError("its decisions are no JSON object")
         if content.pop("format", None) != FORMAT:

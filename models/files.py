@@ -1,16 +1,24 @@
-"""Writes files that appear complete or not at all, and that two writers change one after the other."""
+"""Reads files that end, and writes files that appear complete or not at all, one writer after the other."""
 
 import errno
+import glob
+import json
 import os
+import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
 SPARE_BYTES = 1 << 20
 """What must fit into a folder beside a copy of the file that is there."""
+STALE_S = 3600.0
+"""The age at which an unfinished file has lost its writer: to write one takes seconds."""
 
 
 def target_of(path: Path) -> Path:
@@ -29,15 +37,40 @@ def target_of(path: Path) -> Path:
     return target
 
 
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises OSError when it cannot be read, and for a pipe or a device, whose content may never end.
+    """
+    return target_of(path).read_bytes()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a text in JSON stands for.
+
+    Raises ValueError, with one clause, for any other text. Texts that nest more than 200 deep, that hold a
+    number which is not finite, or that are no Unicode are such ones.
+    """
+    content = from_json(text, allow_inf_nan=False)
+    json.dumps(content, allow_nan=False)  # 1e999 is read as infinity
+    return content
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Writes `data` to `path` in one step: readers see the old file or the new one, never a part.
 
-    Makes the folder if it is missing. A link stays, and the file that it leads to is replaced. Raises OSError
-    when it cannot write; the old file is then intact.
+    Makes the folder if it is missing. A link stays, and the file that it leads to is replaced. Files that a
+    killed writer of the same path left unfinished an hour ago are removed. Raises OSError when it cannot
+    write; the old file is then intact.
     """
     target = target_of(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                left.unlink()
+    # Threads, and processes of several computers with one folder, may write at once: a random name.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

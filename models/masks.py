@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def _mask(shape: Sequence[int], positions: Tensor) -> Tensor:
@@ -49,12 +51,39 @@ def random_network_masks(
     }
 
 
+def pixel_masks(shapes: Mapping[str, Sequence[int]], budget: int, seed: int = 0) -> dict[str, Tensor]:
+    """Draws masks of pixels, the same in every channel, that keep about `budget` positions of the network.
+
+    One map of random scores is averaged to the size of each layer [C, H, W]. The highest pixels stay: the
+    same share of every layer, rounded to whole pixels and at least one. Layers of one size have the same
+    mask. Layers without pixels are kept. Source: arXiv 2309.06626. Raises ValueError for a budget larger than
+    the network.
+    """
+    total = sum(prod(shape) for shape in shapes.values())
+    if not 0 <= budget <= total:
+        raise ValueError(f"a budget of {budget} ReLUs is not between 0 and all {total} of them")
+    maps = {tuple(shape[1:]) for shape in shapes.values() if len(shape) == 3}
+    largest = [max((size[axis] for size in maps), default=1) for axis in (0, 1)]
+    scores = torch.rand(1, 1, *largest, generator=torch.Generator().manual_seed(seed))
+    kept: dict[tuple[int, ...], Tensor] = {}
+    for size in maps:
+        pooled = F.adaptive_avg_pool2d(scores, size)[0, 0]
+        count = max(1, round(budget * pooled.numel() / total))
+        kept |= largest_masks({size: pooled}, {size: count})
+    return {
+        name: kept[tuple(shape[1:])].expand(*shape).clone()
+        if len(shape) == 3
+        else torch.ones(*shape, dtype=torch.bool)
+        for name, shape in shapes.items()
+    }
+
+
 def all_kept(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Returns masks that keep everything."""
     return {name: torch.ones(*shape, dtype=torch.bool) for name, shape in shapes.items()}
 
 
-def largest_masks(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+def largest_masks(scores: Mapping[Any, Tensor], counts: Mapping[Any, int]) -> dict[Any, Tensor]:
     """Keeps in each layer the positions with the largest scores, as many as its count says.
 
     Among equal scores it keeps the first. Raises ValueError for a count that does not fit a layer.

@@ -12,10 +12,20 @@ from typing import Annotated, Any, Required, cast
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic cannot use typing's own below Python 3.12
 
-from pibench.models.files import target_of
+from pibench.models.files import parse_json, read_file
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of images, from 0 to 1."""
+Amount = Annotated[float, Field(ge=0, lt=1e18)]
+"""A measure that is not negative, such as seconds or bits a second."""
+Positive = Annotated[float, Field(gt=0, lt=1e18)]
+"""A measure that is never zero, such as the seconds of a round."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A whole number that is not negative; tables hold 64 bits."""
+Size = Annotated[int, Field(ge=1, lt=2**63)]
+"""A whole number that is positive."""
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""Any whole number that tables can hold."""
 
 checked = with_config(strict=True, extra="allow", allow_inf_nan=False)
 """Decorates a schema: types are exact (an integer is a float too), numbers finite, further keys welcome."""
@@ -29,7 +39,7 @@ class ResultsError(RuntimeError):
 class FixedPoint(TypedDict):
     """The result of the test images in fixed point: their number, and the share on which plaintext agrees."""
 
-    images: int
+    images: Size
     agreement: Share
 
 
@@ -37,20 +47,20 @@ class FixedPoint(TypedDict):
 class Truncations(TypedDict):
     """Wrong truncations: the number expected by the engine's law, and the observed one."""
 
-    expected: float | None
-    observed: int | None
+    expected: Amount | None
+    observed: Count | None
 
 
 @checked
 class Private(TypedDict, total=False):
     """The results of real parties on some test images, beside the plaintext network on the same images."""
 
-    images: Required[int]
+    images: Required[Size]
     agreement: Required[Share]
     accuracy: Share
     accuracy_plaintext: Share
-    max_logit_error: float
-    spread: float
+    max_logit_error: Amount | None
+    spread: Amount
     wrong_truncations: Truncations
 
 
@@ -61,8 +71,8 @@ class Key(TypedDict):
     """
 
     variant: str
-    width: int
-    seed: int
+    width: Size
+    seed: Whole
 
 
 @checked
@@ -73,16 +83,16 @@ class AccuracyRow(Key, total=False):
     engine. Values that no training or measurement has given yet are absent.
     """
 
-    epochs: int
-    relus: int
-    macs: int
+    epochs: Count
+    relus: Count
+    macs: Count
     accuracy_heldout: Share
     accuracy_test: Share
-    wall_s: float
+    wall_s: Amount
     machine: str
-    phases: dict[str, int]
+    phases: dict[str, Count]
     plan: str
-    epochs_scale: float
+    epochs_scale: Amount
     precision: str
     weights_sha256: str
     accuracy_fixed_point: Share
@@ -95,10 +105,10 @@ class AccuracyRow(Key, total=False):
 class TryRow(Key):
     """A network of tries.json, trained by a plan with `changes`; it never saw the test images."""
 
-    epochs: int
+    epochs: Count
     accuracy_heldout: Share
     plan: str
-    epochs_scale: float
+    epochs_scale: Amount
     precision: str
     changes: dict[str, Any]
 
@@ -114,7 +124,9 @@ _WANTED = {
     "list_type": "a list",
     "dict_type": "an object",
     "less_than_equal": "a share from 0 to 1, not in percent,",
-    "greater_than_equal": "a share from 0 to 1, not in percent,",
+    "greater_than_equal": "a number from {ge:g} on",
+    "greater_than": "a number above {gt:g}",
+    "less_than": "a number below {lt:g}",
 }
 
 
@@ -132,6 +144,7 @@ def _explain(error: ValidationError) -> str:
     place = ""
     for step in found["loc"]:
         place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else step
+    place = " ".join(place.split())  # a key of a damaged file may hold line breaks
     kind, value = found["type"], f"{found['input']!r:.60}"
     if kind == "missing":
         return f"the row lacks `{place}`; write null for a measure that is missing."
@@ -140,7 +153,8 @@ def _explain(error: ValidationError) -> str:
         return f"`{place}` is {value}: use one of {known}."
     if kind == "value_error":
         return str(found["ctx"]["error"])
-    return f"`{place or 'the row'}` is {value} where {_WANTED[kind]} belongs."
+    wanted = _WANTED.get(kind, "another value").format(**found.get("ctx", {}))
+    return f"`{place or 'the row'}` is {value} where {wanted} belongs."
 
 
 def row_key(row: AccuracyRow | TryRow) -> tuple[str, int, int, str]:
@@ -169,8 +183,7 @@ def read_tries(path: Path) -> list[TryRow]:
 def _read(path: Path, schema: TypeAdapter[Any]) -> list[Any]:
     remedy = "move it away, and training makes its rows again"
     try:
-        target_of(path)  # reading a pipe would wait for ever
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

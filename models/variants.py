@@ -1,7 +1,7 @@
 """Variants as networks: the declaration of a reduction, built with seeded or with trained weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from pibench.models import base, catalogue
+from pibench.models import base, catalogue, manifest
 from pibench.models import weights as checkpoint
 from pibench.models.cost import relu_shapes
 from pibench.models.data import normalised, picture_crops
@@ -17,7 +17,7 @@ from pibench.models.decisions import Decisions, Step
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.layout import Layout
 from pibench.models.transforms import linearize_relus
-from pibench.models.weights import Checkpoint, WeightsError, apply, read_manifest, read_weights
+from pibench.models.weights import Checkpoint, WeightsError, apply, read_weights
 from pibench.models.zoo import ZOO, layout_of
 from pibench.models.zoo.initialise import check_sizes
 
@@ -67,14 +67,19 @@ class Variant(base.Variant):
         """Returns the network in eval mode, for images [N, 3, image_size, image_size].
 
         `weights` is "auto", None or the path of a weights file. "auto" takes trained weights if the project
-        has them for this width, number of classes and image size, and else seeded ones. None takes seeded
-        ones. Seeded networks take their BatchNorm statistics from one batch of the embedded picture, so that
-        activations stay near 1. torch's global generator does not change. `meta` of the result holds variant,
-        width, seed, whether the weights are `trained`, and its `decisions`. Raises WeightsError for a damaged
-        file and for a file of another variant, architecture or size.
+        has them for this width, number of classes and image size, else those of the variant's `source`, and
+        else seeded ones. None takes seeded ones. Seeded networks take their BatchNorm statistics from one
+        batch of the embedded picture, so that activations stay near 1. torch's global generator does not
+        change. `meta` of the result holds variant, width, seed, whether the weights are `trained`, and its
+        `decisions`. Raises WeightsError for a damaged file and for a file of another variant, architecture or
+        size.
         """
         check_sizes(width=width, classes=classes, image_size=image_size)
-        stored = self._stored(width, weights, classes, image_size)
+        stored, origin = self._stored(width, weights, classes, image_size), self
+        if stored is None and weights == "auto" and self.source is not None:
+            source = replace(variant(self.source), network=self.network)
+            if source.fraction == self.fraction:
+                origin, stored = source, source._stored(width, weights, classes, image_size)
         if stored is None:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model, masks = self._untrained(width, seed, classes, image_size)
@@ -82,8 +87,8 @@ class Variant(base.Variant):
                 model = self.finished(model)
             decisions = self.decisions(width, classes, image_size, masks)
         else:
-            decisions = stored.decisions or self._older(stored, width, classes, image_size)
-            wanted = (self.name, self.network, width, classes, image_size)
+            decisions = stored.decisions or origin._older(stored, width, classes, image_size)
+            wanted = (origin.name, self.network, width, classes, image_size)
             made = decisions.variant, decisions.network, decisions.width, decisions.classes
             if (*made, decisions.image_size) != wanted:
                 raise WeightsError(
@@ -91,6 +96,10 @@ class Variant(base.Variant):
                     f"and image size are {(*made, decisions.image_size)} there, {wanted} here"
                 )
             model = checkpoint.rebuilt(decisions, stored)
+            if origin is not self:
+                more = self.finish[len(origin.finish) :]
+                model = apply(model, more)
+                decisions = replace(decisions, variant=self.name, steps=(*decisions.steps, *more))
         model.meta.update(
             variant=self.name, width=width, seed=seed, trained=stored is not None, decisions=decisions
         )
@@ -160,8 +169,8 @@ class Variant(base.Variant):
             return None
         if weights != "auto":
             return read_weights(weights)
-        path = checkpoint.FOLDER / checkpoint.file_name(self.name, width, self.network)
-        entry = read_manifest(path.parent).get(path.name)
+        path = manifest.FOLDER / checkpoint.file_name(self.name, width, self.network)
+        entry = manifest.read_manifest(path.parent).get(path.name)
         if entry is None or (entry["classes"], entry["image_size"]) != (classes, image_size):
             return None
         return read_weights(path)

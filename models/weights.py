@@ -6,8 +6,6 @@ alone. The header of older files holds only which ReLUs are whole or masked. The
 rest.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +18,11 @@ from torch import Tensor, fx, nn
 
 from pibench.models.cost import relu_shapes
 from pibench.models.decisions import Decisions, Step, tensor_name
-from pibench.models.files import replace_file
+from pibench.models.files import parse_json
 from pibench.models.graph.moves import trace
+from pibench.models.manifest import WeightsError, read_listed, replace_listed
 from pibench.models.transforms import BY_NAME
 from pibench.models.zoo import ZOO
-
-FOLDER = Path(__file__).with_name("trained")
-
-
-class WeightsError(RuntimeError):
-    """Raised when a weights file is missing, damaged or made for another network."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +41,6 @@ class Checkpoint:
 def file_name(variant: str, width: int, network: str = "resnet18") -> str:
     """Returns the name of the weights file of a variant of a network (default: ResNet-18)."""
     return f"{variant}{'' if network == 'resnet18' else f'-{network}'}-w{width}.safetensors"
-
-
-def read_manifest(folder: Path = FOLDER) -> dict[str, dict]:
-    """Returns the manifest: file name -> {"sha256", "classes", "image_size"}; empty if there is none."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"{path} is no JSON ({error}): restore it from git") from error
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save_weights(
@@ -84,46 +62,30 @@ def save_weights(
     }
     if missing := sorted(decisions.tensors() - tensors.keys()):
         raise ValueError(f"the decisions name a tensor that the network has not: {missing[0]}")
-    replace_file(path, save(tensors, metadata={"decisions": decisions.to_json()}))
-    manifest = read_manifest(path.parent)
-    manifest[path.name] = {
-        "sha256": _sha256(path),
-        "classes": decisions.classes,
-        "image_size": decisions.image_size,
-    }
-    replace_file(
-        path.parent / "manifest.json", (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
-    )
+    content = save(tensors, metadata={"decisions": decisions.to_json()})
+    replace_listed(path, content, decisions.classes, decisions.image_size)
 
 
 def read_weights(path: str | Path) -> Checkpoint:
-    """Reads a weights file and checks it against the manifest beside it.
+    """Reads a weights file that its manifest lists.
 
-    Raises WeightsError if it differs.
+    Raises WeightsError if it differs from the manifest, or holds a number that is not finite.
     """
     path = Path(path)
-    entry = read_manifest(path.parent).get(path.name)
-    if entry is None:
-        raise WeightsError(
-            f"{path.name} is not listed in {path.parent / 'manifest.json'}: its checksum is unknown"
-        )
-    if not path.exists():
-        raise WeightsError(f"{path.parent / 'manifest.json'} lists {path.name}, but the file is missing")
-    if _sha256(path) != entry["sha256"]:
-        raise WeightsError(
-            f"{path.name} is damaged: its SHA-256 is not the manifest's; restore both from git, or train it "
-            "again"
-        )
+    read_listed(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             header = file.metadata() or {}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.double().isfinite().all():
+                raise ValueError(f"{name} holds values that are no finite numbers")
         if "decisions" in header:
             decisions = Decisions.from_json(header["decisions"])
             if missing := sorted(decisions.tensors() - tensors.keys()):
                 raise ValueError(f"its decisions name a tensor that it has not: {missing[0]}")
             return Checkpoint(path, tensors, decisions)
-        kinds = json.loads(header["relus"])
+        kinds = parse_json(header["relus"])
         relus = {name: True if kind == "whole" else tensors[f"{name}.mask"] for name, kind in kinds.items()}
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
@@ -173,8 +135,9 @@ def rebuilt(decisions: Decisions, stored: Checkpoint) -> fx.GraphModule:
             model = ZOO[decisions.network](classes=decisions.classes, width=decisions.width).eval()
             model = apply(model, decisions.steps, stored.tensors)
             relu_shapes(model, torch.zeros(1, 3, decisions.image_size, decisions.image_size))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise WeightsError(f"{stored.path.name} cannot be rebuilt from its decisions: {error}") from error
+    except Exception as error:  # transforms promise no type for arguments that nobody would give them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{stored.path.name} cannot be rebuilt from its decisions: {reason}") from error
     put_weights(model, stored)
     return model
 
@@ -199,7 +162,7 @@ def load(path: str | Path) -> fx.GraphModule:
 def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copies the tensors into `model`, in place and in its types.
 
-    Raises WeightsError if names or shapes differ.
+    Raises WeightsError if names or shapes differ, or if whole numbers stand where others belong.
     """
     state = model.state_dict()
     problems = [f"{name} is missing" for name in state.keys() - checkpoint.tensors.keys()]
@@ -209,9 +172,21 @@ def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         for name, tensor in state.items()
         if name in checkpoint.tensors and checkpoint.tensors[name].shape != tensor.shape
     ]
+    problems += [
+        f"{name} is of {checkpoint.tensors[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in state.items()
+        if name in checkpoint.tensors and _kind(checkpoint.tensors[name]) != _kind(tensor)
+    ]
     if problems:
         raise WeightsError(
             f"{checkpoint.path.name} was made for another architecture: {sorted(problems)[0]}"
             + (f", and {len(problems) - 1} more differences" if len(problems) > 1 else "")
         )
     model.load_state_dict({name: checkpoint.tensors[name].to(tensor.dtype) for name, tensor in state.items()})
+
+
+def _kind(tensor: Tensor) -> str:
+    """Returns what the values of a tensor are, whatever their size."""
+    if tensor.is_floating_point():
+        return "real"
+    return "truth" if tensor.dtype == torch.bool else "complex" if tensor.is_complex() else "whole"

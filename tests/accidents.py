@@ -27,6 +27,16 @@ def alive(pids: Iterable[int]) -> list[int]:
     return [pid for pid in pids if is_alive(pid)]
 
 
+def gone(pids: Iterable[int], seconds: float = SECONDS) -> bool:
+    """Returns whether all processes are gone, or are within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while alive(pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def check_killed_party_is_reported(parties: Parties, model: nn.Module, images: Tensor) -> None:
     """Kills party 1 before an inference: it is named soon, and no process of the group is left."""
     parties.load(model, images)

@@ -21,7 +21,10 @@ from pibench.program.ir import Affine, Operator, Program, Step
 def settings(folder: str, timeout_s: float = 20.0) -> list[Setting]:
     roles = ("party", "party", "dealer")
     where = f"file://{Path(folder) / 'rendezvous'}"
-    return [Setting("lean", role, rank, 2, where, "dealer", timeout_s) for rank, role in enumerate(roles)]
+    return [
+        Setting("lean", role, rank, 2, where, "dealer", timeout_s, key=b"a key of the tests")
+        for rank, role in enumerate(roles)
+    ]
 
 
 class Trio:

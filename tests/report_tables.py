@@ -51,7 +51,8 @@ def table(content):
 def section(content, rows, tries=Path("none")):
     made = table(content) if content else report.tabulate_accuracy(None)
     pairs, equal = report.tabulate_pairs(made, rows), report.tabulate_equal_latency(made, rows)
-    return report.accuracy_section(made, pairs, equal, report.tabulate_tries(tries, made), rows)
+    iso = report.tabulate_iso_accuracy(made, rows)
+    return report.accuracy_section(made, pairs, equal, iso, report.tabulate_tries(tries, made), rows)
 
 
 def tables_of(text):

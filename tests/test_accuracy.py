@@ -314,6 +314,34 @@ def test_a_place_that_takes_no_rows_is_found_before_anything_is_judged(trained, 
         command.judge_rows(["baseline"], width=WIDTH, engines=["lean"], images=4, **places)
 
 
+def test_damaged_weights_of_a_later_row_are_found_before_a_row_is_changed(trained, monkeypatch, capsys):
+    folder, options = trained
+    before = rows_path(folder).read_bytes()
+    forbid_parties(monkeypatch)
+    monkeypatch.setattr(command, "additions", lambda *_: pytest.fail("a row was judged"))
+    path = folder / "weights" / file_name("joint-0.052", WIDTH)
+    path.write_bytes(path.read_bytes()[:-1])
+    line = refusal(options, capsys)
+    assert line.startswith("joint-0.052-w2.safetensors is damaged")
+    assert rows_path(folder).read_bytes() == before
+
+
+def test_a_row_that_lacks_a_part_of_what_is_known_is_judged_again(trained, monkeypatch, capsys):
+    """Its line could not be said otherwise, after the row was changed."""
+    folder, options = trained
+    digest = command.read_manifest(folder / "weights")[file_name("baseline", WIDTH)]["sha256"]
+    known = {"weights_sha256": digest, "fixed_point": {"images": TEST_IMAGES, "agreement": 1.0}}
+    put_row(rows_path(folder), row_of(folder) | known)
+    monkeypatch.setattr(Parties, "__enter__", lambda self: self)
+    wrong = {"expected": 0, "observed": 8}
+    monkeypatch.setattr(command, "judge", lambda *_: command.Private(8, 1, 1, 1, None, 1, wrong))
+    assert command.main([*options, "--rows", "baseline", "--engines", "lean"]) == 0
+    assert "in fixed point" in capsys.readouterr().err
+    row = row_of(folder)
+    assert row["accuracy_fixed_point"] == pytest.approx(row["accuracy_test"], abs=1.5 / TEST_IMAGES)
+    assert row["private"]["lean"]["max_logit_error"] is None
+
+
 def test_weights_that_changed_without_their_row_are_judged_anew(trained, monkeypatch):
     folder, options = trained
     calls = []

@@ -1,8 +1,10 @@
 import json
+import os
 import re
 import subprocess
 import sys
 import textwrap
+import time
 
 import pandas as pd
 import pytest
@@ -336,6 +338,28 @@ def test_report_figures_train_and_accuracy_are_those_of_make(tmp_path):
     assert "--test-images" in call("accuracy", "--help")
 
 
+def test_a_terminated_run_ends_at_once_and_keeps_rows_alone(folder):
+    fill(folder / "results")
+    rows = (folder / "results" / "bench.json").read_bytes()
+    (folder / "tmp").mkdir()
+    command = [sys.executable, "-m", "pibench.cli", "run", "models.net:Net", "--rounds", "100000"]
+    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
+    with subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(list(folder.glob("tmp/pibench-group-*/*.log"))) < 3:
+            time.sleep(0.1)
+        time.sleep(1)
+        run.terminate()
+        sent = time.monotonic()
+        _, said = run.communicate(timeout=20)
+    assert time.monotonic() - sent < 3
+    assert run.returncode == 143, said
+    assert "stopped: the rows of finished cases are kept" in said
+    assert "Traceback" not in said
+    assert (folder / "results" / "bench.json").read_bytes() == rows
+    assert list((folder / "tmp").iterdir()) == []
+
+
 def test_the_command_is_a_module_too():
     command = [sys.executable, "-m", "pibench.cli", "--help"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -376,6 +400,15 @@ def test_a_closed_stream_is_no_traceback_and_mixes_nothing(closed):
     assert done.stdout == ""
     assert ("there is none at nowhere" in done.stderr) == (closed != 2)
     assert "Traceback" not in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence():
+    script = f"{sys.executable} -m pibench.cli list >/dev/full"
+    done = subprocess.run(script, shell=True, text=True, capture_output=True, timeout=240, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_reader_that_stops_is_no_traceback():

@@ -55,6 +55,7 @@ def test_a_case_is_measured_by_a_process_of_a_worker_and_says_where(tmp_path):
     said = []
     case = cases()[0]
     with cluster.connected("local") as client:
+        assert client.scheduler.address.startswith("tcp://127.0.0.1:")
         (row,) = cluster.measure_on(client, [case], tmp_path, say=said.append)
     assert Store(tmp_path / "bench.json").rows() == [row]
     assert (row["case"], row["host"], row["rounds"]["succeeded"]) == (case.id, platform.node(), 1)

@@ -1,10 +1,14 @@
 import hashlib
 import http.client
+import http.server
 import io
 import os
 import pickle
 import tarfile
+import threading
+import time
 import urllib.error
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +84,76 @@ def test_a_pickle_that_calls_anything_is_refused(tiny, capsys):
     with pytest.raises(DataError, match=r"builtins\.print, which no CIFAR file needs"):
         load_cifar100(root, "test", None)
     assert "called" not in capsys.readouterr().out
+
+
+class Forged:
+    """Pickles as an array of numpy with this state would."""
+
+    def __init__(self, kind, *state):
+        self.kind, self.state = kind, state
+
+    def __reduce__(self):
+        rebuild = np.empty(0).__reduce__()[0]
+        return rebuild, (np.ndarray, (0,), b"b"), (1, self.state[0], np.dtype(self.kind), *self.state[1:])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Forged("O", (2, 3072), False, b"A" * 8 * 2 * 3072),  # addresses of objects, to numpy's own reader
+        Forged("O", (2, 3072), False, [1] * 2 * 3072),
+        Forged("u1", (2**40, 3072), False, b"A" * 3072),
+        Forged("u1", (-5, 3072), False, b"A" * 3072),
+        Forged("u1", "shape", False, b"A" * 3072),
+        Forged("f8", (1, 384), False, b"A" * 3072),
+        Forged("u1", (3, 1024), False, b"A" * 3072),
+        Forged("u1", (1, 3072), False, ["A"]),
+        [[0] * 3072],
+        None,
+    ],
+)
+def test_a_forged_array_is_refused_though_its_checksum_is_asked_for(tiny, array):
+    root, _, _ = tiny
+    content = pickle.dumps({b"data": array, b"fine_labels": [1, 2]}, protocol=4)
+    (root / data.FOLDER / "test").write_bytes(content)
+    with pytest.raises(DataError, match=r"test is no CIFAR-100 file: [^\n]+$"):
+        load_cifar100(root, "test", {"test": md5(content)})
+
+
+def test_columns_first_are_read_as_numpy_does(tiny):
+    root, _, expected = tiny
+    entries = {b"data": np.asfortranarray(expected), b"fine_labels": [0] * 5}
+    (root / data.FOLDER / "test").write_bytes(pickle.dumps(entries, protocol=4))
+    images, _ = load_cifar100(root, "test", None)
+    assert (images.view(5, -1).numpy() == expected).all()
+
+
+@pytest.mark.parametrize("label", [100, 250, -3, 2**70, 1.0, "1", None, True])
+def test_a_label_that_no_class_has_is_refused(tiny, label):
+    root, _, expected = tiny
+    content = pickle.dumps({b"data": expected, b"fine_labels": [0, 1, 2, 3, label]}, protocol=4)
+    (root / data.FOLDER / "test").write_bytes(content)
+    with pytest.raises(DataError, match=r"it has the label .*: labels are 0 to 99$"):
+        load_cifar100(root, "test", None)
+
+
+def test_nothing_is_parsed_before_its_checksum_is_right(tiny, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("parsed")
+
+    root, checksums, _ = tiny
+    monkeypatch.setattr(data, "_ArrayUnpickler", never)
+    with pytest.raises(DataError, match="test is damaged"):
+        load_cifar100(root, "test", {**checksums, "test": "0" * 32})
+
+
+def test_a_pipe_in_the_place_of_a_file_is_named(tiny):
+    root, checksums, _ = tiny
+    path = root / data.FOLDER / "test"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"test cannot be read .*a pipe or a device"):
+        load_cifar100(root, "test", checksums)
 
 
 def test_default_images_are_the_test_set_when_it_is_there(tiny):
@@ -179,7 +253,7 @@ def test_an_interrupted_download_is_one_sentence_and_leaves_nothing(
     tmp_path, monkeypatch, failure, reason, reading
 ):
     class Response(io.BytesIO):
-        def read(self, *_):
+        def read1(self, *_):
             raise failure
 
     def opened(*_, **__):
@@ -187,11 +261,70 @@ def test_an_interrupted_download_is_one_sentence_and_leaves_nothing(
             return Response()
         raise failure
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", opened)
+    monkeypatch.setattr(data.urllib.request.OpenerDirector, "open", opened)
     with pytest.raises(
         DataError, match=rf"^CIFAR-100 cannot be downloaded from {data.URL} \({reason}\): [^\n]*$"
     ):
         download(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Sends to itself, or bytes without end."""
+
+    asked = 0
+
+    def do_GET(self):
+        type(self).asked += 1
+        if self.path == "/around":
+            self.send_response(302)
+            self.send_header("Location", "/around")
+            self.end_headers()
+            with suppress(OSError):
+                while True:  # a text beside the redirect that does not end
+                    self.wfile.write(b"x" * 1000)
+            return
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.02)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server of this computer; returns its address."""
+    monkeypatch.setattr(Server, "asked", 0)
+    monkeypatch.setenv("no_proxy", "*")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_download_that_leads_to_itself_ends(tmp_path, server):
+    with pytest.raises(DataError, match=r"^CIFAR-100 cannot be downloaded .*infinite loop[^\n]*$"):
+        download(tmp_path, f"{server}/around")
+    assert Server.asked < 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"PATIENCE_S": 0.3}, "it sends less than 10 kB a second"), ({"LARGEST_BYTES": 10}, "more than 0 MB")],
+)
+def test_a_download_that_does_not_end_is_given_up(tmp_path, server, monkeypatch, changes, reason):
+    for name, value in changes.items():
+        monkeypatch.setattr(data, name, value)
+    with pytest.raises(DataError, match=rf"^CIFAR-100 cannot be downloaded .*{reason}"):
+        download(tmp_path, f"{server}/endless")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,3 +358,12 @@ def test_download_without_internet_says_what_to_do(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(data, "download", lambda *_: (_ for _ in ()).throw(DataError("no internet")))
     assert data.main([]) == 1
     assert capsys.readouterr().err == "no internet\n"
+
+
+def test_help_downloads_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(data, "download", lambda *_: pytest.fail("downloaded"))
+    for given, status in ((["--help"], 0), (["--rot"], 2), (["a", "b"], 2)):
+        with pytest.raises(SystemExit) as end:
+            data.main(given)
+        assert end.value.code == status
+    assert "Downloads CIFAR-100 and checks its files." in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,10 @@ import torch
 
 from pibench.engines import ENGINES, engine_named
 from pibench.engines.base import EngineMissing
+from pibench.models.variants import variant
+from pibench.models.zoo.resnet import resnet18, resnet20
 from pibench.parties.driver import Parties
+from pibench.program.lower import lower
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -58,8 +62,23 @@ def test_nothing_outside_an_engines_folder_branches_on_its_name():
 
 
 def test_unknown_engines_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown engine 'x'; choose one of stock, byhand, lean"):
+    with pytest.raises(ValueError, match="unknown engine 'x'; choose one of stock, lean"):
         engine_named("x")
+
+
+def test_a_network_by_hand_refuses_every_other():
+    def program(model):
+        return lower(model.eval(), torch.zeros(1, 3, 32, 32)).program
+
+    for engine in ("byhand", "spu-byhand"):
+        assert ENGINES[engine].value_limits(program(variant("baseline").build(width=8))) == {}
+    for other in (
+        variant("senet-0.36").build(width=8),
+        resnet18(width=8, stem="imagenet"),
+        resnet20(width=4),
+    ):
+        with pytest.raises(NotImplementedError, match=r"runs only the CIFAR ResNet-18 .* use engine='stock'"):
+            ENGINES["byhand"].value_limits(program(other))
 
 
 def test_an_engine_whose_package_is_missing_is_listed_and_says_how_to_install_it(monkeypatch):
@@ -80,6 +99,16 @@ def imported(code: str) -> set[str]:
         [sys.executable, "-c", f"{code}; {tell}"], capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout))
+
+
+def test_a_setting_with_which_numba_does_not_start_is_named():
+    code = "from pibench.engines import ENGINES; ENGINES['lean'].compile_all()"
+    environment = os.environ | {"NUMBA_NUM_THREADS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "numba cannot be imported (Number of threads" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("unset NUMBA_NUM_THREADS, or set it to 1 or more")
 
 
 def test_reading_what_engines_say_needs_no_framework():

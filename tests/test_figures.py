@@ -18,10 +18,20 @@ from results_factory import (
 )
 
 from pibench import figures, report
+from pibench.figures import drawing
 from pibench.figures.command import main
-from pibench.figures.data import Missing, headline_cases, measured_cases, whole_percents
+from pibench.figures.data import (
+    NUMBERS,
+    WORDS,
+    Missing,
+    headline_cases,
+    measured_cases,
+    read_table,
+    whole_percents,
+)
 from pibench.figures.profiles import merged_names
 from pibench.models.catalogue import shown_variants
+from pibench.store.results import ResultsError
 
 pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
@@ -32,6 +42,7 @@ def tables(rows):
     made = {"summary": report.summarize(rows), "layers": report.tabulate_layers(rows)}
     made |= report.tabulate_models(rows)
     made |= {"accuracy": trained, "pairs": report.tabulate_pairs(trained, rows)}
+    made["iso_accuracy"] = report.tabulate_iso_accuracy(trained, rows)
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
@@ -76,7 +87,10 @@ def texts(figure):
 
 
 MODELLED = ("literature", "break_even")
-TRAINED = ("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency", "sensitivity", "masks")
+TRAINED = (
+    *("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency"),
+    *("iso_accuracy", "sensitivity", "masks"),
+)
 APART = ("links_all", "accuracy_full_width", "protocols")  # which want other rows than these
 MEASURED = [name for name in figures.FIGURES if name not in (*TRAINED, *APART)]
 """test_figures_accuracy.py has the others."""
@@ -431,9 +445,9 @@ def project(tmp_path):
     return tmp_path
 
 
-def run(project):
+def run(project, *options):
     folders = {"--results": "results", "--plots": "plots", "--weights": "models"}
-    return main([part for name, path in folders.items() for part in (name, str(project / path))])
+    return main([*(part for name, path in folders.items() for part in (name, str(project / path))), *options])
 
 
 def test_files_are_the_same_every_time_skips_are_said_and_old_ones_go(project, capsys, monkeypatch):
@@ -480,6 +494,65 @@ def test_each_table_is_needed(project, capsys, name):
     assert run(project) == 1
     assert f"{name}.csv cannot be read" in capsys.readouterr().err
     assert not (project / "plots").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [(name, column) for asked in (WORDS, NUMBERS) for name in asked for column in asked[name]],
+)
+def test_a_table_that_lacks_a_column_or_its_kind_is_named(data, tmp_path, name, column):
+    path = tmp_path / f"{name}.csv"
+    frame = getattr(data, name)
+    if frame.empty:
+        frame = pd.DataFrame([{**dict.fromkeys(NUMBERS[name], 1), **dict.fromkeys(WORDS[name], "a")}])
+    path.write_text(report.csv_text(frame))
+    assert list(read_table(path).columns) == list(frame.columns)
+    path.write_text(report.csv_text(frame.drop(columns=column)))
+    with pytest.raises(ResultsError, match=rf"{name}\.csv lacks the column '{column}': run `make report`"):
+        read_table(path)
+    wrong, reason = (
+        ("x", "holds something else than numbers") if column in NUMBERS[name] else (3, "lacks words")
+    )
+    path.write_text(report.csv_text(frame.assign(**{column: wrong})))
+    with pytest.raises(
+        ResultsError, match=rf"{name}\.csv {reason} in the column '{column}': run `make report`"
+    ):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\xff\xfe", b"\x00" * 64, b"a,b\n1,2,3\n1,2,3,4\n", b'"a\nb', b"case\n"]
+)
+def test_a_table_that_is_none_is_one_line(project, capsys, text):
+    path = project / "results" / "summary.csv"
+    path.write_bytes(text)
+    assert run(project) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(str(path))
+    assert said.endswith("run `make report`, which writes it anew.\n")
+    assert said.count("\n") == 1
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize("place", ["plots", "plots/latency_vs_relus.svg"])
+@pytest.mark.parametrize("paper", [[], ["--paper"]])
+def test_a_place_that_takes_no_figure_is_one_line(project, capsys, monkeypatch, place, paper):
+    for name in set(figures.FIGURES) - {"latency_vs_relus"}:
+        monkeypatch.delitem(figures.FIGURES, name)
+    monkeypatch.setattr(drawing, "on_all_cores", lambda function, names: [function(name) for name in names])
+    path = project / place
+    path.parent.mkdir(exist_ok=True)
+    if place == "plots":
+        path.write_text("a file in the place of a folder")
+    elif paper:
+        (project / "plots" / "paper" / "latency_vs_relus.pdf").mkdir(parents=True)
+    else:
+        path.mkdir()
+    assert run(project, *paper) == 1
+    said = capsys.readouterr().err
+    assert "latency_vs_relus" in said
+    assert said.endswith(": make room or allow writing there, or choose another folder with --plots\n")
+    assert said.count("\n") == 1
 
 
 def test_rows_of_one_clock_are_in_no_figure_of_online_seconds(data):

@@ -16,7 +16,7 @@ from results_factory import (
     make_row,
     make_sensitivity,
 )
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 from test_figures import TRAINED, bars, check_texts, texts, through_csv
 
 from pibench import figures, report
@@ -26,6 +26,7 @@ from pibench.figures.masks import SHALLOW, masked_variants, shown_layer
 from pibench.figures.style import family_style
 from pibench.models import catalogue
 from pibench.models.allocation import least_sensitive_blocks
+from pibench.models.manifest import replace_listed
 from pibench.models.published import PUBLISHED
 from pibench.models.zoo import layout_of
 from pibench.store.results import ResultsError
@@ -41,6 +42,7 @@ def tables(content, rows=(), runs=(), masks=None):
     made |= report.tabulate_models(rows)
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
+    made["iso_accuracy"] = report.tabulate_iso_accuracy(accuracy, rows)
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])
     made = {name: through_csv(table) for name, table in made.items()}
@@ -159,7 +161,7 @@ def test_published_points_are_hollow_and_grey_and_named_so(data):
 
 def test_accuracy_against_macs_stands_at_the_macs(data):
     (axes,) = figures.accuracy_vs_macs(data).axes
-    assert {x for x, _ in points(axes)} == {23.0, 35.0, 46.0}
+    assert {x for x, _ in points(axes)} == {19.0, 23.0, 31.0, 35.0, 46.0}
     said = sorted(text.get_text() for text in axes.texts)
     names = {row["variant"] for row in make_accuracy()}
     shares = [name.rpartition("-")[2] for name in names if name[-1].isdigit()]
@@ -176,6 +178,26 @@ def test_latency_is_that_of_the_same_networks(data):
     wide = [make_row(variant) for variant in ("baseline", "senet-0.09")]
     with pytest.raises(figures.Missing, match="measured cases at width 16"):
         figures.accuracy_vs_latency(tables(make_accuracy(), wide))
+
+
+def test_equal_accuracy_is_drawn_with_its_band_and_the_claim(data):
+    (axes,) = figures.iso_accuracy(data).axes
+    lines = data.iso_accuracy
+    assert len(lines) > 3
+    for column in ("relus_ratio", "macs_ratio", "stock_online_ratio", "lean_online_ratio"):
+        known = lines.dropna(subset=[column])
+        drawn = {
+            (round(100 * level, 6), round(ratio, 6))
+            for level, ratio in known[["accuracy", column]].itertuples(index=False)
+        }
+        assert drawn <= points(axes)
+    claims = {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
+    assert claims == {1.73, 1.47}
+    assert len(axes.collections) == 4
+    wide = [*make_accuracy(), *make_accuracy(width=64)]
+    figure = figures.iso_accuracy(tables(wide, make_narrow_rows()))
+    check_texts(figure)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["width 16", "width 64"]
 
 
 def test_labels_stay_within_the_axes_and_off_the_points(data):
@@ -264,6 +286,7 @@ def test_a_layer_between_bounds_is_shown_else_the_one_nearest_to_half():
         ("accuracy_vs_relus", make_accuracy(width=64)),
         ("accuracy_vs_macs", [make_accuracy_row(), make_accuracy_row(seed=1)]),
         ("accuracy_vs_latency", make_accuracy()),
+        ("iso_accuracy", [make_accuracy_row(), make_accuracy_row("joint-0.052")]),
         ("sensitivity", []),
         ("masks", []),
     ],
@@ -291,7 +314,8 @@ def weights(tmp_path):
         path = tmp_path / f"{variant}-w{width}.safetensors"
         tensors = {f"{layer}.mask": mask for layer, mask in found.items()}
         save_file(tensors | {"conv1.weight": np.zeros((4, 3, 3, 3), np.float16)}, path)
-        manifest[path.name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest[path.name] = {"sha256": digest, "classes": 100, "image_size": 32}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
 
@@ -303,6 +327,12 @@ def test_masks_are_read_without_torch_by_variant_and_width(weights):
         assert set(found[key]) == set(by_layer)
         assert all((found[key][layer] == mask).all() for layer, mask in by_layer.items())
     assert read_masks(weights / "none") == {}
+    replace_listed(weights / "single.safetensors", b"no variant's", 100, 32)
+    map_ = np.ones((1, 2, 2))
+    flat = {"relu.mask": np.ones(4, bool), "map.mask": map_ > 0, "real.mask": map_}
+    replace_listed(weights / "flat-w16.safetensors", save(flat), 100, 32)
+    assert read_masks(weights).keys() == found.keys() | {("flat", 16)}
+    assert list(read_masks(weights)["flat", 16]) == ["map"]
 
 
 @pytest.mark.parametrize(

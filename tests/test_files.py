@@ -5,11 +5,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from json_faults import BROKEN
 
-from pibench.models.files import changing, demand_room, locked, replace_file
+from pibench.models.files import STALE_S, changing, demand_room, locked, parse_json, read_file, replace_file
 from pibench.models.machine import cpu_name
 
 
@@ -46,6 +49,57 @@ def test_what_is_no_file_is_refused_and_left_as_it_is(tmp_path):
         replace_file(Path(os.devnull), b"")
     assert pipe.is_fifo()
     assert {entry.name for entry in tmp_path.iterdir()} == {"pipe", "folder", "loop"}
+
+
+def test_what_may_not_end_is_not_read(tmp_path):
+    path, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(path)
+    link.symlink_to(path)
+    for each in (path, link, Path("/dev/zero")):
+        with pytest.raises(OSError, match="a pipe or a device"):
+            read_file(each)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none")
+    replace_file(tmp_path / "file", b"held")
+    assert read_file(tmp_path / "file") == b"held"
+
+
+def test_json_is_read_as_it_stands_and_anything_else_is_one_value_error():
+    assert parse_json('{"a": [1, 0.1, 5e-324, null, true, "\\n"]}') == {
+        "a": [1, 0.1, 5e-324, None, True, "\n"]
+    }
+    assert parse_json("[" * 100 + "]" * 100)
+    harmless = {b"[]": [], b"{}": {}, b"null": None, b"3": 3, b'"text"': "text"}
+    for text in BROKEN:
+        if text in harmless:
+            assert parse_json(text) == harmless[text]
+            continue
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            parse_json(text)
+
+
+def test_what_a_killed_writer_left_is_removed_an_hour_later(tmp_path):
+    old, young, other = (tmp_path / name for name in (".a.1.tmp", ".a.2.tmp", ".b.1.tmp"))
+    for path in (old, young, other):
+        path.write_bytes(b"half")
+    hour_ago = time.time() - STALE_S - 1
+    for path in (old, other):
+        os.utime(path, (hour_ago, hour_ago))
+    replace_file(tmp_path / "a", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, other.name}
+
+
+def test_threads_that_write_one_file_at_once_do_not_meet(tmp_path):
+    path, texts = tmp_path / "file", [bytes([65 + each]) * 100_000 for each in range(6)]
+
+    def write(text):
+        for _ in range(20):
+            replace_file(path, text)
+            assert path.read_bytes() in texts
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, texts))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_room_is_demanded_for_what_is_there_and_a_megabyte_more(tmp_path):

@@ -96,7 +96,7 @@ def connections(pids: tuple[int, ...]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("engine", ["stock", "lean"])
 def test_no_connection_of_two_processes_avoids_the_relay(engine):
     with Parties(engine=engine, link=Link("near", 1e-3, 1e9), timeout_s=60) as parties:
-        process, folder = parties.group.shaper.popen, Path(parties.group._folder.name)
+        process, folder = parties.group.shaper.popen, parties.group.folder
         relay = process.pid
         joined = connections((*parties.pids, relay))
         assert joined

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -13,10 +14,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from accidents import gone
 
 from pibench.links.link import Link
 from pibench.links.route import port_through
 from pibench.links.shapers import UserSpace
+from pibench.parties.processes import Supervisor
 
 RTT_S, RATE = 0.05, 80e6  # 10 bytes a microsecond
 
@@ -25,10 +28,9 @@ class Bench:
     """A relay and connections through it."""
 
     def __init__(self, folder, link: Link) -> None:
-        lifeline, self.lifeline = os.pipe()
+        self.supervisor = Supervisor()
         self.shaper = UserSpace(link)
-        self.shaper.start(folder, lifeline)
-        os.close(lifeline)
+        self.shaper.start(folder, self.supervisor.start)
         self.sockets: list[socket.socket] = []
 
     def connect(self, caller: int = 1, listener: int = 0) -> tuple[socket.socket, socket.socket]:
@@ -47,8 +49,7 @@ class Bench:
     def close(self) -> None:
         for end in self.sockets:
             end.close()
-        self.shaper.stop()
-        os.close(self.lifeline)
+        self.supervisor.end()
 
 
 @pytest.fixture
@@ -170,15 +171,18 @@ def test_a_broken_request_is_dropped_and_others_served(bench):
     assert far.recv(6) == b"served"
 
 
-def test_the_relay_ends_with_the_driver(tmp_path):
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_relay_ends_with_the_supervisor(tmp_path, stopped):
     bench = Bench(tmp_path, Link("test", RTT_S, RATE))
     near, _ = bench.connect()
     assert bench.shaper.failure() is None
-    os.close(bench.lifeline)
-    bench.lifeline = os.dup(0)
-    assert bench.shaper.popen.wait(timeout=5) == 0
+    if stopped:
+        os.kill(bench.shaper.popen.pid, signal.SIGSTOP)
+    bench.supervisor._popen.kill()
+    assert bench.shaper.popen.wait(timeout=5) == -signal.SIGKILL
     assert near.recv(1) == b""
     assert "the link's relay ended" in bench.shaper.failure()
+    assert gone([bench.shaper.popen.pid])
     bench.close()
 
 

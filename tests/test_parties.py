@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import subprocess
 import sys
-import time
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accidents import alive, check_hanging_party_is_ended, check_killed_party_is_reported
+from accidents import alive, check_hanging_party_is_ended, check_killed_party_is_reported, gone
 from networks import Apply
 from torch import nn
 
 from pibench.engines import NotPrepared
 from pibench.models.graph.relu import MaskedReLU
-from pibench.parties import group
+from pibench.parties import driver, group
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.lower import ExportError
 
@@ -230,6 +233,8 @@ def test_nothing_loaded():
         ({"provider": "HE"}, "no provider 'HE'"),
         ({"timeout_s": 0}, "positive"),
         ({"timeout_s": float("inf")}, "positive"),
+        ({"timeout_s": 1e7}, "a positive number of seconds, at most 1,000,000, not 10000000.0"),
+        ({"timeout_s": "9"}, "positive number of seconds, .* not '9'"),
         ({"count": 2.0}, "not 2.0"),
         ({"engine": "lean", "provider": "TFP"}, "no provider 'TFP'"),
         ({"engine": "lean", "count": 3}, "2 parties, not 3"),
@@ -238,6 +243,81 @@ def test_nothing_loaded():
 def test_impossible_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         Parties(**arguments)
+
+
+@pytest.mark.parametrize("remote", ["10.0.0.1", Parties, 5])
+def test_a_remote_of_another_type_is_refused(remote):
+    with pytest.raises(TypeError, match=r"must be a pibench\.hosts\.remote\.Remote, .* not (str|type|int)"):
+        Parties(remote=remote)
+
+
+def test_a_batch_beyond_the_machine_is_refused_before_anything_is_sent(stock, block, images, monkeypatch):
+    stock.load(block, images)
+    monkeypatch.setattr(stock.group, "ask", lambda *_: pytest.fail("something was sent"))
+    with pytest.raises(ValueError, match="at most 2,147,483,647, not 2147483648"):
+        stock.prepare(1 << 31)
+    with pytest.raises(MemoryError, match=r"^a batch of 100,000,000 needs about 18,\d{3} GB of memory for 2"):
+        stock.prepare(100_000_000)
+    monkeypatch.setattr(driver, "available_memory", lambda: 2e9)
+    with pytest.raises(MemoryError, match=r"100,000 needs about 19 GB .*: prepare a smaller batch"):
+        stock.prepare(100_000)
+    monkeypatch.undo()
+    stock.prepare()
+    stock.infer(images[:1])
+
+
+def test_a_view_travels_without_the_rest_of_its_storage(stock, block, images, monkeypatch):
+    sizes = []
+    original = group._send
+    monkeypatch.setattr(group, "_send", lambda p, message: (sizes.append(len(message)), original(p, message)))
+    stock.load(block, images)
+    sizes.clear()
+    for view in (images.repeat(500, 1, 1, 1)[4:5], images[:1].transpose(2, 3).transpose(2, 3)):
+        stock.prepare()
+        torch.testing.assert_close(stock.infer(view), block(images[:1]).detach(), atol=2e-3, rtol=0)
+    assert max(sizes) < 2000  # 768 of them are the image
+
+
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+def test_a_temporary_folder_of_any_name_holds_everything(engine, block, images, tmp_path, monkeypatch):
+    """In a URL the name would end at its first sign."""
+    place = tmp_path / "a#b?c %41;ü"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with Parties(engine=engine, timeout_s=60) as parties:
+        (folder,) = place.iterdir()
+        assert folder == parties.group.folder
+        assert (folder / "rendezvous").exists()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        torch.testing.assert_close(run(parties, block, images), block(images).detach(), atol=2e-3, rtol=0)
+    assert [path.name for path in tmp_path.rglob("*")] == [place.name]
+
+
+def test_a_second_thread_is_refused_and_may_close(block, images, monkeypatch):
+    with Parties(timeout_s=60) as parties:
+        parties.load(block, images)
+        os.kill(parties.pids[0], signal.SIGSTOP)
+        said = []
+        inside = threading.Event()
+        original = parties.group.ask
+        monkeypatch.setattr(parties.group, "ask", lambda *told: (inside.set(), original(*told))[1])
+
+        def wait():
+            try:
+                parties.prepare()
+            except PartyFailed as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert inside.wait(10)
+        for ask in (parties.idle, parties.prepare, lambda: parties.infer(images[:1]), parties.peak_memory):
+            with pytest.raises(RuntimeError, match="another thread uses these parties just now: give each"):
+                ask()
+        parties.__exit__(None, None, None)
+        thread.join(10)
+    assert said == ["the parties were closed by another thread while 'plan' ran"]
+    assert not parties.pids
 
 
 def test_three_parties_and_the_ring(images, block):
@@ -284,10 +364,15 @@ def test_hanging_party_is_ended_after_the_timeout(block, images):
 
 
 SCRIPT = """
-import sys, time, torch
+import os, sys, time, torch
+from pibench.links import Link
 from pibench.parties.driver import Parties
-with Parties(timeout_s=60) as parties:
-    print(*parties.pids, flush=True)
+with Parties(timeout_s=60, link=Link("near", 1e-3, 1e9)) as parties:
+    forked = os.fork()
+    if forked:
+        group = parties.group
+        others = group._supervisor._popen.pid, group.shaper.popen.pid
+        print(group.folder, forked, *others, *parties.pids, flush=True)
     time.sleep(60)
 """
 
@@ -299,6 +384,7 @@ def heed_interrupts() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_the_driver(how):
+    """Neither a stopped relay nor a child of the driver that lives on delays the end (`test_supervisor`)."""
     driver = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
         stdout=subprocess.PIPE,
@@ -307,14 +393,18 @@ def test_no_process_outlives_the_driver(how):
         preexec_fn=heed_interrupts,
     )
     with driver:
-        pids = tuple(map(int, driver.stdout.readline().split()))
-        assert len(alive(pids)) == 2
+        folder, forked, *pids = driver.stdout.readline().split()
+        pids = tuple(map(int, pids))
+        assert len(alive(pids)) == 4
+        os.kill(pids[1], signal.SIGSTOP)
         driver.send_signal(how)
-        driver.wait(timeout=10)
-    deadline = time.monotonic() + 5
-    while alive(pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pids)
+        try:
+            driver.wait(timeout=10)
+            assert gone(pids)
+            assert not Path(folder).exists()
+        finally:
+            assert alive([int(forked)])
+            os.kill(int(forked), signal.SIGKILL)
 
 
 def test_party_one_never_receives_the_weights(block, images, monkeypatch):

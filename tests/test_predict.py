@@ -244,3 +244,19 @@ def test_command_line(capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("baseline lean: 108 rounds, ")
     assert "fc (linear): 1 rounds" in printed
+
+
+def test_what_cannot_be_predicted_or_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for given, reason in (
+        (["--width", "0"], "width must be a positive whole number, not 0"),
+        (["nonsense"], "unknown variant 'nonsense': known are"),
+        (
+            ["--width", "2", "--literature", str(tmp_path / "file" / "costs.csv")],
+            "costs.csv cannot be written (Not a directory): make room or allow writing there",
+        ),
+    ):
+        assert prediction.main(given) == 1
+        said = capsys.readouterr().err
+        assert reason in said
+        assert said.count("\n") == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pibench.models.pairs import PAIRS
 from pibench.report.reference import main
 
 ROOT = Path(__file__).parent.parent
@@ -75,9 +76,9 @@ def test_python_in_the_docs_runs(page, block, tmp_path, monkeypatch):
 
 def test_the_words_of_the_findings_hold_for_their_numbers():
     """The numbers are computed; these are what the sentences around them say."""
-    summary, pairs, equal = (
+    summary, pairs, equal, curves = (
         pd.read_csv(REFERENCE / f"{name}.csv", low_memory=False)
-        for name in ("summary", "pairs", "equal_latency")
+        for name in ("summary", "pairs", "equal_latency", "iso_accuracy")
     )
     usual = (summary["width"] == 64) & (summary["batch"] == 1) & (summary["timing"] == "measured")
     cases = summary[usual & (summary["role"] != "extra")].set_index(["variant", "engine"])
@@ -89,8 +90,12 @@ def test_the_words_of_the_findings_hold_for_their_numbers():
     assert cases["macs"]["merged-exact", "lean"] > cases["macs"]["baseline", "lean"]
     equal_budget = pairs["joint"] == "joint-0.09"
     assert pairs[equal_budget].set_index("width").loc[64, "seeds"] == 1
-    others = pairs[~equal_budget & pairs["width"].isin([16, 64])]
+    budgets = pd.MultiIndex.from_frame(pairs[["senet", "joint"]]).isin(PAIRS)
+    others = pairs[budgets & pairs["width"].isin([16, 64])].dropna(subset=["accuracy_difference"])
     assert len(others) == 8
     assert (others["accuracy_difference"] < 0).all()
+    assert set(curves["width"]) == {16, 64}
+    for name in ("macs", "stock_online", "lean_online"):  # saves layers and time
+        assert (curves[f"{name}_ratio"].dropna() > 1).all()
     assert set(equal["width"]) == {16}
     assert (equal["accuracy_difference"] > 0).sum() > len(equal) / 2

@@ -1,7 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from json_faults import damaged
 from results_factory import make_accuracy_row, make_row
 
 from pibench import report
@@ -103,3 +107,56 @@ def test_what_is_missing_is_said_in_one_line_and_nothing_is_written(project, cap
     assert error.count("\n") == 1
     assert not (project / "results" / "summary.csv").exists()
     assert not (project / "results" / "report").exists()
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "report", "report/latency.md"])
+def test_what_is_no_file_in_the_place_of_one_is_named(project, capsys, name):
+    path = project / "results" / name
+    path.parent.mkdir(exist_ok=True)
+    if name == "report":
+        path.write_text("a file in the place of a folder")
+    else:
+        path.mkdir()
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert name in error
+    assert ": make room or allow writing there" in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(project):
+    """The kernel writes no file beyond a limit, as if the disk were full."""
+    code = (
+        "import resource, sys; from pibench.report.command import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    folders = [part for name in ("results", "plots", "docs") for part in (f"--{name}", str(project / name))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *folders, "--quiet"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert ".csv cannot be written (File too large): make room or allow writing there" in done.stderr
+    held = [path for path in (project / "results").iterdir() if path.suffix in (".csv", ".tmp")]
+    assert all(path.stat().st_size < 2000 and path.suffix == ".csv" for path in held)
+
+
+ROWS = [make_row(variant, "lean", count=6) for variant in ("baseline", "senet-0.09")]
+ROWS.append(make_row("baseline", "lean", link="wan", role="link", count=2))
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(content=damaged({"schema": 1, "rows": ROWS}))
+def test_any_rows_give_a_report_or_one_line(content, capsys, tmp_path_factory):
+    project = tmp_path_factory.mktemp("project")
+    (project / "results").mkdir()
+    (project / "results" / "bench.json").write_text(json.dumps(content))
+    status = run(project)
+    said = capsys.readouterr()
+    assert said.err.count("\n") == status

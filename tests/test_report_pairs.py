@@ -11,7 +11,7 @@ from results_factory import (
 )
 
 from pibench import report
-from pibench.models.pairs import EQUAL, PAIRS
+from pibench.models.pairs import EQUAL, MERGED, PAIRS
 from pibench.report.statistics import quotient_of_medians
 
 pytestmark = pytest.mark.usefixtures("remembered_intervals")
@@ -40,7 +40,7 @@ def test_pairs_are_of_one_plan():
 def test_pairs_have_the_ratios_of_measured_rows_at_their_own_width(rows):
     made = report.tabulate_pairs(table(make_accuracy()), [*rows, *make_narrow_rows()])
     assert [tuple(line) for line in made[["senet", "joint", "width"]].to_numpy()] == [
-        (*pair, width) for pair in (*PAIRS, EQUAL) for width in (16, 64)
+        (*pair, width) for pair in (*PAIRS, EQUAL, *MERGED) for width in (16, 64)
     ]
     by_width = made.set_index(["joint", "width"])
     wide, narrow = by_width.loc[("joint-0.052", 64)], by_width.loc[("joint-0.052", 16)]
@@ -91,14 +91,14 @@ def test_quotient_of_medians_covers_the_true_one_and_needs_values():
 
 
 def test_pairs_name_seeds_and_the_latency_of_each_width(rows):
-    line = tables_of(section(make_accuracy(), rows))[0][2]
+    line = tables_of(section(make_accuracy(), rows))[0][4]
     assert line["Accuracy, width 16, %"] == "61.10, 60.50"
     assert "Accuracy, width 64, %" not in line
     assert line["joint - SENet, points, width 16"] == "-0.60 [-0.60, -0.60] (n = 3)"
     assert line["Fewer ReLUs, width 64"] == "1.73×"
     assert line["Faster online, lean, width 64"].startswith("1.")
     assert "Faster online, lean, width 16" not in line
-    line = tables_of(section(make_accuracy(), [*rows, *make_narrow_rows()]))[0][0]
+    line = tables_of(section(make_accuracy(), [*rows, *make_narrow_rows()]))[0][2]
     assert line["Faster online, lean, width 16"].startswith("1.")
     assert line["joint - SENet, points, width 16"] == "-0.30 (n = 1)"
     wide = [
@@ -106,9 +106,9 @@ def test_pairs_name_seeds_and_the_latency_of_each_width(rows):
         make_accuracy_row("joint-0.208", 64, accuracy_test=0.73),
     ]
     lines = tables_of(section(make_accuracy() + wide, rows))[0]
-    assert lines[0]["Accuracy, width 64, %"] == "75.00, 73.00"
-    assert lines[0]["joint - SENet, points, width 64"] == "-2.00 (n = 1)"
-    assert lines[1]["Accuracy, width 64, %"] == "not trained yet"
+    assert lines[2]["Accuracy, width 64, %"] == "75.00, 73.00"
+    assert lines[2]["joint - SENet, points, width 64"] == "-2.00 (n = 1)"
+    assert lines[3]["Accuracy, width 64, %"] == "not trained yet"
 
 
 def test_a_pair_of_one_budget_is_told_apart(rows):
@@ -116,7 +116,7 @@ def test_a_pair_of_one_budget_is_told_apart(rows):
     content += [make_accuracy_row("joint-0.09", accuracy_test=0.605)]
     rows = [*rows, make_row("joint-0.09", "lean")]
     text = section(content, rows)
-    line = tables_of(text)[0][-1]
+    line = tables_of(text)[0][len(PAIRS)]
     assert line["SENet, joint"] == "`senet-0.09`, `joint-0.09`"
     assert line["joint - SENet, points, width 16"] == "+0.50 (n = 1)"
     assert "no pair is trained yet" in text
@@ -184,10 +184,11 @@ def test_no_network_is_compared_at_equal_latency_that_is_slower_or_another(rows)
 
 
 def test_the_verdict_counts_pairs_within_a_point(rows):
-    assert "in **2 of 4** pairs: `joint-0.208` (-0.30), `joint-0.052` (-0.60)" in section(
-        make_accuracy(), rows
-    )
-    content = [row for row in make_accuracy() if row["variant"] not in ("joint-0.026", "senet-0.18")]
+    text = section(make_accuracy(), rows)
+    flat = "`joint-0.416` (-0.25), `joint-0.312` (-0.30)"
+    assert f"in **4 of 6** pairs: {flat}, `joint-0.208` (-0.30), `joint-0.052` (-0.60)" in text
+    absent = ("joint-0.026", "senet-0.18", "senet-0.72", "joint-0.312")
+    content = [row for row in make_accuracy() if row["variant"] not in absent]
     for row in content:
         if row["variant"] == "joint-0.052":
             row["accuracy_test"] -= (0.001, 0.003, 0.011)[row["seed"]]
@@ -195,4 +196,4 @@ def test_the_verdict_counts_pairs_within_a_point(rows):
     text = section(content, rows)
     assert "in **1 of 2** pairs: `joint-0.208` (+1.70)" in text
     assert "it falls further below in `joint-0.052` (-1.10; seeds differ, n = 3)" in text
-    assert "not trained yet: `joint-0.104`, `joint-0.026`." in text
+    assert "not trained yet: `joint-0.416`, `joint-0.312`, `joint-0.104`, `joint-0.026`." in text

@@ -8,6 +8,7 @@ import pytest
 from results_factory import VARIANTS, make_accuracy_row, make_row
 
 from pibench import report
+from pibench.models.manifest import read_manifest, replace_listed
 from pibench.report.reference import SECTIONS, Project, main, take_over
 from pibench.store.results import ResultsError, Store, read_rows
 
@@ -120,9 +121,7 @@ def test_a_run_takes_the_places_of_its_cases_and_networks(project):
     )
     (own / "training" / "w16-s0-long").mkdir(parents=True)
     (own / "training" / "w16-s0-long" / "joint.jsonl").write_text("{}\n")
-    (own / "weights").mkdir()
-    (own / "weights" / "joint-w16.safetensors").write_bytes(b"weights")
-    (own / "weights" / "manifest.json").write_text(json.dumps({"joint-w16.safetensors": {"sha256": "0"}}))
+    replace_listed(own / "weights" / "joint-w16.safetensors", b"weights", 100, 32)
     said = take_over(Project(project))
     assert len(said) == 5
     after = read_rows(reference / "bench.json")
@@ -137,9 +136,8 @@ def test_a_run_takes_the_places_of_its_cases_and_networks(project):
     assert (reference / "training" / "w16-s0-long" / "joint.jsonl").exists()
     weights = project / "models" / "trained"
     assert (weights / "joint-w16.safetensors").read_bytes() == b"weights"
-    assert "joint-w16.safetensors" in json.loads(
-        (project / "models" / "trained" / "manifest.json").read_text()
-    )
+    assert read_manifest(weights) == read_manifest(own / "weights")
+    assert "joint-w16.safetensors" in read_manifest(weights)
 
 
 def test_a_file_that_cannot_be_read_changes_nothing(project):
@@ -149,6 +147,31 @@ def test_a_file_that_cannot_be_read_changes_nothing(project):
     with pytest.raises(ResultsError, match="nothing was renewed"):
         take_over(Project(project))
     assert (project / "results" / "reference" / "bench.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda own: (own / "weights" / "joint-w16.safetensors").write_bytes(b"others"), "is damaged"),
+        (lambda own: (own / "weights" / "manifest.json").write_text("[]"), "is no manifest of weights"),
+        (lambda own: (own / "operators.json").write_text("[]"), "is no file of operators"),
+        (lambda own: (own / "operators.json").write_text('{"schema": 2, "rows": []}'), "has schema 2"),
+        (
+            lambda own: (own / "operators.json").write_text('{"schema": 1, "rows": [{"name": 1}]}'),
+            r"Row 0 of .* is unusable, `name` is 1 where text belongs",
+        ),
+    ],
+)
+def test_a_run_that_is_damaged_changes_nothing(project, spoil, reason):
+    own, reference = project / "results", project / "results" / "reference"
+    Store(own / "bench.json").add(make_row("senet-0.09", "lean", seed=5, count=6))
+    replace_listed(own / "weights" / "joint-w16.safetensors", b"weights", 100, 32)
+    before = {path: path.read_bytes() for path in reference.iterdir()}
+    spoil(own)
+    with pytest.raises(ResultsError, match=f"{reason}.*nothing was renewed"):
+        take_over(Project(project))
+    assert {path: path.read_bytes() for path in reference.iterdir()} == before
+    assert not (project / "models").exists()
 
 
 def test_without_a_run_nothing_is_taken(project):
@@ -176,6 +199,14 @@ def test_what_is_missing_is_said_in_one_line_and_no_page_is_written(project, cap
     assert reason in error
     assert error.count("\n") == 1
     assert not (project / "docs").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(project, capsys):
+    (project / "docs").write_text("a file in the place of a folder")
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written (Not a directory): make room or allow writing there" in error
+    assert error.count("\n") == 1
 
 
 def test_a_case_that_a_finding_rests_on_is_named(project, capsys):

@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from json_faults import BROKEN, damaged
 from results_factory import make_check, make_protocol_rows, make_row, make_rows
 
 from pibench.costs.literature import LinearLayer, Network, network_from_dict
@@ -232,7 +234,7 @@ def test_the_file_is_replaced_in_one_step(path, monkeypatch):
         ("[]", "no results file"),
         ('{"schema": 1}', "no results file"),
         ('{"schema": 1, "rows": [{"case": "x"}]}', "Row 0 .* lacks `variant`"),
-        ('{"schema": 1, "rows": [NaN]}', "NaN is not a number"),
+        ('{"schema": 1, "rows": [NaN]}', r"not valid JSON \(expected value at line 1 column 24\)"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
@@ -247,6 +249,38 @@ def test_a_file_that_cannot_be_used_is_named_and_never_overwritten(path, content
         assert "move it away" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+def test_a_file_that_is_no_json_is_named(path, text):
+    check_named(path, text)
+
+
+WHOLE = {"schema": 1, "rows": [make_row(link="wan", role="link", count=2), *make_protocol_rows()[:1]]}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(content=damaged(WHOLE))
+def test_a_damaged_file_is_read_or_named_in_one_line(content, tmp_path_factory):
+    check_named(tmp_path_factory.mktemp("results") / "bench.json", json.dumps(content).encode())
+
+
+def check_named(path, text):
+    """A file is read, and then rows can be added; or it is named with a remedy, and left as it is."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text)
+    said = None
+    try:
+        Store(path).add(make_row("joint", case="another"))
+    except ResultsError as error:
+        said = str(error)
+    if said is None:
+        assert Store(path).rows()[-1]["case"] == "another"
+    else:
+        assert str(path) in said
+        assert said.endswith(": move it away and run `make bench` again (nothing was overwritten).")
+        assert "\n" not in said
+        assert path.read_bytes() == text
 
 
 def test_a_case_held_twice_is_an_error(path):
@@ -265,6 +299,14 @@ def test_a_case_held_twice_is_an_error(path):
         (lambda row: row["layers"][2].pop("seconds"), r"lacks `layers\[2\]\.seconds`"),
         (lambda row: row.pop("reference"), "lacks `reference`; write null"),
         (lambda row: row.update(batch="1"), "`batch` is '1' where a whole number"),
+        (lambda row: row.update(batch=0), "`batch` is 0 where a number from 1 on belongs"),
+        (lambda row: row.update(width=-1), "`width` is -1 where a number from 0 on belongs"),
+        (lambda row: row["cost"].update(relus=-1), r"`cost\.relus` is -1 where a number from 0 on"),
+        (
+            lambda row: row["cost"].update(macs=2**63),
+            r"`cost\.macs` is 9223372036854775808 where",
+        ),
+        (lambda row: row["times"]["online_s"].__setitem__(0, -1.0), r"`times\.online_s\[0\]` is -1\.0 where"),
         (lambda row: row.update(batch=True), "`batch` is True where a whole number"),
         (lambda row: row.update(dirty="no"), "`dirty` is 'no' where true or false"),
         (lambda row: row.update(role="main"), "`role` is 'main': use one of"),

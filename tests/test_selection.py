@@ -3,7 +3,14 @@ from math import prod
 import pytest
 import torch
 
-from pibench.models.allocation import allocate, least_sensitive_blocks, published_sensitivity
+from pibench.models.allocation import (
+    Stretch,
+    allocate,
+    allocate_layers,
+    allocate_merging,
+    least_sensitive_blocks,
+    published_sensitivity,
+)
 from pibench.models.cost import relu_shapes
 from pibench.models.masks import largest_masks, largest_network_masks, random_masks, random_network_masks
 from pibench.models.published import SENET_SENSITIVITY
@@ -47,6 +54,39 @@ def test_bad_allocations_are_refused():
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite and not negative"):
             allocate([1, 2], [1.0, bad], 1)
+
+
+FULL_WIDTH = {name: (size,) for name, size in zip(layout_of("resnet18").relus, SIZES, strict=True)}
+SHORT, LONG = (Stretch(tuple(FULL_WIDTH)[:count], saved) for count, saved in ((3, 69e6), (5, 145_227_776)))
+"""The stem with one block or two, and the multiplications that merging them saves at width 64."""
+
+
+def test_a_stretch_is_emptied_where_merging_saves_more_than_its_relus_cost():
+    eta = published_sensitivity(layout_of("resnet18"))
+    plain = allocate_layers(FULL_WIDTH, eta, 50_135)
+    assert 0 < plain["relu"] < sum(plain[name] for name in LONG.relus) < 6_000
+    others = {name: shape for name, shape in FULL_WIDTH.items() if name not in LONG.relus}
+    expected = dict.fromkeys(LONG.relus, 0) | allocate_layers(others, eta, 50_135)
+    for stretches in ([LONG], [SHORT, LONG], [LONG, SHORT]):
+        assert allocate_merging(FULL_WIDTH, eta, 50_135, stretches, price=2_500) == expected
+    assert list(expected) == list(FULL_WIDTH)
+    assert sum(expected.values()) == 50_135
+    held = [sum(plain[name] for name in each.relus) for each in (SHORT, LONG)]
+    price = 0.99 * SHORT.saved / held[0]  # the short stretch just pays, the long one does not
+    dear = Stretch(LONG.relus, 0.9 * price * held[1])
+    short = allocate_merging(FULL_WIDTH, eta, 50_135, [SHORT, dear], price)
+    assert [name for name, count in short.items() if count == 0] == list(SHORT.relus)
+    assert allocate_merging(FULL_WIDTH, eta, 50_135, [SHORT, LONG], price=1e6) == plain
+    assert allocate_merging(FULL_WIDTH, eta, 50_135, [], price=1) == plain
+
+
+def test_a_stretch_stays_where_the_other_layers_have_no_room():
+    eta = published_sensitivity(layout_of("resnet18"))
+    room = sum(SIZES[5:])
+    for budget, merged in ((room, True), (room + 1, False)):
+        found = allocate_merging(FULL_WIDTH, eta, budget, [LONG], price=100)
+        assert (found["relu"] == 0) == merged
+        assert sum(found.values()) == budget
 
 
 def test_the_sensitivities_are_those_of_the_network():

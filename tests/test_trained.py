@@ -9,13 +9,22 @@ import torch
 from pibench.measure.count import cost_of
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.graph.relu import MaskedReLU
+from pibench.models.manifest import read_manifest
 from pibench.models.rows import read_rows
 from pibench.models.training import __main__ as command
 from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
-from pibench.models.weights import file_name, load, read_manifest, read_weights
+from pibench.models.weights import file_name, load, read_weights
 
-ROWS = tuple(VARIANTS)
+UNTRAINED = (
+    *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
+    *(name for name, variant in VARIANTS.items() if variant.source is not None),
+    *("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5"),
+    *("trp-channel-0.9", "trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-0.9", "tucker-4"),
+    *("eca", "eca-hard"),
+)
+"""Variants whose rows and weights are still to be made."""
+ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
 ACCURACY = read_rows(REFERENCE / "accuracy.json")
@@ -26,7 +35,12 @@ def row_of(name, width=16, seed=0):
 
 
 def test_every_row_is_trained_and_the_pair_by_three_seeds():
-    """Every variant is trained at width 16. At full width one is missing: no CUDA device was left for it."""
+    """Every other variant is trained at width 16.
+
+    At full width one more is missing: no CUDA device was left for it.
+    """
+    assert set(UNTRAINED) < set(VARIANTS)
+    assert not [row for row in ACCURACY if row["variant"] in UNTRAINED]
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name != "joint"]
@@ -42,8 +56,9 @@ def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
     folder = ["--results", str(REFERENCE), "--plan", "long", "--width", "64"]
     assert command.main([*folder, "--device", "cpu", "--list"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert lines.keys() == set(ROWS)
-    assert [name for name, state in lines.items() if state != "finished"] == ["joint"]
+    assert list(lines) == list(VARIANTS)
+    missing = {name for name, state in lines.items() if state != "finished"}
+    assert missing == {*UNTRAINED, "joint"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -53,7 +68,8 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     model = VARIANTS[name].build(width=16)
     assert model.meta["trained"]
     cost = cost_of(model, torch.zeros(1, 3, 32, 32))
-    assert (cost.relus, cost.macs) == (row["relus"], row["macs"])
+    gates = sum(layer.relus for layer in cost.layers if layer.kind == "piecewiselinear")
+    assert (cost.relus - gates, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
     path = ROOT / "models" / "trained" / file_name(name, 16)
     kept = [f"{name}.mask" for name, module in model.named_modules() if isinstance(module, MaskedReLU)]

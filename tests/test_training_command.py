@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from training_setup import TINY, banded
 
+from pibench.models import manifest
 from pibench.models import weights as checkpoint
 from pibench.models.data import FOLDER, load_cifar100
 from pibench.models.graph.relu import MaskedReLU
@@ -88,7 +89,7 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
     found = read_rows(folder / "results" / "accuracy.json")
     assert [row["variant"] for row in found] == ["baseline", "senet-0.09"]
     assert (folder / "results" / "training" / "w2-s0-long" / "senet-0.09.jsonl").exists()
-    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    monkeypatch.setattr(manifest, "FOLDER", folder / "weights")
     loaded = VARIANTS["senet-0.09"].build(width=2)
     assert loaded.meta["trained"]
     assert any(isinstance(module, MaskedReLU) for module in loaded.modules())
@@ -111,7 +112,7 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
 def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, monkeypatch, capsys):
     folder, options, plans = cifar
     monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
-    monkeypatch.setattr(checkpoint, "FOLDER", folder / "weights")
+    monkeypatch.setattr(manifest, "FOLDER", folder / "weights")
     read, decoded = Images.cifar100, []
     monkeypatch.setattr(Images, "cifar100", lambda *args: decoded.append(args) or read(*args))
     assert main([*options, "--rows", "joint", "baseline"]) == 0
@@ -250,6 +251,27 @@ def test_files_that_cannot_be_read_or_written_are_one_clear_line(cifar, capsys):
     (folder / "weights" / "manifest.json").write_text("{")
     assert main([*options, "--rows", "baseline"]) == 1
     assert "manifest.json is no JSON" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["results", "checkpoints", "weights"])
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_trained(cifar, monkeypatch, capsys, name):
+    folder, options, _ = cifar
+    full = command.demand_room
+
+    def demand(path):
+        if path.parent.name == name:
+            raise OSError(28, "No space left on device", str(path))
+        full(path)
+
+    monkeypatch.setattr(command, "demand_room", demand)
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("a phase was trained"))
+    assert main([*options, "--rows", "baseline"]) == 1
+    said = capsys.readouterr().err
+    assert f"{folder / name}" in said
+    assert said.endswith(
+        "cannot be written (No space left on device): make room or allow writing there, then run the same "
+        "command to go on\n"
+    )
 
 
 def test_an_interrupt_says_how_to_go_on(cifar, monkeypatch, capsys):

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from training_setup import BATCH, CLASSES, TINY, banded, tiny_images, tiny_run
 
 from pibench.models.training import loop
-from pibench.models.training.files import TrainingError, digest, locked, write_bytes
+from pibench.models.training.files import TrainingError, digest, locked, read_history, sealed, write_bytes
 from pibench.models.training.images import Images, accuracy
 from pibench.models.training.loop import Progress, Setting, train
 from pibench.models.training.phases import plan_named, planned
@@ -277,6 +279,72 @@ def test_a_damaged_checkpoint_is_named(tmp_path, content):
     (tmp_path / "phase.pt").write_bytes(content)
     with pytest.raises(TrainingError, match=r"phase\.pt is no checkpoint of this project or is damaged"):
         trained(tmp_path)
+
+
+ONE = Schedule(1, 0.1, batch=BATCH)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The checkpoint of one epoch, and its content."""
+    path = tmp_path_factory.mktemp("checkpoint") / "phase.pt"
+    trained(path.parent, schedule=ONE)
+    return path, path.read_bytes()
+
+
+def demand_refused(path, reason):
+    before = path.read_bytes()
+    with pytest.raises(
+        TrainingError, match=rf"phase\.pt is no checkpoint .*\({reason}.*: remove it to train"
+    ):
+        trained(path.parent, schedule=ONE)
+    assert read_history(path, {}) == []
+    assert path.read_bytes() == before
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_found_wherever_it_is(checkpoint, place, bit):
+    path, whole = checkpoint
+    damaged = bytearray(whole)
+    at = int(place * (len(whole) - 74))  # the length and the text of the seal follow
+    damaged[at] ^= 1 << bit
+    path.write_bytes(damaged)
+    demand_refused(path, "its SHA-256 is not the one at its end")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1 - 1e-5])
+def test_a_checkpoint_that_is_cut_off_is_named(checkpoint, share):
+    path, whole = checkpoint
+    path.write_bytes(whole[: int(share * len(whole))])
+    demand_refused(path, "it has no checksum at its end: it is cut off, or older than checksums")
+
+
+def test_an_older_checkpoint_is_named_until_it_is_sealed(checkpoint):
+    path, whole = checkpoint
+    state = torch.load(io.BytesIO(whole), weights_only=True)
+    older = io.BytesIO()
+    torch.save(state, older)
+    path.write_bytes(older.getvalue())
+    demand_refused(path, "it has no checksum at its end")
+    path.write_bytes(sealed(older.getvalue()))
+    trained(path.parent, schedule=ONE)
+    assert len(read_history(path, {"seed": 0})) == 1
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_in_the_place_of_a_checkpoint_is_named(tmp_path, make):
+    make(tmp_path / "phase.pt")
+    with pytest.raises(TrainingError, match=r"phase\.pt is no checkpoint of this project or is damaged"):
+        trained(tmp_path)
+
+
+def test_six_trainings_of_one_phase_end_alike(tmp_path):
+    """Threads write like processes here: every unfinished file has a name of its own."""
+    with ThreadPoolExecutor(6) as pool:
+        found = [each.result()[0] for each in [pool.submit(trained, tmp_path) for _ in range(6)]]
+    assert len({outcome.digest for outcome in found}) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phase.jsonl", "phase.lock", "phase.pt"]
 
 
 def test_a_second_process_waits_for_the_phase_and_takes_it(tmp_path, monkeypatch):

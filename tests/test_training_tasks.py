@@ -173,6 +173,8 @@ def test_slopes_have_an_optimizer_of_their_own():
         ("senet-0.09", "sensitivity"),
         ("senet-0.09", "senet-0.09"),
         ("joint-0.09", "gated-5"),
+        ("bilinear-1", "bilinear-1"),
+        ("trp-channel-0.9", "trp-channel-0.9-ranks"),
     ],
 )
 def test_every_kind_of_phase_goes_on_after_an_interrupt(tmp_path, monkeypatch, row, phase):

@@ -13,11 +13,16 @@ from pibench.models.transforms import (
     APPROXIMATE,
     EXACT,
     absorb_skips,
+    attend_channels,
     average_pools,
+    bilinear_layers,
+    factorize_convs,
     fold_batchnorm,
     hoist_padding,
     linearize_relus,
+    mask_pixels,
     merge_convs,
+    merge_linear_stretches,
     shallow_blocks,
 )
 
@@ -41,18 +46,32 @@ def mergeable():
     return hoist_padding(dropped)
 
 
+def linear_stretch():
+    chain = (conv(3, 8, 3, stride=2), conv(8, 8, 3, seed=1), nn.AvgPool2d(2), conv(8, 2, 2, seed=2))
+    return nn.Sequential(*chain, nn.ReLU()).eval()
+
+
 def absorbable():
     return fold_batchnorm(shallow_blocks(small("resnet18"), BLOCKS))
+
+
+def masked_pixels():
+    return linearize_relus(small("resnet18"), {"relu": torch.eye(32).bool().expand(4, 32, 32)})
 
 
 EXACT_CASES = [(fold_batchnorm, partial(small, name)) for name in SMALL]
 EXACT_CASES += [(merge_convs, mergeable), (absorb_skips, absorbable)]
 EXACT_CASES += [(absorb_skips, lambda: merge_convs(mergeable()))]
+EXACT_CASES += [(merge_linear_stretches, linear_stretch)]
 
 APPROXIMATE_CASES = [
     (hoist_padding, lambda: linearize_relus(fold_batchnorm(small("resnet18")), dict.fromkeys(MIDS, False))),
     (partial(linearize_relus, keep=dict.fromkeys(MIDS, False)), lambda: small("resnet18")),
     (partial(shallow_blocks, blocks=BLOCKS[:2]), lambda: small("resnet18")),
+    (bilinear_layers, lambda: small("resnet18")),
+    (mask_pixels, masked_pixels),
+    (partial(attend_channels, convs=["layer1.0.conv2"]), lambda: small("resnet18")),
+    (partial(factorize_convs, form="spatial", ranks=0.25), lambda: small("resnet18")),
     (average_pools, lambda: small("vgg16")),
     (average_pools, lambda: small("resnet18-imagenet")),
 ]

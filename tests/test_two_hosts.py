@@ -5,11 +5,11 @@ The hosts are network namespaces, or two process trees on the loopback where nam
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,16 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from two_hosts import ATTACK, TOKEN, Hosts, free_port, gone, why_no_namespaces
+from accidents import gone
+from two_hosts import ATTACK, NO_HOSTS, TOKEN, Hosts, free_port, why_no_namespaces
 
-from pibench.engines.base import Setting, StepCost
+from pibench.engines.base import Setting
 from pibench.hosts import agreement, stream
 from pibench.hosts.join import JoinFailed, altered, join, unreachable
 from pibench.hosts.join import main as join_main
+from pibench.hosts.messages import Bye, DriverIntroduction, Introduction, Say
 from pibench.hosts.remote import Remote, RemoteFailed, parse_ports
-from pibench.hosts.stream import Altered, Stream
-from pibench.links import LINKS
-from pibench.links.greeting import MAGIC, Door, Refused, answer, call, open_port
+from pibench.hosts.stream import Stream
+from pibench.links.greeting import MAGIC, call, open_port
 from pibench.links.local import interface_of, is_loopback, network_of
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.ir import Program, Relu, Step
@@ -95,19 +96,27 @@ def _ended(attacker) -> set[str]:
     return set(out.split())
 
 
-def test_the_parties_bring_the_other_host_and_take_it_along(quiet, block, images):
+def test_the_parties_bring_the_other_host_and_take_it_along(quiet, block, images, monkeypatch):
     """Parties open a Remote that is not open; the guest is sent the image and never the weights.
 
-    When it is killed, the driver tells how it ended.
+    A message that is too large is refused before anything is sent, and the parties go on. When the guest is
+    killed, the driver tells how it ended.
     """
     remote = Remote(**{**quiet, "port": free_port()})
     told = []
     original = remote.tell
-    remote.tell = lambda *message: (told.append(message), original(*message))
+    remote.tell = lambda message: (told.append(message), original(message))
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(join, "127.0.0.1", remote.port, TOKEN, timeout_s=10, say=lambda line: None)
         with Parties(engine="lean", remote=remote, timeout_s=30) as parties:
             parties.load(block, images)
+            parties.prepare()
+            with monkeypatch.context() as small:
+                small.setattr(stream, "MOST_BYTES", 500)
+                with pytest.raises(ValueError, match=r"at most 0.0005 MB, but this one has .* fewer images"):
+                    parties.infer(images[:1])
+                with pytest.raises(ValueError, match="or a smaller network"):
+                    parties.load(block, images)
             parties.prepare()
             expected = block(images[:1]).detach()
             torch.testing.assert_close(parties.infer(images[:1]), expected, atol=2e-3, rtol=0)
@@ -118,7 +127,7 @@ def test_the_parties_bring_the_other_host_and_take_it_along(quiet, block, images
                 parties.infer(images[:1])
         assert served.result(10) == 1
     assert gone(list(pids))
-    said = {message[2][0]: message[2][1] for message in told if message[0] == "say"}
+    said = {message.command: message.arguments for message in told if isinstance(message, Say)}
     assert isinstance(said["load"][0], Program)
     assert said["load"][1] is None
     assert torch.equal(said["infer"][0], images[:1])
@@ -284,9 +293,9 @@ def test_a_program_has_a_checksum():
     assert one == agreement.checksum(program(np.array([0, 2])))
     assert one != agreement.checksum(program(np.array([0, 1])))
     assert one != agreement.checksum(program(None))
-    assert altered(("load", (program(np.array([0, 2])), None)), one) is None
-    assert altered(("infer", (None, 1)), "") is None
-    assert f"{one}, the driver's is 0: use" in altered(("load", (program(np.array([0, 2])), None)), "0")
+    assert altered(Say(1, "load", (program(np.array([0, 2])), None), one)) is None
+    assert altered(Say(1, "infer", (None, 1), "")) is None
+    assert f"{one}, the driver's is 0: use" in altered(Say(1, "load", (program(np.array([0, 2])), None), "0"))
 
 
 def test_a_wrong_token_is_turned_away_and_the_right_one_still_comes(quiet):
@@ -297,10 +306,9 @@ def test_a_wrong_token_is_turned_away_and_the_right_one_still_comes(quiet):
             join("127.0.0.1", port, TOKEN[::-1], timeout_s=5, say=print)
         connection = socket.create_connection(("127.0.0.1", port))
         served = Stream(connection, call(connection, TOKEN.encode(), 1, 5), caller=True)
-        ours = served.receive()
-        served.send({"facts": ours["facts"], "machine": {}})
+        served.send(Introduction(served.receive(DriverIntroduction).facts, {}))
         opened.result(5).__exit__(None)
-        assert served.receive() == ("bye", None)
+        assert served.receive(Bye) == Bye(None)
         served.close()
 
 
@@ -361,8 +369,15 @@ def test_an_address_of_another_machine(quiet):
         RemoteFailed, match=r"cannot listen at 192.0.2.7, port \d+: .*an address of this host"
     ):
         Remote("192.0.2.7", **quiet).__enter__()
-    with pytest.raises(JoinFailed, match="give --listen an address of this host"):
-        join("127.0.0.1", 29500, TOKEN, listen="192.0.2.7")
+    for listen in ("192.0.2.7", *NO_HOSTS):
+        with pytest.raises(JoinFailed, match="give --listen an address of this host"):
+            join("127.0.0.1", 29500, TOKEN, listen=listen)
+
+
+def test_a_driver_without_an_address():
+    for host in NO_HOSTS:
+        with pytest.raises(JoinFailed, match="MASTER_ADDR names no host: "):
+            join(host, 29500, TOKEN)
 
 
 # Strangers.
@@ -377,8 +392,8 @@ def _knock(port: int, data: bytes) -> socket.socket:
 def test_strangers_are_turned_away_unread(quiet, monkeypatch):
     """Garbage, a pickle, a replayed greeting and silent callers; nothing of theirs is decoded."""
     decoded = []
-    original = stream.loads
-    monkeypatch.setattr(stream, "loads", lambda data: (decoded.append(data), original(data))[1])
+    original = stream.decode
+    monkeypatch.setattr(stream, "decode", lambda data: (decoded.append(data), original(data))[1])
     bomb = pickle.dumps(threading.Event)
     port = free_port()
     with ThreadPoolExecutor(2) as pool:
@@ -399,127 +414,25 @@ def test_strangers_are_turned_away_unread(quiet, monkeypatch):
             stranger.close()
 
 
-def test_a_greeting_is_bound_to_token_rank_and_nonces():
-    def greet(token: bytes, rank: int, expected=(1,)):
-        here, there = socket.socketpair()
-        with here, there, ThreadPoolExecutor(1) as pool:
-            heard = pool.submit(answer, here, TOKEN.encode(), expected)
-            try:
-                session = call(there, token, rank, 2)
-            except Refused as error:
-                here.close()
-                return str(error), str(heard.exception(2))
-            return session, heard.result(2)
-
-    session, heard = greet(TOKEN.encode(), 1)
-    assert heard == (1, session)
-    assert greet(TOKEN.encode(), 1)[0] != session
-
-
-@pytest.mark.parametrize(
-    ("token", "rank", "says"), [("x" * 32, 1, "wrong token"), (TOKEN, 2, "came as rank 2")]
-)
-def test_a_wrong_greeting_is_refused(token, rank, says):
-    with Door(open_port("127.0.0.1"), TOKEN.encode(), [1]) as door:
-        with socket.create_connection(door._listener.getsockname()) as caller, pytest.raises(Refused):
-            call(caller, token.encode(), rank, 2)
-        with pytest.raises(TimeoutError):
-            door.next(time.monotonic() + 0.2)
-        assert says in door.refusals[0]
-
-
-def test_a_closed_door_frees_its_port_at_once():
-    port = free_port()
-    for _ in range(5):
-        with Door(open_port("127.0.0.1", [port]), TOKEN.encode(), [1]) as door:
-            caller = socket.create_connection(("127.0.0.1", port))
-            call(caller, TOKEN.encode(), 1, 2)
-            _, connection, _ = door.next(time.monotonic() + 2)
-        connection.close()
-        caller.close()
-
-
-def _streams() -> tuple[socket.socket, socket.socket, Stream, Stream]:
-    here, there = socket.socketpair()
-    return here, there, Stream(here, b"k" * 32, caller=True), Stream(there, b"k" * 32, caller=False)
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.system, ("true",)
-
-
-def test_messages_arrive_as_they_were_sent():
-    here, there, one, other = _streams()
-    message = {
-        "setting": Setting("lean", "party", 1, 2, "", "dealer", 3.0, link=LINKS["wan"]),
-        "costs": [StepCost("a", "relu", 0.1, 9, 100)],
-        "shape": torch.Size([1, 2]),
-        "none": None,
-    }
-    with here, there:
-        one.send(message)
-        assert other.receive() == message | {"shape": (1, 2)}
-        for dtype in (torch.float32, torch.float64, torch.int64, torch.bool):
-            for tensor in (torch.arange(6).view(2, 3).to(dtype), torch.empty(0, 4, dtype=dtype)):
-                other.send(("done", tensor.T))
-                assert torch.equal(one.receive()[1], tensor.T)
-                other.send(("plain", tensor.numpy().T))
-                array = one.receive()[1]
-                assert isinstance(array, np.ndarray)
-                np.testing.assert_array_equal(array, tensor.numpy().T, strict=True)
-        one.close()
-        with pytest.raises(EOFError):
-            other.receive()
-
-
-@pytest.mark.parametrize(
-    "value", [Bomb(), threading.Thread, print, Parties, torch.nn.Linear(1, 1), subprocess.Popen]
-)
-def test_messages_hold_plain_values_only(value):
-    with pytest.raises(Altered, match="which no message may"):
-        stream.loads(pickle.dumps(value))
-
-
-@pytest.mark.parametrize("data", [b"", b"garbage", pickle.dumps((1, 2))[:-3], b"cbench.program\nPath\n."])
-def test_undecodable_messages_are_refused(data):
-    with pytest.raises(Altered):
-        stream.loads(data)
-
-
-def test_altered_replayed_and_reflected_messages_are_refused():
-    for spoil in ("altered", "replayed", "reflected", "huge"):
-        here, there, one, other = _streams()
-        with here, there:
-            one.send("hello")
-            sent = there.recv(1000)
-            if spoil == "reflected":
-                there.sendall(sent)
-                other = one
-            elif spoil == "altered":
-                here.sendall(sent[:-2] + bytes([sent[-2] ^ 1]) + sent[-1:])
-            elif spoil == "huge":
-                here.sendall(b"\xff" * 60)
-            else:
-                here.sendall(sent + sent)
-                assert other.receive() == "hello"
-            with pytest.raises(Altered, match=r"altered on its way|something else"):
-                other.receive()
-
-
 # Impossible settings.
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"host": "0.0.0.0"}, "name the one address"),
-        ({"host": ""}, "name the one address"),
+        *(({"host": host}, "name the one address") for host in NO_HOSTS),
         ({"port": 70000}, "0 to 65535, not 70000"),
         ({"port": "80"}, "0 to 65535, not '80'"),
         ({"ports": (0, -1)}, "not -1"),
         ({"timeout_s": 0}, "must be positive"),
+        ({"timeout_s": math.inf}, "at most a day"),
         ({"silence_s": -1}, "must be positive"),
+        ({"silence_s": math.nan}, "must be positive"),
+        ({"name": "office,home"}, "a name without commas, not 'office,home'"),
+        ({"name": " "}, "a name without commas"),
+        ({"name": "wan"}, "'wan' names a link on one host"),
+        ({"name": "200Mbit/40ms"}, "names a link on one host"),
+        ({"name": 5}, "needs a name, not 5"),
         ({"token": "short"}, "at least 16 characters"),
     ],
 )
@@ -560,6 +473,7 @@ def test_parties_of_a_remote_that_is_lost(quiet):
         ({"PIBENCH_TOKEN": TOKEN, "MASTER_ADDR": "h", "MASTER_PORT": "x"}, [], "not 'x'"),
         ({}, ["--token-file", "/nowhere"], "No such file"),
         ({"PIBENCH_TOKEN": TOKEN}, ["--timeout", "-1"], "must be positive"),
+        ({"PIBENCH_TOKEN": TOKEN}, ["--timeout", "inf"], "at most a day"),
     ],
 )
 def test_the_command_says_what_is_missing(environment, arguments, says, monkeypatch, capsys):

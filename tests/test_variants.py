@@ -3,11 +3,14 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from json_faults import BROKEN, damaged
 from safetensors.torch import save_file
 from torch import nn
 
 from pibench.measure.count import cost_of
-from pibench.models import variants
+from pibench.models import manifest, variants
 from pibench.models import weights as checkpoint
 from pibench.models.allocation import allocate
 from pibench.models.data import normalised, picture_crops
@@ -25,12 +28,16 @@ ORIGINAL = 557_056
 # name: (ReLUs, ReLU layers, linear layers, MACs, parameters) at width 64, 100 classes, 32x32
 EXPECTED = {
     "baseline": (557_056, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.72": (401_080, 17, 21, 555_468_800, 11_215_332),
+    "senet-0.54": (300_810, 17, 21, 555_468_800, 11_215_332),
     "senet-0.36": (200_540, 17, 21, 555_468_800, 11_215_332),
     "senet-0.18": (100_270, 17, 21, 555_468_800, 11_215_332),
     "senet-0.09": (50_135, 17, 21, 555_468_800, 11_215_332),
     "senet-0.045": (25_068, 17, 21, 555_468_800, 11_215_332),
     "snl-0.09": (50_135, 17, 21, 555_468_800, 11_215_332),
     "joint": (344_064, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.416": (231_735, 12, 14, 362_530_816, 10_214_884),
+    "joint-0.312": (173_801, 12, 14, 362_530_816, 10_214_884),
     "joint-0.208": (115_868, 12, 14, 362_530_816, 10_214_884),
     "joint-0.104": (57_934, 12, 14, 362_530_816, 10_214_884),
     "joint-0.09": (50_135, 12, 14, 362_530_816, 10_214_884),
@@ -39,13 +46,34 @@ EXPECTED = {
     "joint3-0.052": (28_967, 14, 17, 440_125_440, 10_985_572),
     "deepreduce": (49_152, 4, 21, 555_468_800, 11_215_332),
     "merged-exact": (344_064, 12, 14, 731_629_568, 12_246_500),
+    "senet-merged-0.36": (200_540, 12, 16, 410_241_024, 11_095_268),
+    "senet-merged-0.18": (100_270, 12, 16, 410_241_024, 11_095_268),
+    "senet-merged-0.09": (50_135, 12, 16, 410_241_024, 11_095_268),
+    "senet-merged-0.045": (25_068, 12, 16, 410_241_024, 11_095_268),
+    "joint-merged-0.208": (115_868, 9, 11, 274_352_128, 10_096_612),
+    "joint-merged-0.104": (57_934, 9, 11, 274_352_128, 10_096_612),
+    "joint-merged-0.09": (50_135, 9, 11, 274_352_128, 10_096_612),
+    "joint-merged-0.052": (28_967, 9, 11, 274_352_128, 10_096_612),
+    "joint-merged-0.026": (14_483, 9, 11, 274_352_128, 10_096_612),
+    "bilinear-1": (557_056, 17, 41, 51_135_616, 125_700),
+    "bilinear-2": (2_228_224, 17, 41, 402_815_232, 886_564),
+    "pixels-0.75": (417_792, 17, 21, 555_468_800, 11_215_332),
+    "pixels-0.5": (278_528, 17, 21, 555_468_800, 11_215_332),
+    "trp-channel-0.9": (557_056, 17, 34, 201_050_112, 4_399_588),  # nominal until training finds its ranks
+    "trp-channel-4": (557_056, 17, 34, 201_050_112, 4_399_588),
+    "trp-spatial-0.9": (557_056, 17, 34, 146_524_160, 3_351_012),
+    "trp-spatial-4": (557_056, 17, 34, 146_524_160, 3_351_012),
+    "tucker-0.9": (557_056, 17, 53, 75_876_352, 1_548_260),
+    "tucker-4": (557_056, 17, 53, 75_876_352, 1_548_260),
+    "eca": (557_056 + 19_200, 17 + 8, 29, 555_478_144, 11_215_368),  # ten comparisons a channel of 8 blocks
+    "eca-hard": (557_056 + 3_840, 17 + 8, 29, 555_478_144, 11_215_368),
 }
 
 
 @pytest.fixture(autouse=True)
 def no_stored_weights(tmp_path, monkeypatch):
     """An empty folder of weights: tests do not depend on what has been trained."""
-    monkeypatch.setattr(checkpoint, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(manifest, "FOLDER", tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +99,9 @@ def test_cost_at_full_width(name, monkeypatch):
     assert cost.comparisons == 0
 
 
-@pytest.mark.parametrize("name", [name for name in EXPECTED if "-0." in name])
+@pytest.mark.parametrize("name", [name for name in EXPECTED if VARIANTS[name].fraction is not None])
 def test_the_name_carries_the_fraction_of_the_original_relus(name, built):
-    fraction = float(name.split("-")[1])
+    fraction = float(name.rpartition("-")[2])
     assert EXPECTED[name][0] == round(fraction * ORIGINAL) == VARIANTS[name].budget()
     assert cost_of(built[name], IMAGES[:1]).relus == round(fraction * ORIGINAL * WIDTH / 64)
 
@@ -169,12 +197,12 @@ def test_classes_and_image_size_are_free():
 
 
 def test_an_unknown_variant_is_an_error_that_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.36, "):
+    with pytest.raises(ValueError, match=r"unknown variant 'senet-0\.5': known are baseline, senet-0\.72, "):
         variant("senet-0.5")
     assert variant("baseline") == VARIANTS["baseline"]
     with pytest.raises(KeyError) as error:
         VARIANTS["typo"]
-    assert str(error.value).startswith("unknown variant 'typo': known are baseline, senet-0.36, ")
+    assert str(error.value).startswith("unknown variant 'typo': known are baseline, senet-0.72, ")
     assert error.type is UnknownVariantError
     assert "typo" not in VARIANTS
     assert VARIANTS.get("typo") is None
@@ -217,11 +245,13 @@ def test_calibration_takes_the_mean_over_several_batches():
     assert not model.training
 
 
-@pytest.mark.parametrize("name", ["baseline", "senet-0.09", "snl-0.09", "joint-0.052", "merged-exact"])
+@pytest.mark.parametrize(
+    "name", ["baseline", "senet-0.09", "snl-0.09", "joint-0.052", "merged-exact", "joint-merged-0.052"]
+)
 def test_stored_weights_and_masks_come_back(name):
     recipe = VARIANTS[name]
     trained = recipe.build(width=WIDTH, weights=None, seed=5)
-    path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
+    path = manifest.FOLDER / checkpoint.file_name(name, WIDTH)
     save_weights(trained, path)
     loaded = recipe.build(width=WIDTH)
     assert loaded.meta["trained"] is True
@@ -234,7 +264,7 @@ def test_stored_weights_and_masks_come_back(name):
     assert not recipe.build(width=WIDTH, weights=None).meta["trained"]
     assert not recipe.build(width=WIDTH, classes=10).meta["trained"]  # trained for another number of classes
     assert not recipe.build(width=2).meta["trained"]
-    single = checkpoint.FOLDER / "single.safetensors"
+    single = manifest.FOLDER / "single.safetensors"
     save_weights(trained, single, dtype=torch.float32)
     assert all(
         torch.equal(tensor, trained.state_dict()[key])
@@ -256,7 +286,7 @@ def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
 
     learnt = dataclasses.replace(recipe, masks=masks).build(width=WIDTH, weights=None)
     assert kinds(learnt, MaskedReLU) == ["relu"]
-    path = checkpoint.FOLDER / "learnt.safetensors"
+    path = manifest.FOLDER / "learnt.safetensors"
     save_weights(learnt, path)
     loaded = recipe.build(width=WIDTH, weights=path)
     assert kinds(loaded, MaskedReLU) == ["relu"]
@@ -267,7 +297,7 @@ def test_masks_learnt_elsewhere_may_fill_or_empty_layers():
 @pytest.fixture
 def stored():
     """A stored senet-0.09 at WIDTH."""
-    path = checkpoint.FOLDER / checkpoint.file_name("senet-0.09", WIDTH)
+    path = manifest.FOLDER / checkpoint.file_name("senet-0.09", WIDTH)
     save_weights(VARIANTS["senet-0.09"].build(width=WIDTH, weights=None), path)
     return path
 
@@ -301,15 +331,13 @@ def older(path):
 
 def listed(path):
     """Puts the SHA-256 that a file has now into the manifest."""
-    manifest = path.parent / "manifest.json"
-    entries = json.loads(manifest.read_text())
-    entries[path.name]["sha256"] = checkpoint._sha256(path)
-    manifest.write_text(json.dumps(entries))
+    entry = manifest.read_manifest(path.parent)[path.name]
+    manifest.replace_listed(path, path.read_bytes(), entry["classes"], entry["image_size"])
 
 
 @pytest.mark.parametrize("name", ["senet-0.09", "joint-0.052", "deepreduce", "merged-exact"])
 def test_an_older_file_is_built_by_its_variant(name):
-    path = checkpoint.FOLDER / checkpoint.file_name(name, WIDTH)
+    path = manifest.FOLDER / checkpoint.file_name(name, WIDTH)
     save_weights(VARIANTS[name].build(width=WIDTH, weights=None), path)
     model = older(path)
     again = VARIANTS[name].build(width=WIDTH)
@@ -390,6 +418,67 @@ def test_a_header_is_checked(stored, change, reason):
     assert str(error.value).startswith(stored.name)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (
+            lambda weight: weight.index_fill(0, torch.tensor(0), torch.nan),
+            "fc.weight holds values that are no",
+        ),
+        (
+            lambda weight: weight.index_fill(0, torch.tensor(0), torch.inf),
+            "fc.weight holds values that are no",
+        ),
+        (lambda weight: weight.to(torch.int32), "fc.weight is of torch.int32 instead of torch.float32"),
+        (lambda weight: weight > 0, "fc.weight is of torch.bool instead of torch.float32"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused_though_they_are_listed(stored, spoil, reason):
+    made = read_weights(stored)
+    tensors = dict(made.tensors)
+    tensors["fc.weight"] = spoil(tensors["fc.weight"])
+    save_file(tensors, stored, metadata={"decisions": made.decisions.to_json()})
+    listed(stored)
+    for use in (load, lambda path: VARIANTS["senet-0.09"].build(width=WIDTH, weights=path)):
+        with pytest.raises(WeightsError, match=reason):
+            use(stored)
+
+
+@pytest.mark.parametrize("key", ["decisions", "relus"])
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+def test_a_header_that_is_no_json_is_named(stored, key, text):
+    """Also of older files, whose header holds the kinds of ReLUs."""
+    content = text.decode("latin-1").replace("\x00", " ")
+    save_file(dict(read_weights(stored).tensors), stored, metadata={key: content})
+    listed(stored)
+    with pytest.raises(WeightsError, match=r"^senet-0\.09-w4\.safetensors [^\n]+$"):
+        VARIANTS["senet-0.09"].build(width=WIDTH)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A stored senet-0.09 at width 1, and its content."""
+    path = tmp_path_factory.mktemp("weights") / "senet-0.09-w1.safetensors"
+    save_weights(VARIANTS["senet-0.09"].build(width=1, weights=None), path)
+    return path, read_weights(path)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_network_is_built_or_its_header_refused_in_one_line(data, tiny):
+    """Whatever value stands in the decisions."""
+    path, made = tiny
+    content = data.draw(damaged(json.loads(made.decisions.to_json())))
+    save_file(dict(made.tensors), path, metadata={"decisions": json.dumps(content)})
+    listed(path)
+    said = ""
+    try:
+        load(path)
+    except WeightsError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
 def test_a_file_is_built_from_itself_alone(stored):
     other = stored.with_name("anything.safetensors")
     model = VARIANTS["joint-0.09"].build(width=WIDTH, weights=None, seed=3, classes=7)
@@ -406,7 +495,7 @@ def test_weights_of_another_structure_are_refused():
     baseline.delete_submodule("layer1.0.conv2")
     state = dict(baseline.state_dict())
     assert "layer1.0.conv2.weight" not in state
-    path = checkpoint.FOLDER / "other.safetensors"
+    path = manifest.FOLDER / "other.safetensors"
     save_weights(VARIANTS["baseline"].build(width=WIDTH, weights=None), path)
     stored = read_weights(path)
     tensors = {name: tensor for name, tensor in stored.tensors.items() if name in state} | {
@@ -425,12 +514,9 @@ def test_unlisted_and_foreign_files_are_refused(stored):
     with pytest.raises(WeightsError, match=r"other\.safetensors is not listed in"):
         read_weights(other)
     stored.write_bytes(b"not a safetensors file")
-    manifest = stored.parent / "manifest.json"
-    entries = json.loads(manifest.read_text())
-    entries[stored.name]["sha256"] = checkpoint._sha256(stored)
-    manifest.write_text(json.dumps(entries))
+    listed(stored)
     with pytest.raises(WeightsError, match="is no weights file of this project"):
         read_weights(stored)
-    manifest.write_text("{")
+    (stored.parent / manifest.MANIFEST).write_text("{")
     with pytest.raises(WeightsError, match=r"manifest\.json is no JSON"):
         VARIANTS["baseline"].build(width=WIDTH)

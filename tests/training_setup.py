@@ -12,6 +12,7 @@ from pibench.models.training.schedules import (
     LassoSchedule,
     MaskSchedule,
     Plan,
+    RankSchedule,
     Schedule,
     SparseSchedule,
 )
@@ -25,7 +26,12 @@ TINY = Plan(
         "gated": GateSchedule(2, 0.05, batch=BATCH, images=40),
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
+        "pixels": Schedule(2, 0.02, batch=BATCH),
+        "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),
+        "attention": Schedule(2, 0.1, batch=BATCH),
+        "bilinear": Schedule(2, 0.05, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),
+        "merged": Schedule(1, 0.002, batch=BATCH),
     }
 )
 

@@ -7,19 +7,21 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from accidents import alive
 
 from pibench.links.shapers import Namespaces, _await_namespace, _inside, obstacle
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "a token that only the tests know"
 WAIT_S = 40.0
+NO_HOSTS = (
+    *("", "0", "00.0.0.0", "0x0", "0.0", "0.0.0.0", "000.000.000.000"),  # all mean every interface
+    *("::", "::1", "224.0.0.1", "255.255.255.255", "10.0.0.1 ", "two words", "x" * 64, None, 5),
+)
+"""What stands for no single IPv4 address."""
 
 # Runs what it is told: arguments are address, port, seconds of silence that are allowed, then engines.
 # Reports one JSON object a line.
@@ -200,13 +202,3 @@ def free_port() -> int:
     """A port at which nobody listens just now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
-
-
-def gone(pids: list[int], seconds: float = 5.0) -> bool:
-    """Tells whether all processes are gone, or are within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while alive(pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

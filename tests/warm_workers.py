@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 from pibench.measure import network
 from pibench.parties import group
-from pibench.parties.processes import ENVIRONMENT, start_worker
+from pibench.parties.processes import ENVIRONMENT, Supervisor, start_worker
 
 _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -40,11 +40,15 @@ _FORKS.set_forkserver_preload(
 
 
 class Forked:
-    """A forked worker, as a group sees it: what it uses of `subprocess.Popen`."""
+    """A forked process, as a group sees it: what it uses of `subprocess.Popen`.
 
-    def __init__(self, process: BaseProcess) -> None:
+    It ends when the pipe closes whose writing end is `lifeline`.
+    """
+
+    def __init__(self, process: BaseProcess, lifeline: int | None = None) -> None:
         self.process = process
         self.pid = process.pid
+        self._lifeline = lifeline
 
     def kill(self) -> None:
         self.process.kill()
@@ -53,21 +57,29 @@ class Forked:
         self.process.join(timeout)
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired("worker", timeout)
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
         return self.process.exitcode
 
 
 def fork_worker(
-    log: Path, lifeline: int, interface: str, prefix: tuple[str, ...] = ()
+    owner: Supervisor, log: Path, interface: str, prefix: tuple[str, ...] = ()
 ) -> tuple[Any, Connection]:
-    """Starts a worker like `pibench.parties.processes.start_worker`; one behind a prefix is not forked."""
+    """Starts a worker like `pibench.parties.processes.start_worker`; one behind a prefix is not forked.
+
+    It is no child of the supervisor.
+    """
     if prefix:
-        return start_worker(log, lifeline, interface, prefix)
+        return start_worker(owner, log, interface, prefix)
     ours, theirs = socket.socketpair()
+    lifeline, end = os.pipe()
     environment = os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": interface}
     with theirs, patch.dict(os.environ, environment):  # glibc reads its own when the server starts
         process = _FORKS.Process(target=_work, args=(theirs, _Descriptor(lifeline), log, environment))
         process.start()
-    return Forked(process), Connection(ours.detach())
+    os.close(lifeline)
+    return Forked(process, end), Connection(ours.detach())
 
 
 class _Descriptor:

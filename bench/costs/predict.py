@@ -12,8 +12,10 @@ With `--literature costs.csv` it writes the costs by the models of `pibench.cost
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -22,6 +24,9 @@ from pibench.engines import ENGINES
 from pibench.engines.base import StepTraffic
 from pibench.links.link import Link
 from pibench.links.model import predict_online
+from pibench.models.commands import Parser, exit_status
+from pibench.models.files import replace_file, writing
+from pibench.models.rows import ResultsError
 from pibench.program.ir import Program
 
 
@@ -104,26 +109,35 @@ def describe_variants(names: Iterable[str] | None = None, width: int = 64) -> li
     ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Prints the prediction for named variants, one line each."""
-    import torch
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the prediction for named variants, one line each; returns the exit status."""
+    from pibench.models.variants import VARIANTS
 
-    from pibench.models.variants import VARIANTS, variant
-    from pibench.program.lower import lower
-
-    parser = argparse.ArgumentParser(
-        prog="python -m pibench.costs.predict", description=__doc__.splitlines()[0]
-    )
+    parser = Parser(prog="python -m pibench.costs.predict", description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", default=["baseline"], help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--engine", choices=engines_with_a_law(), help="one engine; default: all")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--parties", type=int, default=2)
     parser.add_argument("--steps", action="store_true", help="every step that sends something")
-    parser.add_argument("--literature", metavar="CSV", help="write the literature's modelled costs instead")
+    parser.add_argument(
+        "--literature", type=Path, metavar="CSV", help="write the literature's modelled costs instead"
+    )
     options = parser.parse_args(arguments)
+    return exit_status(lambda: _show(options), ValueError, NotImplementedError, ResultsError)
+
+
+def _show(options: argparse.Namespace) -> None:
+    """Prints what the command line asks for, or writes it."""
+    import torch
+
+    from pibench.models.variants import variant
+    from pibench.program.lower import lower
+
     if options.literature:
-        modelled_rows(options.variants, options.width).to_csv(options.literature, index=False)
+        text = modelled_rows(options.variants, options.width).to_csv(index=False)
+        with writing(options.literature, ResultsError, "make room or allow writing there"):
+            replace_file(options.literature, text.encode())
         return
     for name in options.variants:
         program = lower(variant(name).build(options.width), torch.zeros(1, 3, 32, 32)).program
@@ -139,4 +153,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -149,6 +149,15 @@ class Engine:
             allowed = " or ".join(map(str, self.parties))
             raise ValueError(f"the {self.name} engine runs with {allowed} parties, not {count}")
 
+    def inference_bytes(self, program: Program) -> float:
+        """Estimates the bytes of memory that a party needs at least for each image of an inference.
+
+        They are those of its ReLUs and comparisons, and of the shares of the largest step.
+        """
+        compared = sum(step.relus + step.comparisons for step in program.steps)
+        largest = max((step.input_size + step.size for step in program.steps), default=0)
+        return compared * self.bytes_per_relu + 8 * largest
+
     @property
     def one_clock(self) -> bool:
         """True for an engine that does everything in the inference, without an offline phase."""
@@ -175,13 +184,14 @@ class Setting:
     """The facts that a process receives when it starts.
 
     `role` is "party" or a helper's name. `rank` counts parties first, then helpers. `parties` is the number
-    of parties. `rendezvous` is a torch.distributed URL of the whole group (parties and helpers). `provider`
-    is the source of correlated randomness. `timeout_s` limits every wait for a peer, in seconds. `host` is
-    the address at which the process listens for peers. `link` is the link between the processes, and `relay`
-    is the path of the process that shapes it, if there is one (`pibench.links`). `ports` are the ports at
-    which the process may listen (0: any). With two hosts (`pibench.hosts.remote`) `guest` is the rank on the
-    other host, and `key` is the group's secret. Where the engine has the choice, the guest calls and is never
-    called.
+    of parties. `rendezvous` is where the whole group meets (parties and helpers). The driver names the path
+    of a file, and an engine gets a torch.distributed URL (`pibench.parties.rendezvous`). `provider` is the
+    source of correlated randomness. `timeout_s` limits every wait for a peer, in seconds. `host` is the
+    address at which the process listens for peers. `link` is the link between the processes, and `relay` is
+    the path of the process that shapes it, if there is one (`pibench.links`). `ports` are the ports at which
+    the process may listen (0: any). `key` is the secret by which the processes of the group know each other.
+    With two hosts (`pibench.hosts.remote`) `guest` is the rank on the other host. Where the engine has the
+    choice, the guest calls and is never called.
     """
 
     engine: str

@@ -13,6 +13,7 @@ from pibench.figures.accuracy import (
 from pibench.figures.cost_models import MODELS, break_even, literature
 from pibench.figures.data import Missing, Tables
 from pibench.figures.drawing import FIGURES, write
+from pibench.figures.iso_accuracy import iso_accuracy
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.protocols import protocols
@@ -39,6 +40,7 @@ __all__ = [
     "accuracy_vs_relus",
     "batch",
     "break_even",
+    "iso_accuracy",
     "latency_vs_relus",
     "layer_profile",
     "linear_vs_relu",

@@ -28,13 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         tables = read_tables(options.results, options.weights)
+        if options.paper:
+            print(write_paper(tables, options.plots / "paper"))
+            return 0
+        lines = draw_all(tables, options.plots)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    if options.paper:
-        print(write_paper(tables, options.plots / "paper"))
-        return 0
-    lines = draw_all(tables, options.plots)
     skipped = [line for line in lines if not line.endswith(": drawn")]
     print("\n".join([*skipped, f"{options.plots}: {len(lines) - len(skipped)} figures"]))
     return 0

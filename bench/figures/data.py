@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from pibench.figures.style import CLASSES
+from pibench.models.files import read_file
+from pibench.models.manifest import WeightsError, read_listed, read_manifest
 from pibench.store.engines import engine_place
 from pibench.store.results import ResultsError
 
@@ -32,12 +34,37 @@ class Tables:
     break_even: pd.DataFrame
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
+    iso_accuracy: pd.DataFrame
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 
 CSVS = tuple(each.name for each in fields(Tables) if each.name != "masks")
+
+
+WORDS = {
+    "summary": ("case", "variant", "engine", "link", "role", "timing"),
+    "layers": ("case", "layer", "class"),
+    "modelled": ("model", "channel", "network"),
+    "break_even": ("model", "channel", "network", "phase"),
+    "accuracy": ("variant",),
+    "pairs": ("senet", "joint"),
+    "sensitivity": ("layer",),
+    "protocols": ("case", "variant", "engine", "timing"),
+}
+"""The columns of each table that hold a word in every line."""
+NUMBERS = {
+    "summary": ("width", "batch", "parties", "relus", "macs", "rounds", "hops", "bytes_sent", "cores"),
+    "layers": ("bytes_sent",),
+    "modelled": ("width", "channel_rtt_s", "channel_up_bit_per_s", "modelled_rounds", "modelled_total_s"),
+    "break_even": ("relus_per_layer", "relus_left"),
+    "accuracy": ("width", "seed", "relus", "macs", "accuracy_test"),
+    "pairs": ("width", "accuracy_difference", "macs_ratio"),
+    "sensitivity": ("width", "seed", "position", "measured_sensitivity", "published_sensitivity"),
+    "protocols": ("bytes_all", "whole_speedup"),
+}
+"""The columns that hold numbers, beside those whose names tell it."""
 
 
 class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)
@@ -47,30 +74,50 @@ class Missing(Exception):  # noqa: N818 (a state of the data, not a failure)
 def read_masks(folder: Path) -> dict[tuple[str, int], Masks]:
     """Reads the masks of all networks in the manifest of a folder of weights, without torch.
 
-    Raises ResultsError for a file that is missing or differs from the manifest.
+    A file whose name does not tell variant and width, and a mask that is not of a map, are left out. Raises
+    ResultsError for a file that is missing or differs from the manifest.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{folder / 'manifest.json'} cannot be read ({error}).") from error
     found = {}
-    for name, entry in manifest.items():
-        variant, _, width = name.removesuffix(".safetensors").rpartition("-w")
-        path = folder / name
-        try:
-            if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                raise ResultsError(f"{path} is damaged: its SHA-256 is not the manifest's.")
+    try:
+        for name in read_manifest(folder):
+            if (parts := re.fullmatch(r"(.+)-w([0-9]+)\.safetensors", name)) is None:
+                continue
+            path = folder / name
+            read_listed(path)
             with safe_open(path, "numpy") as file:
-                found[variant, int(width)] = {
-                    key.removesuffix(".mask"): file.get_tensor(key)
-                    for key in file.keys()  # noqa: SIM118 (no mapping)
-                    if key.endswith(".mask")
-                }
-        except (OSError, SafetensorError) as error:
-            raise ResultsError(f"{path} cannot be read ({error}): restore it or train again.") from error
+                names = [key for key in file.keys() if key.endswith(".mask")]  # noqa: SIM118 (no mapping)
+                masks = {key.removesuffix(".mask"): file.get_tensor(key) for key in names}
+            found[parts[1], int(parts[2])] = {
+                layer: mask for layer, mask in masks.items() if mask.ndim == 3 and mask.dtype == bool
+            }
+    except (WeightsError, OSError, SafetensorError) as error:
+        raise ResultsError(f"The masks in {folder} cannot be read: {error}.") from error
     return found
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads a table of the report, and checks the columns that figures need.
+
+    Raises ResultsError for a file that is missing, damaged or changed by hand.
+    """
+    remedy = "run `make report`, which writes it anew"
+    try:
+        text = read_file(path).decode()
+        frame = pd.read_csv(StringIO(text)).copy()  # in one piece: wide tables come in many
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read ({' '.join(str(error).split())}): {remedy}.") from error
+    if frame.empty:  # as of a run without a network that the literature prices
+        return frame
+    words, numbers = WORDS.get(path.stem, ()), NUMBERS.get(path.stem, ())
+    if missing := [name for name in (*words, *numbers) if name not in frame]:
+        raise ResultsError(f"{path} lacks the column {missing[0]!r}: {remedy}.")
+    for name in frame.columns:
+        number = name in numbers or name.endswith(("_s", "_ratio", "_low", "_high", "_speedup"))
+        if number and not pd.api.types.is_numeric_dtype(frame[name]):
+            raise ResultsError(f"{path} holds something else than numbers in the column {name!r}: {remedy}.")
+        if name in words and not frame[name].map(lambda cell: isinstance(cell, str)).all():
+            raise ResultsError(f"{path} lacks words in the column {name!r}: {remedy}.")
+    return frame
 
 
 def measured_cases(summary: pd.DataFrame) -> pd.DataFrame:

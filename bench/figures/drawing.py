@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.figure import Figure
 
 from pibench.figures.accuracy import (
@@ -22,7 +21,8 @@ from pibench.figures.accuracy import (
     accuracy_vs_relus,
 )
 from pibench.figures.cost_models import break_even, literature
-from pibench.figures.data import CSVS, Missing, Tables, read_masks
+from pibench.figures.data import CSVS, Missing, Tables, read_masks, read_table
+from pibench.figures.iso_accuracy import iso_accuracy
 from pibench.figures.masks import masks, sensitivity
 from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.protocols import protocols
@@ -35,7 +35,7 @@ from pibench.figures.variants import (
     offline_online,
     relus_macs_latency,
 )
-from pibench.models.files import replace_file
+from pibench.models.files import replace_file, writing
 from pibench.store.results import ResultsError
 
 Said = TypeVar("Said")
@@ -58,17 +58,28 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "accuracy_full_width": accuracy_full_width,
     "accuracy_vs_macs": accuracy_vs_macs,
     "accuracy_vs_latency": accuracy_vs_latency,
+    "iso_accuracy": iso_accuracy,
     "sensitivity": sensitivity,
     "masks": masks,
 }
 
 
+REMEDY = "make room or allow writing there, or choose another folder with --plots"
+
+
 def write(figure: Figure, path: Path) -> None:
-    """Writes one figure, byte for byte the same for the same data."""
+    """Writes one figure, byte for byte the same for the same data; raises ResultsError when it cannot."""
     undated = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None}
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], metadata=undated)
-    replace_file(path, buffer.getvalue())
+    with writing(path, ResultsError, REMEDY):
+        replace_file(path, buffer.getvalue())
+
+
+def remove(path: Path) -> None:
+    """Removes an older figure if there is one; raises ResultsError when it cannot."""
+    with writing(path, ResultsError, REMEDY):
+        path.unlink(missing_ok=True)
 
 
 def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".svg", ".pdf")) -> str:
@@ -79,7 +90,7 @@ def draw(name: str, tables: Tables, plots: Path, suffixes: Sequence[str] = (".sv
             figure = FIGURES[name](tables)
         except Missing as reason:
             for path in paths:
-                path.unlink(missing_ok=True)
+                remove(path)
             return f"{name}: skipped, {reason}"
         for path in paths:
             write(figure, path)
@@ -102,11 +113,5 @@ def read_tables(results: Path, weights: Path) -> Tables:
 
     Raises ResultsError for a file that cannot be read.
     """
-    read = {}
-    for name in CSVS:
-        path = results / f"{name}.csv"
-        try:
-            read[name] = pd.read_csv(path).copy()  # in one piece: wide tables come in many
-        except (OSError, ValueError) as error:
-            raise ResultsError(f"{path} cannot be read ({error}): run `make report`.") from error
+    read = {name: read_table(results / f"{name}.csv") for name in CSVS}
     return Tables(**read, masks=read_masks(weights) | read_masks(results / "weights"))

@@ -140,9 +140,14 @@ def masks(tables: Tables) -> Figure:
 
 
 def masked_variants() -> tuple[str, ...]:
-    """Returns the variants of one budget: SENet's, joint reduction's, then all others of the catalogue."""
+    """Returns the variants of one budget: SENet's, joint reduction's, then all others of the catalogue.
+
+    Variants with the masks of their `source` are left out.
+    """
     budget = EQUAL[0].rpartition("-")[2]
-    return (*EQUAL, *(x for x in catalogue.variant_names() if x.endswith(f"-{budget}") and x not in EQUAL))
+    copies = {name for name, variant in catalogue.variants().items() if variant.source is not None}
+    names = (name for name in catalogue.variant_names() if name.endswith(f"-{budget}"))
+    return (*EQUAL, *(name for name in names if name not in {*EQUAL, *copies}))
 
 
 def mask_size(shown: Mapping[str, np.ndarray]) -> int:

@@ -13,7 +13,6 @@ import argparse
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,18 +20,47 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pibench.engines import ENGINES
 from pibench.engines.base import Setting
 from pibench.hosts.agreement import checksum, difference, facts
-from pibench.hosts.remote import GUEST, PORT, check_token, driver_address, group_key, under_torchrun
+from pibench.hosts.messages import (
+    LONGEST_S,
+    Altered,
+    Answered,
+    Bye,
+    Call,
+    DriverIntroduction,
+    End,
+    Ended,
+    FromDriver,
+    Introduction,
+    Open,
+    Opened,
+    Said,
+    Say,
+    Unsendable,
+    demand_command,
+)
+from pibench.hosts.remote import (
+    GUEST,
+    PORT,
+    RemoteFailed,
+    check_token,
+    driver_address,
+    group_key,
+    reason,
+    under_torchrun,
+)
 from pibench.hosts.stream import Stream
-from pibench.links.greeting import Refused, call, open_port
-from pibench.links.local import INHERITED, interface_of, is_loopback, network_of
+from pibench.links import greeting
+from pibench.links.greeting import Refused, Silent, call, open_port
+from pibench.links.lifeline import GIVEN
+from pibench.links.local import INHERITED, address_of, interface_of, is_loopback, network_of
 from pibench.links.shapers import Shaper
 from pibench.parties.messages import receive, send
-from pibench.parties.processes import start_worker
+from pibench.parties.processes import Supervisor, start_worker
 from pibench.store import provenance
 
 RETRY_S = 0.3
@@ -58,45 +86,51 @@ def join(
     """
     try:
         open_port(listen).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise JoinFailed(f"{error}: give --listen an address of this host") from None
     connection, session = _call(host, port, token.encode(), timeout_s)
     stream = Stream(connection, session, caller=True)
     where = f"{host}:{port}"
     try:
-        theirs = stream.receive()
+        theirs = stream.receive(DriverIntroduction, within_s=greeting.STEP_S)
         ours = facts()
-        stream.send({"facts": ours, "machine": provenance.machine()})
+        stream.send(Introduction(ours, provenance.machine()))
     except (OSError, EOFError) as error:
-        raise JoinFailed(f"the driver at {where} left at once: {error}") from None
-    if (problem := difference(theirs["facts"], ours)) is not None:
+        stream.close()
+        raise JoinFailed(f"the driver at {where} did not introduce itself: {reason(error)}") from None
+    if (problem := difference(theirs.facts, ours)) is not None:
         stream.close()
         raise JoinFailed(problem)
-    stream.watch(theirs["silence_s"])
+    stream.watch(theirs.silence_s)
+    try:
+        supervisor = Supervisor()
+    except OSError as error:
+        stream.close()
+        raise JoinFailed(str(error)) from None
     say(f"joined the driver at {where}; party {GUEST} runs here until it is done")
-    with tempfile.TemporaryDirectory(prefix="pibench-", ignore_cleanup_errors=True) as folder:
-        house = _House(stream, theirs, listen, Path(folder))
-        try:
-            return house.serve()
-        except (OSError, EOFError) as error:
-            reason = "it was closed" if isinstance(error, EOFError) else str(error)
-            raise JoinFailed(
-                f"the connection to the driver at {where} was lost: {reason}; everything here was ended"
-            ) from None
-        finally:
-            house.close()
-            stream.close()
+    house = _House(stream, theirs, listen, supervisor)
+    try:
+        return house.serve()
+    except (OSError, EOFError) as error:
+        raise JoinFailed(
+            f"the connection to the driver at {where} was lost: {reason(error)}; everything here was ended"
+        ) from None
+    finally:
+        house.close()
+        stream.close()
 
 
 def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.socket, bytes]:
     """Calls the driver until it listens; returns the connection and its session key."""
     deadline = time.monotonic() + timeout_s
     problem: OSError | None = None
+    try:
+        address = address_of(host)
+    except ValueError as error:
+        raise JoinFailed(f"MASTER_ADDR names no host: {error}") from None
     while (left := deadline - time.monotonic()) > 0:
         try:
-            connection = socket.create_connection((host, port), timeout=left)
-        except socket.gaierror as error:
-            raise JoinFailed(f"MASTER_ADDR={host} is no address: {error}") from None
+            connection = socket.create_connection((address, port), timeout=min(left, greeting.STEP_S))
         except OSError as error:
             problem = error
             time.sleep(min(RETRY_S, left))
@@ -106,6 +140,9 @@ def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.
         except Refused as error:
             connection.close()
             raise JoinFailed(f"the driver at {host}:{port} turned this host away: {error}") from None
+        except Silent as error:
+            connection.close()
+            raise JoinFailed(f"the driver at {host}:{port} is silent: {error}") from None
         except OSError as error:
             connection.close()
             problem = error
@@ -119,67 +156,84 @@ def _call(host: str, port: int, token: bytes, timeout_s: float) -> tuple[socket.
 class _Room:
     """A worker on this host and the threads that pass on its messages."""
 
-    def __init__(self, stream: Stream, number: int, setting: Setting, log: Path, lifeline: int) -> None:
+    def __init__(self, stream: Stream, number: int, setting: Setting, supervisor: Supervisor) -> None:
         self.number = number
         self._stream = stream
-        self._log = log
+        self._log = supervisor.folder / f"{number}.log"
         ours, theirs = socket.socketpair()
         self._store = Connection(ours.detach())
         interface = interface_of(setting.host) if ENGINES[setting.engine].all_listen else Shaper.interface
         with theirs:
-            setting = replace(setting, rendezvous=f"{INHERITED}{theirs.fileno()}")
-            self.popen, self._worker = start_worker(log, lifeline, interface, keep=[theirs.fileno()])
-        self._tell("opened", self.popen.pid)
+            setting = replace(setting, rendezvous=f"{INHERITED}{GIVEN + 1}")
+            self.popen, self._worker = start_worker(supervisor, self._log, interface, keep=[theirs.fileno()])
+        self.tell(Opened(number, self.popen.pid))
         send(self._worker, setting)
         for forward in (self._forward, self._forward_store):
             threading.Thread(target=forward, daemon=True).start()
 
-    def say(self, message: Any, expected: str) -> None:
-        """Passes on a command of the driver; refuses a program that differs from the driver's."""
-        if (problem := altered(message, expected)) is not None:
-            self._tell("said", ("failed", problem))
+    def say(self, said: Say) -> None:
+        """Passes on a command of the driver; refuses a program that differs from the driver's.
+
+        Raises Altered for a command that no party on another host may get.
+        """
+        demand_command(said)
+        if (problem := altered(said)) is not None:
+            self.tell(Said(self.number, "failed", problem))
             return
         with suppress(OSError):  # the worker is gone; `_forward` reports that
-            send(self._worker, message)
+            send(self._worker, (said.command, said.arguments))
 
-    def stored(self, done: bool, value: Any) -> None:
+    def stored(self, answer: Answered) -> None:
         """Passes on the answer of the store."""
         with suppress(OSError):
-            self._store.send((done, value))
+            self._store.send((answer.done, answer.value))
 
     def end(self) -> None:
         """Ends the worker."""
         self.popen.kill()
 
-    def _tell(self, what: str, *rest: Any) -> None:
-        with suppress(OSError):  # the main thread notices that the driver is gone
-            self._stream.send((what, self.number, *rest))
+    def tell(self, message: Any) -> None:
+        """Sends the driver a message; the main thread notices when the driver is gone."""
+        with suppress(OSError):
+            self._stream.send(message)
 
     def _forward(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._tell("said", receive(self._worker))
+                kind, value = receive(self._worker)
+                try:
+                    self.tell(Said(self.number, kind, value))
+                except Unsendable as error:
+                    self.tell(Said(self.number, "failed", str(error)))
         code = self.popen.wait()
         self._worker.close()
         self._store.close()
         words = self._log.read_text(errors="replace")[-LAST_WORDS:].strip() if self._log.exists() else ""
-        self._tell("ended", code, words)
+        self.tell(Ended(self.number, code, words))
 
     def _forward_store(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._tell("store", *self._store.recv())
+                self.tell(Call(self.number, *self._store.recv()))
 
 
-def altered(message: tuple[str, tuple[Any, ...]], expected: str) -> str | None:
+def altered(said: Say) -> str | None:
     """Returns how a command's program differs from the driver's; None if it does not, or if there is none."""
-    program = message[1][0] if message[0] == "load" else None
-    if program is None or (found := checksum(program)) == expected:
+    if said.command != "load" or (found := checksum(said.arguments[0])) == said.checksum:
         return None
     return (
-        f"the program arrived with checksum {found}, the driver's is {expected}: "
+        f"the program arrived with checksum {found}, the driver's is {said.checksum}: "
         "use the same sources on both hosts"
     )
+
+
+def demand_guest(setting: Setting) -> None:
+    """Raises ValueError for the setting of a process that does not belong on this host."""
+    known = ENGINES.get(setting.engine)
+    if known is None or not known.two_hosts:
+        raise ValueError(f"the engine {setting.engine!r} does not run on two hosts")
+    if (setting.role, setting.rank, setting.guest) != ("party", GUEST, GUEST) or setting.relay:
+        raise ValueError(f"only party {GUEST}, without a relay, runs on the other host")
 
 
 def unreachable(setting: Setting, driver: str, network: str, here: str) -> str | None:
@@ -201,55 +255,54 @@ def unreachable(setting: Setting, driver: str, network: str, here: str) -> str |
 class _House:
     """The workers that the driver has opened on this host."""
 
-    def __init__(self, stream: Stream, driver: dict[str, Any], listen: str, folder: Path) -> None:
+    def __init__(
+        self, stream: Stream, driver: DriverIntroduction, listen: str, supervisor: Supervisor
+    ) -> None:
         self._stream = stream
         self._driver = driver
         self._listen = listen
-        self._folder = folder
+        self._supervisor = supervisor
         self._rooms: dict[int, _Room] = {}
-        self._lifeline, self._end_of_life = os.pipe()
 
     def serve(self) -> int:
         """Obeys the driver until it has finished; returns the number of groups."""
         groups = 0
         while True:
-            what, *rest = self._stream.receive()
-            if what == "bye":
-                if rest[0] is not None:
-                    raise JoinFailed(f"the driver gave up ({rest[0]}); everything here was ended")
+            message = self._stream.receive(*get_args(FromDriver))
+            if isinstance(message, Bye):
+                if message.reason is not None:
+                    raise JoinFailed(f"the driver gave up ({message.reason}); everything here was ended")
                 return groups
-            number, *rest = rest
-            if what == "open":
+            if isinstance(message, Open):
                 groups += 1
-                self._open(number, *rest)
-            elif (room := self._rooms.get(number)) is None:
-                continue
-            elif what == "say":
-                room.say(*rest)
-            elif what == "stored":
-                room.stored(*rest)
-            elif what == "end":
-                room.end()
+                self._open(message.number, message.setting)
+            elif (room := self._rooms.get(message.number)) is not None:
+                match message:
+                    case Say():
+                        room.say(message)
+                    case Answered():
+                        room.stored(message)
+                    case End():
+                        room.end()
 
     def _open(self, number: int, setting: Setting) -> None:
-        log = self._folder / f"{number}.log"
+        if number in self._rooms:
+            raise Altered(f"the driver opened group {number} twice")
         try:
-            if problem := unreachable(setting, self._driver["host"], self._driver["network"], self._listen):
+            demand_guest(setting)
+            if problem := unreachable(setting, self._driver.host, self._driver.network, self._listen):
                 raise ValueError(problem)
             key = group_key(self._stream, number)
             told = replace(setting, host=self._listen, key=key)
-            self._rooms[number] = _Room(self._stream, number, told, log, self._lifeline)
+            self._rooms[number] = _Room(self._stream, number, told, self._supervisor)
         except (OSError, ValueError) as error:
-            self._stream.send(("ended", number, None, str(error)))
+            self._stream.send(Ended(number, None, str(error)))
 
     def close(self) -> None:
         """Ends every worker and waits until it is gone."""
         for room in self._rooms.values():
             room.end()
-        for room in self._rooms.values():
-            room.popen.wait()
-        os.close(self._end_of_life)
-        os.close(self._lifeline)
+        self._supervisor.end()
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -269,8 +322,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "pibench.hosts.join is rank 1 of 2; the host of rank 0 runs the driver: "
             "pytest bench/bench_latency.py --remote ADDRESS"
         )
-    if not chosen.timeout > 0:
-        parser.error("--timeout must be positive")
+    if not 0 < chosen.timeout <= LONGEST_S:
+        parser.error(f"--timeout must be positive and at most a day ({LONGEST_S:g} s)")
     token = chosen.token or environment.get("PIBENCH_TOKEN")
     try:
         if chosen.token_file is not None:
@@ -298,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if under_torchrun():
             chosen.host, chosen.port = driver_address(chosen.timeout)
         groups = join(chosen.host, chosen.port, chosen.token, chosen.listen, chosen.timeout, _say)
-    except JoinFailed as error:
+    except (JoinFailed, RemoteFailed) as error:
         _say(str(error))
         return 1
     except KeyboardInterrupt:

@@ -29,16 +29,36 @@ from datetime import timedelta
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pibench.engines.base import Engine, Setting
 from pibench.hosts.agreement import checksum, difference, facts
-from pibench.hosts.stream import Stream
+from pibench.hosts.messages import (
+    LONGEST_S,
+    START,
+    Altered,
+    Answered,
+    Bye,
+    Call,
+    DriverIntroduction,
+    End,
+    Ended,
+    FromGuest,
+    Introduction,
+    Open,
+    Opened,
+    Said,
+    Say,
+    Unsendable,
+    demand_reply,
+)
+from pibench.hosts.stream import Stream, packed
+from pibench.links import greeting
 from pibench.links.check import TWO_HOSTS
 from pibench.links.greeting import Door, open_port
-from pibench.links.link import LOOPBACK, Link
-from pibench.links.local import interface_of, network_of
-from pibench.links.shapers import Place, Shaper
+from pibench.links.link import LOOPBACK, Link, parse_link
+from pibench.links.local import address_of, interface_of, network_of
+from pibench.links.shapers import Place, Shaper, Start
 from pibench.parties.messages import receive, send
 from pibench.store import provenance
 
@@ -59,11 +79,12 @@ class Remote:
     Use it with `with`, or let the first `Parties` open it. `host` is the address of this host for the other
     one, and `port` is the port that the other one calls (0: any free one). `token` is the secret that both
     must know; the default is PIBENCH_TOKEN, or a new token that is shown. `timeout_s` is the time to wait for
-    the other host. A host that is silent for `silence_s` seconds counts as lost. Rows call the link `name`.
-    `ports` are the ports at which the processes of this host may listen for party 1 (0: any). Messages for
-    the user go to `say`.
+    the other host. A host that is silent for `silence_s` seconds counts as lost. Rows call the link `name`, a
+    name without commas that no link on one host has. `ports` are the ports at which the processes of this
+    host may listen for party 1 (0: any). Messages for the user go to `say`.
 
-    Raises RemoteFailed, in `__enter__` and later; `failure` then holds the reason.
+    Raises ValueError for settings that no run can have. Raises RemoteFailed in `__enter__` and later;
+    `failure` then holds the reason.
     """
 
     def __init__(
@@ -77,22 +98,29 @@ class Remote:
         silence_s: float = 30.0,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        if host in ("", "0.0.0.0", "::"):
-            raise ValueError("name the one address of this host that the other host reaches, not all of them")
+        try:
+            address_of(host)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: name the one address of this host that the other host reaches"
+            ) from None
         self.torchrun = under_torchrun()
         self.host = host
         self.port = (0 if self.torchrun else PORT) if port is None else port
         for number in (self.port, *ports):
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 16:
                 raise ValueError(f"a port is a number from 0 to 65535, not {number!r}")
-        if not timeout_s > 0 or not silence_s > 0:
-            raise ValueError(f"times must be positive, not timeout_s={timeout_s}, silence_s={silence_s}")
+        if not 0 < timeout_s <= LONGEST_S or not 0 < silence_s <= LONGEST_S:
+            raise ValueError(
+                f"times must be positive and at most a day ({LONGEST_S:g} s), "
+                f"not timeout_s={timeout_s}, silence_s={silence_s}"
+            )
         token = token or os.environ.get("PIBENCH_TOKEN")
         self.token = check_token(token or secrets.token_hex(SHORTEST_TOKEN))
         self._told = bool(token)
         self.timeout_s = timeout_s
-        self.silence_s = min(silence_s, timeout_s)
-        self.name = name
+        self.silence_s = float(min(silence_s, timeout_s))
+        self.link = _link(name)
         self.ports = tuple(ports) or (0,)
         self.failure: str | None = None
         self.machine: dict[str, Any] | None = None
@@ -111,13 +139,16 @@ class Remote:
         self.failure = None
         try:
             listener = open_port(self.host, [self.port])
-        except OSError as error:
+        except (OSError, ValueError) as error:
             remedy = "is another benchmark running? Choose another port, or an address of this host"
             raise RemoteFailed(f"the driver {error}; {remedy}") from None
         self.port = listener.getsockname()[1]
         with Door(listener, self.token.encode(), [GUEST]) as door:
             if self.torchrun:
-                _agent_store(self.timeout_s).set(ADDRESS_KEY, f"{self.host} {self.port}")
+                try:
+                    _agent_store(self.timeout_s).set(ADDRESS_KEY, f"{self.host} {self.port}")
+                except RuntimeError as error:
+                    raise RemoteFailed(f"torchrun's store cannot be reached: {error}") from None
             self._say(self.invitation)
             try:
                 _, connection, session = door.next(time.monotonic() + self.timeout_s)
@@ -144,28 +175,26 @@ class Remote:
 
     def _meet(self, stream: Stream) -> None:
         """Exchanges the facts of both hosts and demands that they agree."""
-        ours = {
-            "facts": facts(),
-            "machine": provenance.machine(),
-            "network": network_of(self.host),
-            "host": self.host,
-            "silence_s": self.silence_s,
-        }
+        ours = DriverIntroduction(
+            facts(), provenance.machine(), self.host, network_of(self.host), self.silence_s
+        )
         try:
             stream.send(ours)
-            theirs = stream.receive()
+            theirs = stream.receive(Introduction, within_s=greeting.STEP_S)
         except (OSError, EOFError) as error:
-            raise RemoteFailed(f"the other host at {self.address} left at once: {error}") from None
-        if (problem := difference(ours["facts"], theirs["facts"])) is not None:
+            raise RemoteFailed(
+                f"the other host at {self.address} did not introduce itself: {reason(error)}"
+            ) from None
+        if (problem := difference(ours.facts, theirs.facts)) is not None:
             raise RemoteFailed(problem)
-        self.machine = theirs["machine"]
+        self.machine = theirs.machine
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         stream, self._stream = self._stream, None
         if stream is None:
             return
         try:
-            stream.send(("bye", None if kind is None else kind.__name__))
+            stream.send(Bye(None if kind is None else kind.__name__))
             self._reader.join(2.0)  # until the other host has read the message and closed
         except OSError:
             pass
@@ -214,11 +243,14 @@ class Remote:
         self._demand()
         guest = Guest(self, number, setting, log)
         self._guests[number] = guest
-        self.tell("open", number, replace(setting, rendezvous="", host="", key=b""))
-        guest.opened.wait(self.timeout_s)
+        self.tell(Open(number, replace(setting, rendezvous="", host="", key=b"")))
+        guest.opened.wait(self.silence_s)
         if guest.pid is None:
+            said = guest.words or self.failure or f"it did not answer within {self.silence_s:g} s"
+            self.tell(End(number))
             self.forget(number)
-            said = guest.words or self.failure or f"it did not answer within {self.timeout_s:g} s"
+            guest.lose()
+            guest.connection.close()
             raise RemoteFailed(f"the other host could not start party {setting.rank}: {said}")
         return guest
 
@@ -227,8 +259,11 @@ class Remote:
             raise RemoteFailed(self.failure or "the other host is not connected; use Remote by `with`")
         return self._stream
 
-    def tell(self, *message: Any) -> None:
-        """Sends the other host a message; the reader thread notices a failure."""
+    def tell(self, message: Any) -> None:
+        """Sends the other host a message; the reader thread notices a failure.
+
+        Raises Unsendable for a message that does not fit.
+        """
         stream = self._stream
         if stream is None:
             return
@@ -244,14 +279,17 @@ class Remote:
     def _read(self) -> None:
         """Passes the messages of the other host on to the groups, until that host is gone."""
         stream = self._stream
+        why = "its messages are no longer read"
         try:
             while True:
-                what, number, *rest = stream.receive()
-                guest = self._guests.get(number)
+                message = stream.receive(*get_args(FromGuest))
+                guest = self._guests.get(message.number)
                 if guest is not None:
-                    guest.hear(what, *rest)
-        except (OSError, EOFError, ValueError) as error:
-            self._lose(f"the connection to the other host ({self.address}) was lost: {_reason(error)}")
+                    guest.hear(message)
+        except (OSError, EOFError) as error:
+            why = reason(error)
+        finally:
+            self._lose(f"the connection to the other host ({self.address}) was lost: {why}")
 
     def _lose(self, why: str) -> None:
         self.failure = self.failure or why
@@ -272,7 +310,9 @@ class Guest:
         self._remote = remote
         self._setting = setting
         self._log = log
+        self._asked: str | None = START
         self._store: Any = None
+        self._storing = threading.Lock()
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
         self._inner = Connection(theirs.detach())
@@ -281,7 +321,7 @@ class Guest:
 
     def kill(self) -> None:
         """Asks the other host to end the process."""
-        self._remote.tell("end", self.number)
+        self._remote.tell(End(self.number))
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits until the process has ended; raises subprocess.TimeoutExpired after `timeout` seconds."""
@@ -300,20 +340,25 @@ class Guest:
         self._ended.set()
         self._close()
 
-    def hear(self, what: str, *rest: Any) -> None:
-        """Handles a message about the process."""
-        if what == "opened":
-            (self.pid,) = rest
-            self.opened.set()
-        elif what == "said":
-            self._pass(rest[0])
-        elif what == "store":
-            threading.Thread(target=self._perform, args=rest, daemon=True).start()
-        elif what == "ended":
-            self.returncode, self.words = rest
-            with suppress(OSError):  # the driver may have let go of the group
-                self._log.write_text(self.words)
-            self.lose()
+    def hear(self, message: FromGuest) -> None:
+        """Handles a message about the process; raises Altered for one that has no place here."""
+        match message:
+            case Opened():
+                self.pid = message.pid
+                self.opened.set()
+            case Said():
+                demand_reply(message, self._asked)
+                self._asked = None
+                self._pass((message.kind, message.value))
+            case Call():
+                if not self._storing.acquire(blocking=False):
+                    raise Altered("a party called the store before its last call was answered")
+                threading.Thread(target=self._perform, args=(message,), daemon=True).start()
+            case Ended():
+                self.returncode, self.words = message.code, message.words
+                with suppress(OSError):  # the driver may have let go of the group
+                    self._log.write_text(self.words)
+                self.lose()
 
     def _pass(self, message: Any) -> None:
         with self._lock, suppress(OSError):  # the driver may have let go of the group
@@ -323,23 +368,32 @@ class Guest:
         """Sends the driver's commands on, until the driver closes the connection."""
         try:
             while True:
-                message = receive(self._inner)
-                program = message[1][0] if message[0] == "load" else None
-                self._remote.tell("say", self.number, message, "" if program is None else checksum(program))
+                command, arguments = receive(self._inner)
+                self._asked = command
+                told = checksum(arguments[0]) if command == "load" else ""
+                try:
+                    self._remote.tell(Say(self.number, command, arguments, told))
+                except Unsendable as error:
+                    self._pass(("failed", str(error)))
         except (EOFError, OSError):
             with self._lock:
                 self._inner.close()
 
-    def _perform(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def _perform(self, call: Call) -> None:
         """Carries out a call on the store of this host's processes."""
         from torch.distributed import FileStore
 
         from pibench.links.forward import perform
 
-        if self._store is None:
-            self._store = FileStore(self._setting.rendezvous.removeprefix("file://"), -1)
-            self._store.set_timeout(timedelta(seconds=self._setting.timeout_s))
-        self._remote.tell("stored", self.number, *perform(self._store, name, arguments))
+        try:
+            if self._store is None:
+                self._store = FileStore(self._setting.rendezvous, -1)
+                self._store.set_timeout(timedelta(seconds=self._setting.timeout_s))
+            done, value = perform(self._store, call.name, call.arguments)
+        except RuntimeError as error:  # the group's folder is gone
+            done, value = False, str(error)
+        self._storing.release()
+        self._remote.tell(Answered(self.number, done, value))
 
     def _close(self) -> None:
         """Closes both ends of the connection."""
@@ -359,15 +413,16 @@ class TwoHosts(Shaper):
     def __init__(
         self, remote: Remote, engine: Engine, count: int, provider: str, link: str | Link, shaper: str | None
     ) -> None:
-        if link not in (remote.name, "loopback", LOOPBACK) or shaper is not None:
-            raise ValueError(f"between two hosts lies the link {remote.name!r}: leave link and shaper out")
+        name = remote.link.name
+        if link not in (name, "loopback", LOOPBACK) or shaper is not None:
+            raise ValueError(f"between two hosts lies the link {name!r}: leave link and shaper out")
         if not engine.two_hosts:
             raise ValueError(f"the {engine.name} engine does not run on two hosts; leave remote out")
         if count != 2 or set(engine.helpers(provider)) & set(engine.serving):
             raise ValueError(
                 "two hosts run two parties; helpers that talk online (TTP) are not supported there"
             )
-        super().__init__(Link(remote.name, 0.0, math.inf))
+        super().__init__(remote.link)
         self.remote = remote
         self._engine = engine
         self._owned = False
@@ -378,7 +433,7 @@ class TwoHosts(Shaper):
         """The interface at which every party listens (gloo's), or the default if the guest only calls."""
         return interface_of(self.remote.host) if self._engine.all_listen else Shaper.interface
 
-    def start(self, folder: Path, lifeline: int) -> None:
+    def start(self, folder: Path, start: Start) -> None:
         if not self.remote.connected:
             self.remote.__enter__()
             self._owned = True
@@ -387,6 +442,10 @@ class TwoHosts(Shaper):
     def place(self, rank: int) -> Place:
         remote = self.remote
         return Place(remote.host, ports=remote.ports, guest=GUEST, key=remote.key(self._number))
+
+    def demand(self, rank: int, command: str, arguments: tuple[Any, ...]) -> None:
+        if rank == GUEST:
+            packed(Say(self._number, command, arguments, ""))
 
     def elsewhere(self, setting: Setting, log: Path) -> Guest | None:
         if setting.rank != GUEST:
@@ -428,9 +487,17 @@ def _agent_store(timeout_s: float) -> Any:
 
 
 def driver_address(timeout_s: float) -> tuple[str, int]:
-    """Returns the driver's address and port from torchrun's store."""
-    host, port = _agent_store(timeout_s).get(ADDRESS_KEY).decode().split()
-    return host, int(port)
+    """Returns the driver's address and port from torchrun's store.
+
+    Raises RemoteFailed when the store does not name them in time.
+    """
+    try:
+        host, port = _agent_store(timeout_s).get(ADDRESS_KEY).decode().split()
+        return host, int(port)
+    except (RuntimeError, ValueError) as error:
+        raise RemoteFailed(
+            f"torchrun's store names no driver ({error}): start the driver under torchrun, too"
+        ) from None
 
 
 def parse_ports(text: str) -> tuple[int, ...]:
@@ -442,7 +509,19 @@ def parse_ports(text: str) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-def _reason(error: Exception) -> str:
+def _link(name: str) -> Link:
+    """Returns the network between two hosts as a link; raises ValueError for a name that rows cannot hold."""
+    if not isinstance(name, str):
+        raise ValueError(f"the link between two hosts needs a name, not {name!r}")
+    try:
+        parse_link(name)
+    except ValueError:
+        return Link(name, 0.0, math.inf)
+    raise ValueError(f"{name!r} names a link on one host: give the one between two hosts a name of its own")
+
+
+def reason(error: Exception) -> str:
+    """Returns in a few words why a connection was lost."""
     return "it was closed" if isinstance(error, EOFError) else str(error) or type(error).__name__
 
 

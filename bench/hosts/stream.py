@@ -1,47 +1,40 @@
-"""Messages between hosts: each one is authenticated and holds only plain values.
+"""A connection between hosts for messages: each one is authenticated and holds only data.
 
 After a greeting (`pibench.links.greeting`) both ends hold a session key. Every message carries an HMAC over
 its direction, number and bytes. The HMAC is checked before anything is decoded. Even an authentic message can
-hold only plain values, arrays, tensors and the records of `RECORDS`. Reading a message therefore never runs
-code of the sender's choice. Nothing is encrypted.
+hold only plain values, arrays, tensors and the records of `pibench.hosts.messages`, and every part must have
+its type. Reading a message therefore never runs code of the sender's choice. Nothing is encrypted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import io
-import pickle
+import math
+import select
 import socket
 import struct
-import sys
 import threading
+import time
 from contextlib import suppress
-from dataclasses import is_dataclass
-from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
+from pibench.hosts.messages import Altered, Unsendable, demand
+from pibench.hosts.values import decode, encode
+from pibench.links.greeting import STEP_S, Silent
 
-RECORDS = (
-    "pibench.engines.base",
-    "pibench.links.link",
-    "pibench.program.ir",
-)  # modules, for their dataclasses
-DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 MOST_BYTES = 1 << 28
 _HEADER = struct.Struct("!Q")
 _TAG = 32
 
-
-class Altered(ConnectionError):  # noqa: N818 (what happened)
-    """Raised for bytes that the other end did not send, or that no message may hold."""
+Kind = TypeVar("Kind")
 
 
 class Stream:
     """A connection for messages; several threads may send at the same time.
 
-    `caller` is true at the end that opened the connection.
+    `caller` is true at the end that opened the connection. An end that stops in the middle of a message for
+    `pause_s` seconds counts as lost; `watch` changes that time.
     """
 
     def __init__(self, connection: socket.socket, session: bytes, caller: bool) -> None:
@@ -50,31 +43,59 @@ class Stream:
         self._names = (b"caller", b"listener") if caller else (b"listener", b"caller")
         self._numbers = [0, 0]
         self._lock = threading.Lock()
+        self._broken: Silent | None = None
+        self.pause_s = STEP_S
 
     def send(self, message: Any) -> None:
-        """Sends a message; raises OSError when the connection is gone."""
-        body = dumps(message)
+        """Sends a message; raises Unsendable like `packed`, before anything is sent.
+
+        Raises OSError when the connection is gone or the other end takes no bytes.
+        """
+        self.send_bytes(packed(message))
+
+    def send_bytes(self, body: bytes) -> None:
+        """Sends an encoded message; after a failure in the middle of it the connection is closed."""
         with self._lock:
             tag = self._tag(0, body)
-            self._connection.sendall(_HEADER.pack(len(body)) + tag)
-            self._connection.sendall(body)
+            try:
+                self._write(_HEADER.pack(len(body)) + tag)
+                self._write(body)
+            except OSError:
+                self.close()
+                raise
 
-    def receive(self) -> Any:
-        """Waits for a message; raises EOFError at the end, Altered for bytes that are no message."""
-        (length,) = _HEADER.unpack(self._read(_HEADER.size))
+    def receive(self, *kinds: type[Kind], within_s: float | None = None) -> Kind:
+        """Waits for a message of one of `kinds`, at most `within_s` seconds if a limit is given.
+
+        Raises EOFError at the end, Altered for bytes that are no such message, and Silent when the time is
+        over or the other end stops in the middle of a message.
+        """
+        end = math.inf if within_s is None else time.monotonic() + within_s
+        if not self._ready(select.POLLIN, within_s):
+            raise Silent(f"it said nothing for {within_s:g} s")
+        (length,) = _HEADER.unpack(self._read(_HEADER.size, end))
         if length > MOST_BYTES:
             raise Altered("the connection carries something else than messages")
-        tag, body = self._read(_TAG), self._read(length)
+        tag, body = self._read(_TAG, end), self._read(length, end)
         if not hmac.compare_digest(tag, self._tag(1, body)):
             raise Altered("a message was altered on its way")
-        return loads(body)
+        message = decode(body)
+        if type(message) not in kinds:
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise Altered(f"a message holds a {type(message).__name__} where {expected} belongs")
+        demand(type(message), message)
+        return message
 
     def derive(self, purpose: str) -> bytes:
         """Returns a secret for one purpose that only the two ends know."""
         return hmac.digest(self._session, b"derive " + purpose.encode(), hashlib.sha256)
 
     def watch(self, silence_s: float) -> None:
-        """Makes the kernel close the connection when the other host is silent for `silence_s` seconds."""
+        """Closes the connection when the other end is silent for `silence_s` seconds.
+
+        The kernel watches the other host. The other end must also go on with a message that it has begun.
+        """
+        self.pause_s = silence_s
         sock, whole = self._connection, max(3, int(silence_s))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -102,66 +123,44 @@ class Stream:
         self._numbers[way] += 1
         return made.digest()
 
-    def _read(self, count: int) -> bytes:
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            if not self._ready(select.POLLOUT, self.pause_s):
+                self._broken = Silent(f"it took no bytes for {self.pause_s:g} s")
+                raise self._broken
+            with suppress(BlockingIOError):
+                view = view[self._connection.send(view, socket.MSG_DONTWAIT) :]
+
+    def _read(self, count: int, end: float) -> bytes:
         data = bytearray()
         while len(data) < count:
-            more = self._connection.recv(min(count - len(data), 1 << 20))
-            if not more:
-                raise EOFError("the connection was closed")
-            data += more
+            pause_s = min(self.pause_s, end - time.monotonic())
+            if pause_s <= 0 or not self._ready(select.POLLIN, pause_s):
+                raise Silent("it stopped in the middle of a message")
+            with suppress(BlockingIOError):
+                more = self._connection.recv(min(count - len(data), 1 << 20), socket.MSG_DONTWAIT)
+                if not more:
+                    raise self._broken or EOFError("the connection was closed")
+                data += more
         return bytes(data)
 
-
-def dumps(message: Any) -> bytes:
-    """Encodes a message."""
-    into = io.BytesIO()
-    _Pickler(into, pickle.HIGHEST_PROTOCOL).dump(message)
-    return into.getvalue()
-
-
-def loads(data: bytes) -> Any:
-    """Decodes a message; raises Altered when it holds something that no message may hold."""
-    try:
-        return _Unpickler(io.BytesIO(data)).load()
-    except Altered:
-        raise
-    except Exception as error:
-        raise Altered(f"a message cannot be decoded ({type(error).__name__}: {error})") from error
+    def _ready(self, event: int, seconds: float | None) -> bool:
+        """Waits until the socket can be read or written; returns False when `seconds` pass first."""
+        poll = select.poll()
+        try:
+            poll.register(self._connection, event)
+        except ValueError:  # it is closed on this side
+            raise self._broken or ConnectionError("the connection was closed") from None
+        return bool(poll.poll(None if seconds is None else 1000 * seconds))
 
 
-def array(data: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Makes an array from its bytes."""
-    if dtype not in DTYPES:
-        raise Altered(f"a message holds an array of {dtype!r}")
-    return np.frombuffer(bytearray(data), dtype).reshape(shape)
-
-
-def tensor(data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
-    """Makes a tensor from its bytes."""
-    import torch
-
-    return torch.from_numpy(array(data, dtype, shape))
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        torch = sys.modules.get("torch")
-        made, plain = array, value
-        if torch is not None and isinstance(value, torch.Tensor):
-            made, plain = tensor, value.detach().numpy()
-        if not isinstance(plain, np.ndarray):
-            return NotImplemented
-        return made, (plain.tobytes(), plain.dtype.name, plain.shape)
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module == __name__ and name in ("array", "tensor"):
-            return array if name == "array" else tensor
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        if module in RECORDS and name.isidentifier():
-            found = getattr(import_module(module), name, None)
-            if isinstance(found, type) and is_dataclass(found) and found.__module__ == module:
-                return found
-        raise Altered(f"a message holds {module}.{name}, which no message may")
+def packed(message: Any) -> bytes:
+    """Encodes a message; raises Unsendable for one that is too large or holds something else than data."""
+    body = encode(message)
+    if len(body) > MOST_BYTES:
+        raise Unsendable(
+            f"a message between hosts holds at most {MOST_BYTES / 1e6:.4g} MB, but this one has "
+            f"{len(body) / 1e6:.4g} MB: use fewer images at once, or a smaller network"
+        )
+    return body

@@ -20,9 +20,9 @@ def perform(store: Store, name: str, arguments: tuple[Any, ...]) -> tuple[bool, 
     """Carries out a forwarded call; returns whether it succeeded, and the result or the error."""
     if name not in CALLS:
         return False, f"a store has no {name!r}"
-    if name in ("wait", "set_timeout") and isinstance(arguments[-1], int | float):
-        arguments = (*arguments[:-1], timedelta(seconds=arguments[-1]))
     try:
+        if name in ("wait", "set_timeout") and isinstance(arguments[-1], int | float):
+            arguments = (*arguments[:-1], timedelta(seconds=arguments[-1]))
         return True, getattr(store, name)(*arguments)
     except Exception as error:
         return False, f"{type(error).__name__}: {error}"

@@ -6,11 +6,14 @@ interpreted. Both sides then get a session key that belongs to this call alone. 
 
     listener -> caller    MAGIC nonce
     caller -> listener    MAGIC rank nonce' HMAC(token, "call" rank nonce nonce')
-    listener -> caller    HMAC(token, "answer" rank nonce nonce')
+    listener -> caller    HMAC(token, "answer" rank nonce nonce'), or NO
+
+Each end waits at most STEP_S for a step of the other.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
@@ -18,35 +21,52 @@ import queue
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
-MAGIC = b"pibench greets 1"
+from pibench.links.local import address_of
+
+MAGIC = b"pibench greets 2"
 NONCE = TAG = 32
-ANSWER_S = 5.0  # time that a caller has to prove itself
-CROWD = 64  # callers that are heard at the same time; more are refused
+NO = bytes(TAG)  # no HMAC: the token is wrong, or the rank is not waited for
+STEP_S = 15.0  # longest wait for a step of the other end; a link's RTT is at most 10 s
+CROWD = 64  # callers that are heard at the same time
 MOST_REFUSALS = 100
+REST_S = 0.1  # pause of a door when the machine has no descriptor or thread for a caller
 
 
 class Refused(ConnectionError):  # noqa: N818 (what happened)
     """Raised when the other end does not know the token, or is not pibench."""
 
 
+class Silent(ConnectionError):  # noqa: N818 (what happened)
+    """Raised when the other end has begun to speak and then says nothing."""
+
+
 def call(connection: socket.socket, token: bytes, rank: int, timeout_s: float) -> bytes:
     """Proves to the listener that `rank` knows the token and demands the same proof.
 
-    Returns the session key.
+    Returns the session key. Raises Refused or Silent, TimeoutError when the listener never speaks, and
+    ConnectionError when it closes the connection.
     """
-    deadline = time.monotonic() + timeout_s
-    hello = _read(connection, len(MAGIC) + NONCE, deadline)
+    end = time.monotonic() + timeout_s
+    own = os.urandom(NONCE)
+    hello = _read(connection, 1, _step(end))
     if not hello:  # a tunnel without a listener at its end closes in the same way
         raise ConnectionError("the connection was closed without a word")
-    if hello[: len(MAGIC)] != MAGIC or len(hello) < len(MAGIC) + NONCE:
-        raise Refused("what listens there is no pibench of this version")
-    own = os.urandom(NONCE)
-    nonces = bytes([rank]) + hello[len(MAGIC) :] + own
-    connection.sendall(MAGIC + bytes([rank]) + own + _tag(token, b"call", nonces))
-    if not hmac.compare_digest(_read(connection, TAG, deadline), _tag(token, b"answer", nonces)):
+    try:
+        hello += _read(connection, len(MAGIC) + NONCE - 1, _step(end))
+        if hello[: len(MAGIC)] != MAGIC or len(hello) < len(MAGIC) + NONCE:
+            raise Refused("what listens there is no pibench of this version")
+        nonces = bytes([rank]) + hello[len(MAGIC) :] + own
+        connection.sendall(MAGIC + bytes([rank]) + own + _tag(token, b"call", nonces))
+        proof = _read(connection, TAG, _step(end))
+    except TimeoutError:
+        raise Silent("it began to greet and then said nothing more") from None
+    if not proof:  # a door in a crowd closes its oldest callers
+        raise ConnectionError("the connection was closed in the middle of the greeting")
+    if not hmac.compare_digest(proof, _tag(token, b"answer", nonces)):
         raise Refused("the token is not the one that is expected there")
     connection.settimeout(None)
     return _tag(token, b"session", nonces)
@@ -54,18 +74,23 @@ def call(connection: socket.socket, token: bytes, rank: int, timeout_s: float) -
 
 def answer(connection: socket.socket, token: bytes, expected: Collection[int]) -> tuple[int, bytes]:
     """Hears a caller; returns its rank and the session key. Raises Refused for strangers."""
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + STEP_S
     nonce = os.urandom(NONCE)
-    connection.settimeout(ANSWER_S)
+    connection.settimeout(STEP_S)
     connection.sendall(MAGIC + nonce)
     if _read(connection, len(MAGIC), deadline) != MAGIC:
         raise Refused("spoke another protocol")
     said = _read(connection, 1 + NONCE + TAG, deadline)
     nonces = said[:1] + nonce + said[1 : 1 + NONCE]
+    problem = None
     if not hmac.compare_digest(said[1 + NONCE :], _tag(token, b"call", nonces)):
-        raise Refused("gave a wrong token")
-    if said[0] not in expected:
-        raise Refused(f"came as rank {said[0]}, which is not waited for")
+        problem = "gave a wrong token"
+    elif said[0] not in expected:
+        problem = f"came as rank {said[0]}, which is not waited for"
+    if problem is not None:
+        with suppress(OSError):
+            connection.sendall(NO)
+        raise Refused(problem)
     connection.sendall(_tag(token, b"answer", nonces))
     connection.settimeout(None)
     return said[0], _tag(token, b"session", nonces)
@@ -74,12 +99,14 @@ def answer(connection: socket.socket, token: bytes, expected: Collection[int]) -
 def open_port(host: str, ports: Sequence[int] = (0,)) -> socket.socket:
     """Listens at `host` on the first free port of `ports` (0: any port).
 
-    Raises OSError that names the address when no port is free.
+    Raises ValueError for a host that is no single address (`pibench.links.local.address_of`), and OSError
+    that names the address when no port is free.
     """
+    address = address_of(host)
     problem: OSError | None = None
     for port in ports:
         try:
-            return socket.create_server((host, port), backlog=CROWD)
+            return socket.create_server((address, port), backlog=CROWD)
         except OSError as error:
             problem = error
     where = f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]}"
@@ -89,15 +116,20 @@ def open_port(host: str, ports: Sequence[int] = (0,)) -> socket.socket:
 class Door:
     """Hears callers at a listening socket, each one in a thread, so that a silent caller delays nobody.
 
-    A door owns its listener. Use it with `with`. `refusals` lists the refused callers and the reasons.
+    In a crowd the oldest caller of the host with most callers is turned away for the newest one, so that
+    silent callers cannot keep out one who knows the token. A door owns its listener. Use it with `with`.
+    `refusals` lists the refused callers and the reasons.
     """
 
     def __init__(self, listener: socket.socket, token: bytes, expected: Collection[int]) -> None:
+        if not token:
+            raise ValueError("a door needs a token: everybody knows the empty one")
         self._listener = listener
         self._token = token
         self._expected = set(expected)
         self._heard: queue.SimpleQueue[tuple[int, socket.socket, bytes]] = queue.SimpleQueue()
-        self._room = threading.Semaphore(CROWD)
+        self._callers: dict[socket.socket, str] = {}  # their hosts, in the order in which they came
+        self._lock = threading.Lock()
         self._closed = False
         self.refusals: list[str] = []
         listener.settimeout(0.2)
@@ -113,6 +145,11 @@ class Door:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
+        with self._lock:
+            for caller in self._callers:
+                _wake(caller)
+        while not self._heard.empty():
+            self._heard.get()[1].close()
 
     def next(self, deadline: float) -> tuple[int, socket.socket, bytes]:
         """Returns rank, connection and session key of the next proven caller; each rank comes once.
@@ -135,24 +172,57 @@ class Door:
                 connection, address = self._listener.accept()
             except TimeoutError:
                 continue
-            except OSError:
-                return
-            if self._room.acquire(blocking=False):
+            except OSError as error:
+                if error.errno in (errno.EBADF, errno.EINVAL):  # the door is closed
+                    return
+                time.sleep(REST_S)  # no descriptor is free, or the caller has left again
+                continue
+            self._seat(connection, address[0])
+            try:
                 threading.Thread(target=self._hear, args=(connection, address[0]), daemon=True).start()
-            else:
+            except RuntimeError:  # no thread is free
+                self._unseat(connection)
                 connection.close()
+                time.sleep(REST_S)
+
+    def _seat(self, connection: socket.socket, host: str) -> None:
+        """Gives a caller a place, in a full house that of another one."""
+        with self._lock:
+            if len(self._callers) >= CROWD:
+                most = Counter(self._callers.values()).most_common(1)[0][0]
+                oldest = next(caller for caller, origin in self._callers.items() if origin == most)
+                del self._callers[oldest]
+                _wake(oldest)
+            self._callers[connection] = host
+
+    def _unseat(self, connection: socket.socket) -> bool:
+        """Frees the place of a caller; returns False for one who has lost it."""
+        with self._lock:
+            return self._callers.pop(connection, None) is not None
 
     def _hear(self, connection: socket.socket, host: str) -> None:
         try:
             rank, session = answer(connection, self._token, self._expected)
+            if not self._unseat(connection):
+                raise ConnectionError("a newer caller has its place")
             self._heard.put((rank, connection, session))
         except OSError as error:
+            self._unseat(connection)
             connection.close()
             if len(self.refusals) < MOST_REFUSALS:
                 said = str(error) if isinstance(error, Refused) else "said nothing that can be understood"
                 self.refusals.append(f"{host} {said}")
-        finally:
-            self._room.release()
+
+
+def _wake(caller: socket.socket) -> None:
+    """Ends the wait of a caller's thread, which then closes the connection."""
+    with suppress(OSError):
+        caller.shutdown(socket.SHUT_RDWR)
+
+
+def _step(end: float) -> float:
+    """Returns the deadline of the next step."""
+    return min(end, time.monotonic() + STEP_S)
 
 
 def _tag(token: bytes, what: bytes, data: bytes) -> bytes:
@@ -160,7 +230,7 @@ def _tag(token: bytes, what: bytes, data: bytes) -> bytes:
 
 
 def _read(connection: socket.socket, count: int, deadline: float) -> bytes:
-    """Reads `count` bytes, or fewer if the other end closes."""
+    """Reads `count` bytes, or fewer if the other end closes; raises TimeoutError after `deadline`."""
     data = b""
     while len(data) < count:
         connection.settimeout(max(0.001, deadline - time.monotonic()))

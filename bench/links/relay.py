@@ -1,8 +1,8 @@
 """The user-space shaper: a process between the processes of a group that delays their bytes.
 
-`pibench.parties.driver` starts it as `python -m pibench.links.relay`; users never do. It needs no privileges.
-The relay opens a port for each caller. A TCP connection to that port is forwarded to the port where the other
-process listens. Each direction of each pair of processes is one queue (full duplex):
+`pibench.links.shapers` has it started as `python -m pibench.links.relay`; users never start it. It needs no
+privileges. The relay opens a port for each caller. A TCP connection to that port is forwarded to the port
+where the other process listens. Each direction of each pair of processes is one queue (full duplex):
 
     departure = max(arrival at the relay, departure before) + bytes / bandwidth
     delivery  = departure + RTT / 2
@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
+
+from pibench.links.lifeline import end_with_parent
 
 CHUNK_S, CHUNK = 1e-4, 1 << 16  # a chunk fills the link for this time, or has at least this size
 AHEAD = 8 << 20  # bytes that a flow may hold in addition to those in flight
@@ -226,8 +228,9 @@ def _arrival(ancillary: list[tuple[int, int, bytes]]) -> float:
 
 
 def main() -> None:
-    """Runs until the driver closes its end of the lifeline."""
+    """Runs until the supervisor is gone, or ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     control, lifeline = int(sys.argv[1]), int(sys.argv[2])
     with suppress(OSError):  # without the privilege it shares the processor like the parties
         os.nice(-10)

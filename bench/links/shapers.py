@@ -7,16 +7,19 @@ the kernel's netem at the exit. `netem` is the reference where it is allowed.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pibench.links.lifeline import GIVEN, LIFELINE
 from pibench.links.link import Link
 
 if TYPE_CHECKING:
@@ -40,17 +43,26 @@ class Place:
     key: bytes = b""
 
 
-class Guest(Protocol):
-    """A process on another host; it has the methods of `subprocess.Popen` that the driver needs."""
+class Running(Protocol):
+    """A process of a group; it has the methods of `subprocess.Popen` that the driver needs."""
 
     pid: int
-    connection: Connection
 
     def kill(self) -> None:
         """Ends the process."""
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits until the process has ended; raises subprocess.TimeoutExpired after `timeout` seconds."""
+
+
+Start = Callable[[Sequence[str], Path, Sequence[int]], Running]
+"""Starts a command that writes to a log; gives it the lifeline and copies of descriptors (`lifeline`)."""
+
+
+class Guest(Running, Protocol):
+    """A process on another host."""
+
+    connection: Connection
 
 
 class Elsewhere(Protocol):
@@ -63,7 +75,8 @@ class Elsewhere(Protocol):
 class Shaper:
     """Leaves the path as the machine provides it; the other shapers override the methods that they need.
 
-    `asked` is true if the user asked for this link, and false if the link is the given network.
+    `asked` is true if the user asked for this link, and false if the link is the given network. `key` is the
+    secret by which the processes of one host know each other.
     """
 
     name = "none"
@@ -73,16 +86,20 @@ class Shaper:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self.key = secrets.token_bytes(32)
 
-    def start(self, folder: Path, lifeline: int) -> None:
-        """Starts the shaper; `lifeline` closes when the driver is gone."""
+    def start(self, folder: Path, start: Start) -> None:
+        """Starts the shaper; the group's supervisor owns `folder` and what `start` starts."""
 
     def attach(self, rank: int, pid: int) -> None:
         """Connects the started but idle process `pid` as `rank`."""
 
     def place(self, rank: int) -> Place:
         """Returns the place of the process with this rank."""
-        return Place()
+        return Place(key=self.key)
+
+    def demand(self, rank: int, command: str, arguments: tuple[Any, ...]) -> None:
+        """Raises ValueError for a command that cannot travel to the process with this rank."""
 
     def elsewhere(self, setting: Any, log: Path) -> Guest | None:
         """Starts a process that runs on another host; returns None for one that belongs on this host."""
@@ -93,7 +110,7 @@ class Shaper:
         return None
 
     def stop(self) -> None:
-        """Ends everything that was started; may be called twice."""
+        """Lets go of what the group's supervisor does not own; may be called twice."""
 
 
 class _WithProcess(Shaper):
@@ -103,21 +120,13 @@ class _WithProcess(Shaper):
 
     def __init__(self, link: Link) -> None:
         super().__init__(link)
-        self.popen: subprocess.Popen[bytes] | None = None
+        self.popen: Running | None = None
         self._log: Path | None = None
 
-    def run(self, folder: Path, command: list[str], keep: tuple[int, ...]) -> None:
-        """Starts the process with the descriptors `keep`."""
+    def run(self, folder: Path, start: Start, command: Sequence[str], keep: Sequence[int] = ()) -> None:
+        """Starts the process with copies of the descriptors `keep`."""
         self._log = folder / "shaper.log"
-        with self._log.open("wb") as output:
-            self.popen = subprocess.Popen(
-                command,
-                pass_fds=keep,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        self.popen = start(command, self._log, keep)
 
     def failure(self) -> str | None:
         if self.popen is None:
@@ -129,11 +138,6 @@ class _WithProcess(Shaper):
         said = self._log.read_text(errors="replace")[-1000:].strip() if self._log.exists() else ""
         return f"{self.title} ended with code {code}" + (f":\n{said}" if said else "")
 
-    def stop(self) -> None:
-        if self.popen is not None:
-            self.popen.kill()
-            self.popen.wait()
-
 
 class UserSpace(_WithProcess):
     """The relay process; every connection between two processes passes through it."""
@@ -141,7 +145,7 @@ class UserSpace(_WithProcess):
     name = "user-space"
     title = "the link's relay"
 
-    def start(self, folder: Path, lifeline: int) -> None:
+    def start(self, folder: Path, start: Start) -> None:
         self._path = str(folder / "relay")
         with socket.socket(socket.AF_UNIX) as control:
             try:
@@ -151,23 +155,20 @@ class UserSpace(_WithProcess):
                     f"the relay cannot listen at {self._path} ({error}); set TMPDIR to a shorter path"
                 ) from error
             control.listen()
-            numbers = (str(self.link.rtt_s), str(self.link.bandwidth_bits_s))
-            command = [
-                sys.executable, "-P", "-m", "pibench.links.relay", str(control.fileno()), str(lifeline),
-                *numbers
-            ]  # fmt: skip
-            self.run(folder, command, (control.fileno(), lifeline))
+            numbers = map(str, (GIVEN, LIFELINE, self.link.rtt_s, self.link.bandwidth_bits_s))
+            command = [sys.executable, "-P", "-m", "pibench.links.relay", *numbers]
+            self.run(folder, start, command, [control.fileno()])
 
     def place(self, rank: int) -> Place:
-        return Place(relay=self._path)
+        return Place(relay=self._path, key=self.key)
 
 
 class Namespaces(_WithProcess):
     """One network namespace for each process, joined by a hub, with netem at every exit.
 
     This shaper needs root, ip, tc and unshare. The namespaces have no names: each belongs to the one process
-    in it. When that process is gone, the kernel removes the namespace and its veth pair. The hub and the
-    processes hold the lifeline.
+    in it. When that process is gone, the kernel removes the namespace and its veth pair. The hub waits
+    until the supervisor is gone.
     """
 
     name = "netem"
@@ -175,9 +176,9 @@ class Namespaces(_WithProcess):
     prefix = ("unshare", "--net", "--")
     interface = "eth0"
 
-    def start(self, folder: Path, lifeline: int) -> None:
-        waits = "import os, sys; os.read(int(sys.argv[1]), 1)"
-        self.run(folder, [*self.prefix, sys.executable, "-ISc", waits, str(lifeline)], (lifeline,))
+    def start(self, folder: Path, start: Start) -> None:
+        waits = f"import os; os.read({LIFELINE}, 1)"
+        self.run(folder, start, [*self.prefix, sys.executable, "-ISc", waits])
         _await_namespace(self.popen.pid)
         _inside(self.popen.pid, "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward")
 
@@ -197,7 +198,7 @@ class Namespaces(_WithProcess):
         )
 
     def place(self, rank: int) -> Place:
-        return Place(host=f"10.77.{rank}.2")
+        return Place(host=f"10.77.{rank}.2", key=self.key)
 
 
 SHAPERS = {shaper.name: shaper for shaper in (Shaper, UserSpace, Namespaces)}

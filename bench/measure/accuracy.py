@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,12 @@ from pibench.measure.verdict import Truth, WrongAnswer, truth_of
 from pibench.models.commands import Parser, exit_status
 from pibench.models.data import DataError, load_cifar100, normalised
 from pibench.models.files import demand_room, writing
+from pibench.models.manifest import read_manifest
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training.files import TrainingError
 from pibench.models.training.rows import Row, find_row, update_row
 from pibench.models.variants import VARIANTS, variant
-from pibench.models.weights import WeightsError, file_name, read_manifest
+from pibench.models.weights import WeightsError, file_name, read_weights
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.lower import ExportError, lower
 from pibench.store.settings import ENGINES as USUAL
@@ -154,7 +155,7 @@ def _infer(parties: Parties, images: Tensor) -> Tensor:
     logits = []
     for chunk in images.split(BATCH):
         parties.prepare(len(chunk))
-        logits.append(parties.infer(chunk.clone()))  # a view would send every image each time
+        logits.append(parties.infer(chunk))
     return torch.cat(logits)
 
 
@@ -188,7 +189,8 @@ def additions(
     """
     known = row if row.get("weights_sha256") == digest else {}
     fresh: dict[str, Any] = {}
-    if wanted.again or known.get("fixed_point", {}).get("images", 0) < len(wanted.labels):
+    complete = "fixed_point" in known and "accuracy_fixed_point" in known
+    if wanted.again or not complete or known["fixed_point"]["images"] < len(wanted.labels):
         found = fixed_point(model, wanted.images, wanted.labels)
         if wanted.whole:
             _demand_same(row, found)
@@ -275,20 +277,33 @@ class Store:
             )
         return judged
 
+    def demand_weights(self, rows: Sequence[Row]) -> None:
+        """Raises AccuracyError unless the weights of all rows can be read: called before one is judged."""
+        for row in rows:
+            with self._naming(row):
+                read_weights(self.weights / file_name(row["variant"], self.width))
+
     def load(self, row: Row) -> tuple[nn.Module, str]:
         """Builds the network of a row from its stored weights; returns it with their SHA-256."""
         name = file_name(row["variant"], self.width)
         entry = read_manifest(self.weights)[name]
-        try:
+        with self._naming(row):
             model = variant(row["variant"]).build(
                 self.width, self.weights / name, classes=entry["classes"], image_size=entry["image_size"]
             )
+        return model, entry["sha256"]
+
+    @contextmanager
+    def _naming(self, row: Row) -> Iterator[None]:
+        """Raises AccuracyError for a WeightsError, with what makes the row's weights usable again."""
+        try:
+            yield
         except WeightsError as error:
+            name = file_name(row["variant"], self.width)
             raise AccuracyError(
                 f"{error}: restore {self.weights / name}, or take it out of manifest.json there and "
                 f"{_train(row['variant'], self.width)}"
             ) from error
-        return model, entry["sha256"]
 
     def add(self, row: Row, digest: str, fresh: dict[str, Any]) -> None:
         """Adds to the row, unless a training has replaced its weights in the meantime."""
@@ -324,6 +339,7 @@ def judge_rows(
     """
     store = Store(results, weights, width)
     judged = store.rows(rows)
+    store.demand_weights(judged)
     with writing(store.path, AccuracyError, "make room or allow writing there"):
         demand_room(store.path)
     pictures, labels = load_cifar100(data, "test")

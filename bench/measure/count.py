@@ -81,7 +81,7 @@ def count_program(program: ir.Program) -> Cost:
 
 def _layer(step: ir.Step) -> LayerCost:
     op = step.operator
-    relus = comparisons = macs = weights = biases = 0
+    macs = weights = biases = 0
     if isinstance(op, ir.Convolution | ir.Linear):
         weights = prod(op.weight_shape)
         macs = step.size * prod(op.weight_shape[1:])
@@ -91,19 +91,13 @@ def _layer(step: ir.Step) -> LayerCost:
         biases = weights if op.bias is not None else 0
     elif isinstance(op, ir.Shift):
         biases = prod(op.bias_shape)
-    elif isinstance(op, ir.Relu):
-        relus = step.size if op.kept is None else len(op.kept)
-    elif isinstance(op, ir.PiecewiseLinear):
-        relus = step.size * len(op.knots)
-    elif isinstance(op, ir.MaxPool):
-        comparisons = step.size * (prod(op.kernel) - 1)
     return LayerCost(
         step.name,
         step.kind,
         step.input_size,
         weights,
-        relus,
-        comparisons,
+        step.relus,
+        step.comparisons,
         macs,
         weights + biases,
     )

@@ -26,7 +26,8 @@ import numpy as np
 import pibench.models
 from pibench.engines import ENGINES
 from pibench.measure.case import Case, OwnNetwork
-from pibench.models.weights import file_name, read_manifest
+from pibench.models.manifest import read_manifest
+from pibench.models.weights import file_name
 from pibench.program.lower import lower
 
 BENCH = Path(__file__).parent.parent

@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from pibench.links.lifeline import end_with_parent
 from pibench.models.graph.moves import trace
 
 KNOWN = ("torch", "pibench.models.graph", "collections", "_operator", "operator", "math")
@@ -183,4 +184,5 @@ def _own(filename: str) -> bool:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(*sys.argv[1:]))

@@ -12,7 +12,6 @@ import inspect
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,6 +30,7 @@ from pibench.models.data import default_images
 from pibench.models.transforms import fold_batchnorm
 from pibench.models.variants import variant
 from pibench.models.zoo import ZOO
+from pibench.parties.processes import Supervisor
 from pibench.program.outputs import with_output
 
 SIZES = (16, 28, 32, 48, 64, 96, 128, 160, 224, 256, 299)
@@ -191,8 +191,8 @@ def _foreign(name: str, place: str, shape: tuple[int, ...] | None, folder: Path)
     """Makes and traces the network in a separate process, which starts in the user's folder."""
     if place.endswith(".py"):
         _file(Path(place), folder)
-    with tempfile.TemporaryDirectory(prefix="pibench-") as scratch:
-        made = Path(scratch) / "network.pt"
+    with Supervisor() as owner:  # the folder goes, whatever happens to this process
+        made = owner.folder / "network.pt"
         # -P: Python finds no module of the user until pibench itself has been imported.
         command = [sys.executable, "-P", "-m", "pibench.measure.foreign", name, str(made)]
         command += map(str, shape or ())

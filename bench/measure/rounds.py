@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 import torch
 
 from pibench.engines import ENGINES
-from pibench.measure import interrupt
 from pibench.measure.case import Case
 from pibench.measure.subject import Subject
+from pibench.models import interrupt
 from pibench.parties.driver import Traffic
 
 

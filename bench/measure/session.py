@@ -19,16 +19,17 @@ from torch import nn
 
 from pibench.engines import ENGINES
 from pibench.hosts.remote import Remote
-from pibench.measure import interrupt
 from pibench.measure.case import Case
 from pibench.measure.count import Cost, cost_of
 from pibench.measure.digest import digest_of
 from pibench.measure.rounds import Measurement
 from pibench.measure.row import context, row_of
 from pibench.measure.subject import Subject
+from pibench.models import interrupt
 from pibench.models.data import default_images
 from pibench.models.variants import variant
 from pibench.parties.driver import Parties
+from pibench.parties.memory import available_memory
 from pibench.store.results import Row, Store
 
 IMAGES = 16  # the largest batch
@@ -268,15 +269,6 @@ def _built(variant_name: str, width: int) -> nn.Module:
 @cache
 def _counted(variant_name: str, width: int) -> Cost:
     return cost_of(_built(variant_name, width), images()[0])
-
-
-def available_memory() -> float | None:
-    """Returns the bytes of memory that new processes can use, or None if the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def _one_round(case: Case) -> float:

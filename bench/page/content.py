@@ -31,6 +31,7 @@ TABLES = {
     "accuracy": "one line a trained network",
     "pairs": "SENet and joint reduction side by side",
     "equal_latency": "the most accurate network within a measured latency",
+    "iso_accuracy": "how much less joint reduction needs than SENet at an accuracy",
     "tries": "trainings with one setting changed",
     "sensitivity": "accuracy that each ReLU layer is worth",
     "protocols": "the same networks under other protocols, each beside its own baseline",

@@ -9,12 +9,13 @@ import matplotlib as mpl
 
 from pibench.figures import drawing
 from pibench.figures.data import Missing, Tables
-from pibench.figures.drawing import FIGURES, write
+from pibench.figures.drawing import FIGURES, REMEDY, remove, write
 from pibench.figures.style import STYLE, WIDTH, Sheet, drawn_on
-from pibench.models.files import replace_file
+from pibench.models.files import replace_file, writing
 from pibench.paper.tables import escape, latex_tables
 from pibench.report.accuracy_section import FIGURES as ACCURACY_FIGURES
 from pibench.report.pages import PAGES
+from pibench.store.results import ResultsError
 
 SHEETS = {"": Sheet(WIDTH, says_conditions=False), "-column": Sheet(3.3, says_conditions=False)}
 """What a file's name ends with, and the sheet: two columns and one column of a paper."""
@@ -27,6 +28,7 @@ IN_A_COLUMN = (
     "accuracy_full_width",
     "accuracy_vs_macs",
     "accuracy_vs_latency",
+    "iso_accuracy",
 )
 """The figures that can be read in one column; the others have too many panels."""
 
@@ -38,7 +40,8 @@ def write_paper(tables: Tables, folder: Path) -> str:
     made = {f"{name}.tex": text for name, text in latex_tables(tables).items()}
     made["figures.tex"] = "\n".join(floats)
     for name, text in made.items():
-        replace_file(folder / name, text.encode())
+        with writing(folder / name, ResultsError, REMEDY):
+            replace_file(folder / name, text.encode())
     known = sum(caption is not None for caption in drawn)
     return (
         f"{folder}: {known} figures of {WIDTH:g} in, those of one panel or two of 3.3 in as well, and "
@@ -57,7 +60,7 @@ def draw(name: str, tables: Tables, folder: Path) -> str | None:
             try:
                 figure = FIGURES[name](tables)
             except Missing:
-                path.unlink(missing_ok=True)
+                remove(path)
                 return None
             write(figure, path)
             said = str(figure.get_label())

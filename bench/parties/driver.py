@@ -12,12 +12,14 @@ the weights to party 0 and the image to party 1. It keeps both only to check the
 
 from __future__ import annotations
 
-import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from numbers import Real
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -29,11 +31,20 @@ from pibench.links.check import BULK_BYTES, BULK_S
 from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
 from pibench.parties.judge import judge, judge_answer
+from pibench.parties.memory import available_memory
 from pibench.program.capture import answer_of, plain
 from pibench.program.guard import demand_faithful, exact_answer, widest
 from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
 
 __all__ = ["Offline", "Parties", "PartyFailed", "SetUp", "Traffic"]
+
+LONGEST_TIMEOUT_S = 1e6
+"""No wait of the system, of torch or of SPU is longer than two or three weeks."""
+MOST_IMAGES = 2**31 - 1
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,21 @@ class Offline:
     dealt_bytes: int | None
 
 
+def _alone(method: Callable[Concatenate[Parties, P], T]) -> Callable[Concatenate[Parties, P], T]:
+    """Has a method of `Parties` refuse while another thread is inside one of them."""
+
+    @wraps(method)
+    def guarded(parties: Parties, *arguments: P.args, **named: P.kwargs) -> T:
+        if not parties._user.acquire(blocking=False):
+            raise RuntimeError("another thread uses these parties just now: give each thread its own Parties")
+        try:
+            return method(parties, *arguments, **named)
+        finally:
+            parties._user.release()
+
+    return guarded
+
+
 class Parties:
     """Persistent processes that run one network privately.
 
@@ -85,7 +111,10 @@ class Parties:
     `pibench.links.LINKS`, a text like "200Mbit/40ms", or a Link. `shaper` produces that link ("user-space" or
     "netem"). A shaped link is checked at the start, and `link_check` holds the result. With `remote` party 1
     runs on another host, and the link is the network between the hosts (docs/two_hosts.md). Without `check`
-    nobody compares the answers of `infer` with the network. Only one thread may use the object.
+    nobody compares the answers of `infer` with the network. Threads may use the object one after the other,
+    and any of them may leave the `with`, which ends a running command.
+
+    The processes and their files end with this process, however it ends.
     """
 
     def __init__(
@@ -102,8 +131,14 @@ class Parties:
         known = engine_named(engine)
         count = known.parties[0] if count is None else count
         known.demand_parties(count)
-        if not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s must be a positive number of seconds, not {timeout_s}")
+        if not isinstance(timeout_s, Real) or not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            most = f"at most {LONGEST_TIMEOUT_S:,.0f}"
+            raise ValueError(f"timeout_s must be a positive number of seconds, {most}, not {timeout_s!r}")
+        if remote is not None and not callable(getattr(type(remote), "shaper", None)):
+            raise TypeError(
+                "remote must be a pibench.hosts.remote.Remote, the other host (docs/two_hosts.md), "
+                f"not {type(remote).__name__}"
+            )
         self.count = count
         self.engine = engine
         self.provider = provider or known.provider
@@ -126,6 +161,7 @@ class Parties:
             self.link = shaper_of_link.link
         self.link_check: LinkCheck | None = None
         self.group = Group(shaper_of_link, timeout_s)
+        self._user = threading.RLock()
         self._prepared: int | None = None
         self._check = check
         self._reach = 0.0  # the largest number of images that was judged
@@ -133,6 +169,7 @@ class Parties:
 
     # Opening and closing.
 
+    @_alone
     def __enter__(self) -> Parties:
         if self.pids:
             raise RuntimeError("these parties are running already; open a new Parties")
@@ -191,6 +228,7 @@ class Parties:
 
     # Commands.
 
+    @_alone
     def load(self, model: nn.Module, example: torch.Tensor, output: int | str | None = None) -> None:
         """Lowers `model` for inputs like `example` [N, ...] and shares its weights among the parties.
 
@@ -219,14 +257,14 @@ class Parties:
             tuple(reply["bytes_sent"] for reply in replies[: self.count]),
         )
 
+    @_alone
     def prepare(self, batch: int = 1) -> float:
         """Runs the offline phase of one inference of `batch` images; returns the slower party's seconds.
 
-        Raises RuntimeError without a loaded network, ValueError for a batch that is no positive whole number.
+        Raises RuntimeError without a loaded network, ValueError for a batch that is no positive whole number,
+        MemoryError for one that plainly exceeds this machine's memory; the processes then receive nothing.
         """
-        self._loaded()
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"a batch is a whole number of at least one image, not {batch!r}")
+        self._demand_room(batch)
         self._prepared = None
         self._call("plan", lambda _: (batch,), helpers=True)
         replies = self._call("prepare", lambda _: (batch,), helpers=True)
@@ -239,6 +277,7 @@ class Parties:
         self._prepared = batch
         return self.offline.seconds
 
+    @_alone
     def infer(self, images: torch.Tensor) -> torch.Tensor:
         """Runs the online phase from shared `images` [N, ...] to the opened logits [N, classes].
 
@@ -267,6 +306,7 @@ class Parties:
         self.sent = Traffic(max(reply["rounds"] for reply in replies), max(by_party), by_party)
         return next(reply["logits"] for reply in replies if reply["logits"] is not None)
 
+    @_alone
     def traffic(self, images: torch.Tensor) -> Traffic:
         """Counts rounds and bytes of one inference of `images`.
 
@@ -277,6 +317,7 @@ class Parties:
         self._infer(images)
         return self.sent
 
+    @_alone
     def profile(self, images: torch.Tensor) -> list[StepCost]:
         """Profiles one inference of `images`: the cost of each step and of the opening.
 
@@ -297,6 +338,7 @@ class Parties:
             for costs in zip(*replies, strict=True)
         ]
 
+    @_alone
     def idle(self) -> float:
         """Runs an empty command with its barrier and clock.
 
@@ -306,6 +348,7 @@ class Parties:
         self._call("idle", lambda _: ())
         return time.perf_counter() - started
 
+    @_alone
     def check_link(self) -> LinkCheck:
         """Measures the link between parties 0 and 1; `link_check` keeps the last result.
 
@@ -337,6 +380,7 @@ class Parties:
                 return replies
             bulk = min(8 * bulk, most)
 
+    @_alone
     def peak_memory(self) -> tuple[int, ...]:
         """Returns the largest resident size of each party's process so far, in bytes."""
         return tuple(self._call("peak_memory", lambda _: ()))
@@ -346,8 +390,28 @@ class Parties:
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared = None
-        images = images.to(torch.float32)  # CrypTen's scale overflows in half precision
+        # CrypTen's scale overflows in half precision. This copies: a view would send all that it is from.
+        images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return self._call(command, lambda rank: (images if rank == 1 else None, batch))
+
+    def _demand_room(self, batch: int) -> None:
+        """Raises ValueError for what is no batch, MemoryError for one beyond this machine's memory."""
+        program = self._loaded().program
+        if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_IMAGES:
+            raise ValueError(
+                f"a batch is a whole number of at least one image and at most {MOST_IMAGES:,}, not {batch!r}"
+            )
+        available = available_memory()
+        if available is None:
+            return
+        free = available + self.group.memory_here  # what the parties hold now they can use again
+        here = self.count if self.group.shaper.asked else self.count - 1  # the guest is elsewhere
+        need = here * batch * self._known.inference_bytes(program)
+        if need > free:
+            raise MemoryError(
+                f"a batch of {batch:,} needs about {need / 1e9:,.0f} GB of memory for {here} parties here, "
+                f"{free / 1e9:.0f} GB are free: prepare a smaller batch"
+            )
 
     def _loaded(self) -> Lowered:
         if self.lowered is None:

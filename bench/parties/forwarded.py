@@ -5,18 +5,12 @@ There `pibench.links.forward.perform` carries it out.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
 from torch.distributed import Store
-from torch.distributed.rendezvous import register_rendezvous_handler
-
-SCHEME = "forwarded"
 
 
 class ForwardedStore(Store):
@@ -77,19 +71,3 @@ class ForwardedStore(Store):
     def clone(self) -> ForwardedStore:
         """Returns the store itself: torch clones a store for threads that this project does not start."""
         return self
-
-
-_stores: list[ForwardedStore] = []  # torch keeps only the C++ half; without this list the methods vanish
-
-
-def forwarded_rendezvous(descriptor: int) -> str:
-    """Registers a rendezvous whose store is behind the connection `descriptor`; returns its URL."""
-    store = ForwardedStore(Connection(descriptor))
-    _stores.append(store)
-
-    def handler(url: str, **_: Any) -> Iterator[tuple[Store, int, int]]:
-        query = parse_qs(urlparse(url).query)
-        yield store, int(query["rank"][0]), int(query["world_size"][0])
-
-    register_rendezvous_handler(SCHEME, handler)
-    return f"{SCHEME}://{os.getpid()}"

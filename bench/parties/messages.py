@@ -1,7 +1,9 @@
-"""Messages between the driver and a process that it started: pickled by value.
+"""Messages between a process and the worker that it started on the same host: pickled by value.
 
-A message never comes from another host. Messages of other hosts travel by `pibench.hosts.stream`, which
-decodes only plain values.
+They travel over a socket pair that the worker inherits. It has no address, so nobody else can reach it, and
+the worker runs the same code for the same user: reading its pickles gives away nothing that it could not do
+itself. A message of another host never comes this way as its sender wrote it: `pibench.hosts.stream` decodes
+data alone, checks their types, and this host pickles the checked values.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ from pibench.engines import ENGINES
 from pibench.engines.base import Helper, Node, NotPrepared, Setting
 from pibench.links.check import median_round, probe
 from pibench.links.greeting import Door, call, open_port
-from pibench.links.local import INHERITED
+from pibench.links.lifeline import end_with_parent
 from pibench.links.route import port_through
 from pibench.parties.messages import receive, send
+from pibench.parties.rendezvous import registered
 
 
 class Session:
@@ -38,7 +39,7 @@ class Session:
 
     def __init__(self, node: Node | Helper) -> None:
         self.node = node
-        self.listener: socket.socket | None = None
+        self.door: Door | None = None
 
     def load(self, program: Any, weights: Any) -> dict[str, Any]:
         """Shares the weights (arrays); returns the set-up's seconds, rounds and bytes.
@@ -107,11 +108,16 @@ class Session:
         return {"seconds": time.perf_counter() - started}
 
     def listen(self) -> tuple[str, int] | None:
-        """Opens a port for `probe_link` at party 0; returns its address, or None at the other parties."""
+        """Opens a port for `probe_link` at party 0; returns its address, or None at the other parties.
+
+        Only party 1 is let in there: both prove that they know the group's key.
+        """
         if self.node.rank:
             return None
-        self.listener = open_port(self.node.setting.host, self.node.setting.ports)
-        return self.node.setting.host, self.listener.getsockname()[1]
+        setting = self.node.setting
+        listener = open_port(setting.host, setting.ports)
+        self.door = Door(listener, setting.key, [1])
+        return setting.host, listener.getsockname()[1]
 
     def probe_link(self, host: str, port: int, bulk: int | None = None) -> dict[str, float]:
         """Measures the path between party 0, which listens, and party 1.
@@ -121,19 +127,14 @@ class Session:
         """
         node, setting = self.node, self.node.setting
         measured: dict[str, float] = {}
-        if node.rank == 0 and setting.key:
-            with Door(self.listener, setting.key, [1]) as door:
+        if node.rank == 0:
+            with self.door as door:
                 _, connection, _ = door.next(time.monotonic() + setting.timeout_s)
-        elif node.rank == 0:
-            with self.listener:
-                self.listener.settimeout(setting.timeout_s)
-                connection, _ = self.listener.accept()
         elif node.rank == 1:
             if setting.relay:
                 port = port_through(setting.relay, 1, 0, port)
             connection = socket.create_connection((host, port), timeout=setting.timeout_s)
-            if setting.key:
-                call(connection, setting.key, 1, setting.timeout_s)
+            call(connection, setting.key, 1, setting.timeout_s)
         if node.rank < 2:
             with connection:
                 measured["rtt_s"], measured["bandwidth_bits_s"] = probe(
@@ -162,11 +163,7 @@ def reset_peak_memory() -> None:
 
 def obey(connection: Connection, setting: Setting) -> None:
     """Answers commands until the driver closes the connection."""
-    if setting.rendezvous.startswith(INHERITED):
-        from pibench.parties.forwarded import forwarded_rendezvous
-
-        descriptor = int(setting.rendezvous.removeprefix(INHERITED))
-        setting = replace(setting, rendezvous=forwarded_rendezvous(descriptor))
+    setting = replace(setting, rendezvous=registered(setting.rendezvous))
     node = ENGINES[setting.engine].make_node(setting)
     gc.freeze()  # what is imported stays: no collection has to look through it again
     send(connection, ("ready", None))
@@ -186,16 +183,9 @@ def obey(connection: Connection, setting: Setting) -> None:
         send(connection, reply)
 
 
-PR_SET_PDEATHSIG = 1
-
-
-def end_with_driver(lifeline: int) -> None:
-    """Ends this process when the driver's end of a pipe closes, even in the middle of its work.
-
-    On Linux the kernel kills it too; this also ends a stopped process.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_supervisor(lifeline: int) -> None:
+    """Ends this process when the other end of a pipe closes, even in the middle of its work."""
+    end_with_parent()
 
     def wait() -> None:
         os.read(lifeline, 1)
@@ -208,7 +198,7 @@ def main() -> None:
     """Runs the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     descriptor, lifeline = map(int, sys.argv[1:])
-    end_with_driver(lifeline)
+    end_with_supervisor(lifeline)
     with Connection(descriptor) as connection:
         try:
             obey(connection, receive(connection))

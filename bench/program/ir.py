@@ -261,6 +261,18 @@ class Step:
         """Elements of the value for one image."""
         return prod(self.shape)
 
+    @property
+    def relus(self) -> int:
+        """Scalar ReLUs for one image: those that are kept, or one for each knot and element."""
+        if isinstance(self.operator, Relu):
+            return self.size if self.operator.kept is None else len(self.operator.kept)
+        return self.size * len(self.operator.knots) if isinstance(self.operator, PiecewiseLinear) else 0
+
+    @property
+    def comparisons(self) -> int:
+        """Comparisons of max pooling for one image: k^2 - 1 for each output."""
+        return self.size * (prod(self.operator.kernel) - 1) if isinstance(self.operator, MaxPool) else 0
+
 
 @dataclass(frozen=True, eq=False)
 class Program:

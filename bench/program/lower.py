@@ -1549,10 +1549,35 @@ def _by_constant(walk: _Walk, node: fx.Node, value: fx.Node, factor: Any, name: 
     elif not isinstance(factor, Tensor):
         raise walk.refuse(node, "multiplies by something that is neither a number nor a tensor")
     elif factor.dim() and ((factor == 0) | (factor == 1)).all():
-        row = _trimmed(_row(walk, node, factor.double()))
-        walk.emit(node, ir.Weigh(row.numpy()), _broadcast(walk, node, value))
+        row = _row(walk, node, factor.double())
+        if not _kept_alone(walk, node, value, row):
+            walk.emit(node, ir.Weigh(_trimmed(row).numpy()), _broadcast(walk, node, value))
     else:
         _scaled(walk, node, value, factor, None, (name, None))
+
+
+def _kept_alone(walk: _Walk, node: fx.Node, source: fx.Node, mask: Tensor) -> bool:
+    """Lowers `m * relu(x)` with a ReLU that is evaluated where m is 1 alone; returns whether it could.
+
+    These elements are picked out, rectified and put back between zeros. An engine then sends nothing for the
+    others, which it would have to truncate.
+    """
+    value, shape = walk.known[source], walk.per_image(node)
+    step = walk.steps.get(value.key)
+    if step is None or value.index is not None or len(source.users) != 1:
+        return False
+    if not isinstance(step.operator, ir.Relu) or step.operator.kept is None or step.shape != shape:
+        return False
+    kept = torch.from_numpy(step.operator.kept)
+    if not torch.equal(mask.expand(shape).flatten().nonzero().flatten(), kept):
+        return False
+    count = (len(kept),)
+    picked = walk.step(node, ir.Rearrange(count, step.operator.kept), step.inputs, count)
+    rectified = walk.step(node, ir.Relu(), [picked], count)
+    index = torch.full((prod(shape),), -1)
+    index[kept] = torch.arange(len(kept))
+    walk.emit(node, ir.Rearrange(shape, index.numpy()), rectified)
+    return True
 
 
 @lowers(*_packet("div", "divide", "true_divide"))

@@ -15,6 +15,7 @@ from pibench.report.collect import TABLES, Report, csv_text, read_report
 from pibench.report.engines import engines_section
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.headline import headline_section
+from pibench.report.iso_accuracy import tabulate_iso_accuracy
 from pibench.report.links import links_section
 from pibench.report.models import models_section, tabulate_models
 from pibench.report.pairs import tabulate_pairs
@@ -45,6 +46,7 @@ __all__ = [
     "summarize",
     "tabulate_accuracy",
     "tabulate_equal_latency",
+    "tabulate_iso_accuracy",
     "tabulate_layers",
     "tabulate_models",
     "tabulate_pairs",

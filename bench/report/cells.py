@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,12 +12,12 @@ UNTRAINED = "not trained yet"
 
 
 def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
-    """Writes `value / scale` with significant digits, without exponent; a missing value is a dash.
+    """Writes `value / scale` with significant digits, without exponent; a dash stands for no finite number.
 
     >>> format_number(557_056, 1e3, 4), format_number(0.05518), format_number(math.nan)
     ('557.1', '0.0552', '–')
     """
-    if pd.isna(value):
+    if pd.isna(value) or math.isinf(value):
         return "–"
     value = float(value) / scale
     if value == 0:
@@ -103,6 +103,12 @@ def markdown_table(frame: pd.DataFrame) -> str:
     rule = [":--", *["--:"] * (len(head) - 1)]
     lines = [head, rule, *frame.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def listed(texts: Iterable[str]) -> str:
+    """Joins texts with commas, the last with "and"."""
+    *most, last = texts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def format_accuracy(value: float) -> str:

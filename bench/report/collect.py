@@ -9,6 +9,7 @@ import pandas as pd
 
 from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.equal_latency import tabulate_equal_latency
+from pibench.report.iso_accuracy import tabulate_iso_accuracy
 from pibench.report.models import tabulate_models
 from pibench.report.pairs import tabulate_pairs
 from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
@@ -39,6 +40,7 @@ class Report:
     accuracy: pd.DataFrame
     pairs: pd.DataFrame
     equal_latency: pd.DataFrame
+    iso_accuracy: pd.DataFrame
     tries: pd.DataFrame
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
@@ -83,6 +85,7 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
         accuracy=accuracy,
         pairs=tabulate_pairs(accuracy, rows),
         equal_latency=tabulate_equal_latency(accuracy, rows),
+        iso_accuracy=tabulate_iso_accuracy(accuracy, rows),
         tries=_joined(tries, ONE_TRY),
         sensitivity=_joined(sensitivity, ONE_LAYER),
         protocols=protocols,

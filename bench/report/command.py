@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pibench.models.commands import Parser
-from pibench.models.files import replace_file
 from pibench.report.collect import read_report
 from pibench.report.comparison import conclusion
 from pibench.report.pages import make_pages
-from pibench.report.writing import REFERENCE, write_stale
+from pibench.report.writing import REFERENCE, write_report, write_stale
 from pibench.store.results import ResultsError
 
 
@@ -40,19 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = {results / name: text for name, text in report.csvs().items()}
         made |= make_pages(report, results / "report", results, options.plots, options.docs)
         said = "" if options.quiet else conclusion(report.rows, reference)
+        write_stale(made)
+        shown = []
+        if options.html is not None:
+            from pibench.figures.drawing import read_tables  # the page alone draws figures
+            from pibench.page.build import make_page
+
+            page = Path(options.html) if options.html else results / "report.html"
+            text = make_page(report, read_tables(results, options.weights))
+            write_report(page, text)
+            size = len(text.encode()) / 1e6
+            shown = [f"{page}: everything on one page, {size:.1f} MB, to open in any browser"]
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    write_stale(made)
-    shown = []
-    if options.html is not None:
-        from pibench.figures.drawing import read_tables  # the page alone draws figures
-        from pibench.page.build import make_page
-
-        page = Path(options.html) if options.html else results / "report.html"
-        text = make_page(report, read_tables(results, options.weights)).encode()
-        replace_file(page, text)
-        shown = [f"{page}: everything on one page, {len(text) / 1e6:.1f} MB, to open in any browser"]
     if said:
         print(f"{said}\n")
     why = "" if report.source == results else " (the reference: there is no run of your own yet)"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from pibench.models.pairs import EQUAL, PAIRS, UNMASKED
+from pibench.models.pairs import EQUAL, MERGED, PAIRS, UNMASKED
 from pibench.models.published import JOINT_REDUCTION
 from pibench.report.accuracy import SEED_AND_PLAN, compared_rows, difference
 from pibench.report.cells import (
@@ -48,7 +48,7 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
     differences = [f"accuracy_difference{end}" for end in ("", "_low", "_high")]
     widths = sorted({*table["width"], *(key[1] for key in rows)})
     lines = []
-    for senet, joint in (*PAIRS, EQUAL):
+    for senet, joint in (*PAIRS, EQUAL, *MERGED):
         for width in widths:
             counts = [counts_of(name, width, table, rows) for name in (senet, joint)]
             at_width = table[table["width"] == width].groupby("variant")["accuracy_test"].mean()
@@ -66,7 +66,7 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
                 **dict(zip(differences, (between.mean, between.low, between.high), strict=True)),
             }
             for name in ("relus", "macs"):
-                line[f"{name}_ratio"] = counts[0][name] / counts[1][name]
+                line[f"{name}_ratio"] = counts[0][name] / (counts[1][name] or math.nan)
             for engine in engines:
                 found = online_ratio(*(rows.get((name, width, engine)) for name in (senet, joint)))
                 line |= dict(
@@ -127,7 +127,9 @@ def merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
         return ""
     counts = [counts_of(name, width, table, measured) for name in ("baseline", UNMASKED)]
     by_one_plan = difference(table, width, UNMASKED, "baseline", SEED_AND_PLAN).seeds == lost.seeds
-    fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
+    fewer = {
+        name: format_ratio(counts[0][name] / (counts[1][name] or math.nan)) for name in ("relus", "macs")
+    }
     other = "" if by_one_plan else "; of another plan"
     return (
         f"Merging alone, all other ReLUs kept (`{UNMASKED}`): **{format_points(lost.mean)}** points to the "
@@ -142,7 +144,7 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
     narrow = pairs.loc[pairs["width"] == TRAINED_WIDTH, ratios]
     widths = [FULL_WIDTH, *([TRAINED_WIDTH] if narrow.notna().any(axis=None) else [])]
     lines = []
-    for pair in (*PAIRS, EQUAL):
+    for pair in (*PAIRS, EQUAL, *MERGED):
         full = _of_pair(pairs, pair, FULL_WIDTH)
         line = {"SENet, joint": f"`{pair[0]}`, `{pair[1]}`"}
         for width in judged_widths(pairs):
@@ -166,7 +168,7 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
 def pairs_caption(pairs: pd.DataFrame) -> str:
     """Writes the meaning of the columns of the pairs' table, and the claim of joint reduction's authors."""
     text = (
-        "Each joint variant has a budget 1.73 times smaller than its SENet partner, in the last line the "
+        "Each joint variant has a budget 1.73 times smaller than its SENet partner, in the last lines the "
         "same. Ratios are SENet / joint. *Faster online*: measured on loopback at batch 1, each against the "
         "baseline's interleaved repetitions, with a bootstrap 95 % interval; at width "
         f"{FULL_WIDTH} of networks with the same numbers of ReLUs and MACs but seeded weights and masks by "

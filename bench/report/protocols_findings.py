@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from pibench.models.pairs import PAIRS
-from pibench.report.cells import format_number, format_ratio, format_rounded
+from pibench.report.cells import format_number, format_ratio, format_rounded, listed
 from pibench.report.protocols import FASTER
 from pibench.store.engines import engine_look
 
@@ -27,7 +25,7 @@ def _said_of_protocols(near: pd.DataFrame) -> str:
     baseline = near[near["variant"] == "baseline"].sort_values("whole_median_s")
     if len(baseline) < 2:
         return ""
-    seconds = _listed(
+    seconds = listed(
         f"{format_number(case['whole_median_s'])} s under {_label(case)}" for _, case in baseline.iterrows()
     )
     ratio = baseline["whole_median_s"].iloc[-1] / baseline["whole_median_s"].iloc[0]
@@ -61,7 +59,7 @@ def _said_of_reductions(near: pd.DataFrame) -> str:
 
 
 def _with_speedups(cases: pd.DataFrame) -> str:
-    return _listed(f"{_label(case)} ({format_ratio(case['whole_speedup'])})" for _, case in cases.iterrows())
+    return listed(f"{_label(case)} ({format_ratio(case['whole_speedup'])})" for _, case in cases.iterrows())
 
 
 def _said_of_prices(near: pd.DataFrame) -> str:
@@ -73,7 +71,7 @@ def _said_of_prices(near: pd.DataFrame) -> str:
         ("Layers are dearer than ReLUs", priced[priced["relu_share"] <= 0.5]),
     ):
         if not group.empty:
-            where = _listed(
+            where = listed(
                 f"{_label(case)} ({100 * case['relu_share']:.0f} %)" for _, case in group.iterrows()
             )
             sentences.append(f"{what} under {where}.")
@@ -105,9 +103,3 @@ def _said_of_he(near: pd.DataFrame) -> str:
 
 def _label(case: pd.Series) -> str:
     return engine_look(case["engine"]).label
-
-
-def _listed(texts: Iterable[str]) -> str:
-    """Joins texts with commas, the last with "and"."""
-    *most, last = texts
-    return f"{', '.join(most)} and {last}" if most else last

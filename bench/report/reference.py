@@ -7,9 +7,8 @@ of the reference stay. Tables, pages in docs/results/ and the README's sections 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from typing import Any
 from pibench.models import rows as trained_rows
 from pibench.models.catalogue import variant_names
 from pibench.models.commands import Parser
-from pibench.models.files import replace_file
+from pibench.models.files import changing, read_file, replace_file, writing
+from pibench.models.manifest import WeightsError, read_listed, read_manifest, replace_listed
 from pibench.report.collect import Report, read_report
 from pibench.report.findings import findings, short_headline
 from pibench.report.pages import make_pages
-from pibench.report.writing import REFERENCE, find_stale, write_stale
+from pibench.report.writing import REFERENCE, REMEDY, find_stale, write_stale
+from pibench.store.operators import put_operators, read_operators
 from pibench.store.results import ResultsError, Store, read_rows
 
 SECTIONS = {"headline": short_headline, "findings": findings}
@@ -65,18 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         taken = [] if options.check else take_over(project)
         made = make_reference(project)
+        stale = find_stale(made) if options.check else write_stale(made)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    for text in taken:
-        print(text)
     if options.check:
-        stale = find_stale(made)
         for path in stale:
             print(f"{path} is stale: run `make reference`.", file=sys.stderr)
         return int(bool(stale))
-    for path in write_stale(made):
-        print(f"{path}: written")
+    for text in (*taken, *(f"{path}: written" for path in stale)):
+        print(text)
     return 0
 
 
@@ -97,7 +96,7 @@ def renew_readme(path: Path, report: Report) -> str:
     Raises ResultsError when it is unreadable or unmarked.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read ({error}): restore it from git.") from error
     for section, make in SECTIONS.items():
@@ -124,44 +123,50 @@ def take_over(project: Project) -> list[str]:
     Everything is read before anything is written, so that an unreadable file changes nothing.
     """
     own, reference = project.results, project.reference
-    measured = read_rows(own / "bench.json")
-    trained = {
-        path: (read(path), read(reference / path.name))
-        for path, read in (
-            (own / "accuracy.json", trained_rows.read_rows),
-            (own / "tries.json", trained_rows.read_tries),
-        )
-    }
-    operators, manifest = _read_json(own / "operators.json"), _read_json(own / "weights" / "manifest.json")
-    known_operators, known_manifest = (
-        _read_json(reference / "operators.json") or operators,
-        _read_json(project.weights / "manifest.json") or {},
-    )
+    readers = {"accuracy.json": trained_rows.read_rows, "tries.json": trained_rows.read_tries}
+    try:
+        measured, operators = read_rows(own / "bench.json"), read_operators(own / "operators.json")
+        read_operators(reference / "operators.json")
+        trained = {name: read(own / name) for name, read in readers.items()}
+        for name, read in readers.items():
+            read(reference / name)
+        listed = read_manifest(own / "weights")
+        weights = {name: read_listed(own / "weights" / name) for name in listed}
+        read_manifest(project.weights)
+    except (ResultsError, WeightsError) as error:
+        raise ResultsError(f"{str(error).rstrip('.')}; nothing was renewed.") from error
     said = []
     if measured:
         for row in measured:
             row.pop("host", None)  # a computer's name says nothing to others
         Store(reference / "bench.json").renew(measured)
         said.append(f"{len(measured)} cases of {own / 'bench.json'}")
-    for path, (fresh, old) in trained.items():
+    for name, fresh in trained.items():
         if fresh:
-            merged = sorted(_merged(old, fresh, trained_rows.row_key), key=_place)
-            replace_file(reference / path.name, (json.dumps(merged, indent=1) + "\n").encode())
-            said.append(f"{len(fresh)} networks of {path}")
+            _renew_trained(reference / name, readers[name], fresh)
+            said.append(f"{len(fresh)} networks of {own / name}")
     if operators:
-        rows = _merged(known_operators["rows"], operators["rows"], _operator)
-        text = json.dumps(known_operators | {"rows": rows}, indent=1) + "\n"
-        replace_file(reference / "operators.json", text.encode())
-        said.append(f"{len(operators['rows'])} rows of {own / 'operators.json'}")
-    if (own / "training").exists():
-        shutil.copytree(own / "training", reference / "training", dirs_exist_ok=True)
-    if manifest:
-        for name in manifest:
-            replace_file(project.weights / name, (own / "weights" / name).read_bytes())
-        text = json.dumps(known_manifest | manifest, indent=2, sort_keys=True) + "\n"
-        replace_file(project.weights / "manifest.json", text.encode())
-        said.append(f"weights of {len(manifest)} networks of {own / 'weights'}")
+        put_operators(reference / "operators.json", operators)
+        said.append(f"{len(operators)} rows of {own / 'operators.json'}")
+    for path in sorted((own / "training").rglob("*")):
+        if path.is_file():
+            with writing(reference, ResultsError, REMEDY):
+                replace_file(reference / path.relative_to(own), read_file(path))
+    for name, content in weights.items():
+        with writing(project.weights / name, ResultsError, REMEDY):
+            replace_listed(
+                project.weights / name, content, listed[name]["classes"], listed[name]["image_size"]
+            )
+    if weights:
+        said.append(f"weights of {len(weights)} networks of {own / 'weights'}")
     return said
+
+
+def _renew_trained(path: Path, read: Callable[[Path], list[Any]], fresh: Sequence[Any]) -> None:
+    """Puts rows of networks or tries into a file of the reference."""
+    with writing(path, ResultsError, REMEDY), changing(path):
+        merged = sorted(_merged(read(path), fresh, trained_rows.row_key), key=_place)
+        replace_file(path, (json.dumps(merged, indent=1) + "\n").encode())
 
 
 def _merged(old: Sequence[dict], fresh: Sequence[dict], key: Any) -> list[dict]:
@@ -170,25 +175,11 @@ def _merged(old: Sequence[dict], fresh: Sequence[dict], key: Any) -> list[dict]:
     return list((rows | {key(row): row for row in fresh}).values())
 
 
-def _operator(row: Mapping[str, Any]) -> tuple:
-    return row["name"], row["engine"]
-
-
 def _place(row: Mapping[str, Any]) -> tuple:
     """Returns the place of a trained network's row in its file: by width, catalogue, then seed."""
     names = variant_names()
     place = names.index(row["variant"]) if row["variant"] in names else len(names)
     return row["width"], place, *trained_rows.row_key(row)[2:]
-
-
-def _read_json(path: Path) -> Any:
-    """Reads a JSON file; returns None if there is none. Raises ResultsError when it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path} cannot be read ({error}): move it away, nothing was renewed.") from error
 
 
 if __name__ == "__main__":

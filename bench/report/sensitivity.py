@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from pibench.models.files import parse_json, read_file
 from pibench.models.published import SENET_SENSITIVITY
+from pibench.models.rows import Share, checked
 from pibench.store.results import ResultsError
 
 SENSITIVITY = ("run", "width", "seed", "position", "layer", "measured_sensitivity", "published_sensitivity")
+
+
+@checked
+class Measured(TypedDict):
+    """The content of a file that the report reads: each ReLU's sensitivity, 1 - density."""
+
+    sensitivity: dict[str, Share]
+
+
+_MEASURED: TypeAdapter[Measured] = TypeAdapter(Measured)
 # not scaled, not in another precision, not a try
 _RUN = re.compile(r"w(?P<width>\d+)-s(?P<seed>\d+)-(?P<plan>[a-z]+)")
 
@@ -35,9 +48,15 @@ def read_sensitivity(folder: Path, accuracy: pd.DataFrame) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for (width, seed), path in sorted(found.items()):
         try:
-            measured = json.loads(path.read_text(encoding="utf-8"))["sensitivity"]
+            measured = _MEASURED.validate_python(parse_json(read_file(path)))["sensitivity"]
             pairs = list(zip(measured.items(), SENET_SENSITIVITY, strict=True))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValidationError as error:
+            wrong = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "its content"
+            raise ResultsError(
+                f"{path} cannot be read (`{' '.join(wrong.split())}` is missing or wrong): train again or "
+                "remove it."
+            ) from error
+        except (OSError, ValueError) as error:
             raise ResultsError(f"{path} cannot be read ({error}): train again or remove it.") from error
         for position, ((layer, value), published) in enumerate(pairs):
             setting = (path.parent.name, width, seed, position, layer, value, published)

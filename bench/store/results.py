@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pibench.models.files import changing, demand_room, replace_file, target_of, writing
+from pibench.models.files import changing, demand_room, parse_json, read_file, replace_file, writing
 from pibench.models.rows import ResultsError
 from pibench.store.schema import Row, validate
 
@@ -147,14 +147,13 @@ def read_rows(path: Path) -> list[Row]:
     """Reads and checks the rows of a results file; empty if there is no file."""
     remedy = "move it away and run `make bench` again (nothing was overwritten)"
     try:
-        target_of(path)  # reading a pipe would wait for ever
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read ({error}): {remedy}.") from error
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = parse_json(text)
     except ValueError as error:
         raise ResultsError(f"{path} is not valid JSON ({error}): {remedy}.") from error
     if not isinstance(content, dict) or "schema" not in content or not isinstance(content.get("rows"), list):
@@ -215,7 +214,3 @@ def _render(rows: Iterable[Row]) -> str:
 
     body = ",\n".join(render_row(row) for row in rows)
     return f'{{"schema": {SCHEMA}, "rows": [\n{body}\n]}}\n'
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, get_args
 from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from pibench.models.rows import check, checked
+from pibench.models.rows import Amount, Count, Positive, Size, Whole, check, checked
 
 Role = Literal["headline", "link", "batch", "sweep", "extra", "protocol"]
 """Protocol: a row of one clock, which stands in no table of online seconds."""
@@ -29,12 +29,12 @@ class LinkCheckRow(TypedDict):
     """The result of `pibench.links.LinkCheck.as_dict()` for the measured parties."""
 
     shaper: str
-    asked_rtt_s: float
-    measured_rtt_s: float | None
-    asked_bandwidth_bits_s: float | None
-    measured_bandwidth_bits_s: float | None
-    round_s: float | None
-    round_hops: int | None
+    asked_rtt_s: Amount
+    measured_rtt_s: Amount | None
+    asked_bandwidth_bits_s: Positive | None
+    measured_bandwidth_bits_s: Positive | None
+    round_s: Amount | None
+    round_hops: Count | None
     hop_overhead_s: float | None
     ok: bool
     complaint: str | None
@@ -46,12 +46,12 @@ class LinearRow(TypedDict):
 
     name: str
     kind: str
-    inputs: int
-    outputs: int
-    kernel: list[int]
-    in_map: list[int]
-    out_map: list[int]
-    groups: int
+    inputs: Size
+    outputs: Size
+    kernel: list[Size]
+    in_map: list[Size]
+    out_map: list[Size]
+    groups: Size
 
 
 @checked
@@ -59,8 +59,8 @@ class NetworkRow(TypedDict):
     """The result of `pibench.costs.literature.Network.as_dict()`."""
 
     name: str
-    relus: int
-    relu_layers: int
+    relus: Count
+    relu_layers: Count
     linear: list[LinearRow]
 
 
@@ -68,85 +68,85 @@ class NetworkRow(TypedDict):
 class Cost(TypedDict):
     """Counts of one image."""
 
-    relus: int | None
-    comparisons: int | None
-    relu_layers: int | None
-    linear_layers: int | None
-    macs: int | None
-    parameters: int | None
+    relus: Count | None
+    comparisons: Count | None
+    relu_layers: Count | None
+    linear_layers: Count | None
+    macs: Count | None
+    parameters: Count | None
 
 
 @checked
 class Traffic(TypedDict):
     """The traffic of one online phase; `hops` are one-way trips in sequence."""
 
-    rounds: int | None
-    hops: int | None
-    bytes_sent: int | None
-    bytes_sent_by_party: list[int | None]
-    bytes_total: int | None
+    rounds: Count | None
+    hops: Count | None
+    bytes_sent: Count | None
+    bytes_sent_by_party: list[Count | None]
+    bytes_total: Count | None
 
 
 @checked
 class Setup(TypedDict):
     """Sharing the weights of a network, once."""
 
-    seconds: float | None
-    rounds: int | None
-    bytes_sent_by_party: list[int | None]
+    seconds: Amount | None
+    rounds: Count | None
+    bytes_sent_by_party: list[Count | None]
 
 
 @checked
 class Offline(TypedDict):
     """The correlated randomness of one inference."""
 
-    correlated_bytes_by_party: list[int | None]
-    dealt_bytes: int | None
+    correlated_bytes_by_party: list[Count | None]
+    dealt_bytes: Count | None
 
 
 @checked
 class RoundTraffic(TypedDict):
     """The traffic of one round, where rounds differ in it."""
 
-    rounds: int
-    bytes_sent_by_party: list[int]
+    rounds: Count
+    bytes_sent_by_party: list[Count]
 
 
 @checked
 class Times(TypedDict, total=False):
     """Seconds of each round that succeeded, by the slower party's clock: `CLOCKS`, or `ONE_CLOCK` alone."""
 
-    offline_s: list[float]
-    online_s: list[float]
-    total_s: list[float]
-    all_phases_s: list[float]
+    offline_s: list[Positive]
+    online_s: list[Positive]
+    total_s: list[Positive]
+    all_phases_s: list[Positive]
 
 
 @checked
 class Truncation(TypedDict):
     """Wrong truncations: by the engine's law, of one inference and of all, and as they were seen."""
 
-    expected_per_inference: float | None
-    expected: float | None
-    observed: int | None
+    expected_per_inference: Amount | None
+    expected: Amount | None
+    observed: Count | None
 
 
 @checked
 class Answer(TypedDict):
     """The largest error of a logit, beside what it is judged by."""
 
-    max_error: float | None
-    spread: float | None
-    relative_error: float | None
-    tolerance: float | None
+    max_error: Amount | None
+    spread: Amount | None
+    relative_error: Amount | None
+    tolerance: Amount | None
 
 
 @checked
 class Rounds(TypedDict):
     """Rounds that were begun, and those that gave a time."""
 
-    attempted: int
-    succeeded: int
+    attempted: Count
+    succeeded: Count
 
 
 @checked
@@ -155,12 +155,12 @@ class Layer(TypedDict):
 
     name: str
     kind: str
-    seconds: float | None
-    rounds: int | None
-    bytes_sent: int | None
-    relus: int | None
-    macs: int | None
-    parameters: int | None
+    seconds: Amount | None
+    rounds: Count | None
+    bytes_sent: Count | None
+    relus: Count | None
+    macs: Count | None
+    parameters: Count | None
 
 
 @checked
@@ -168,8 +168,8 @@ class Machine(TypedDict):
     """The machine that measured."""
 
     cpu: str | None
-    cores: int | None
-    memory_bytes: int | None
+    cores: Count | None
+    memory_bytes: Count | None
     system: str | None
     python: str | None
 
@@ -183,10 +183,10 @@ class Reference(TypedDict):
     """
 
     case: str
-    offline_s: NotRequired[list[float | None]]
-    online_s: NotRequired[list[float | None]]
-    total_s: NotRequired[list[float | None]]
-    all_phases_s: NotRequired[list[float | None]]
+    offline_s: NotRequired[list[Positive | None]]
+    online_s: NotRequired[list[Positive | None]]
+    total_s: NotRequired[list[Positive | None]]
+    all_phases_s: NotRequired[list[Positive | None]]
     link_check: NotRequired[LinkCheckRow | None]
 
 
@@ -205,14 +205,14 @@ class Row(TypedDict):
 
     case: str
     variant: str
-    width: int
+    width: Count
     engine: str
     provider: str | None
-    batch: int
+    batch: Size
     link: str
     timing: Timing
     link_check: LinkCheckRow | None
-    parties: int
+    parties: Size
     role: Role
     weights: str | None
     images: str | None
@@ -221,7 +221,7 @@ class Row(TypedDict):
     setup: Setup
     offline: Offline
     times: Times
-    peak_memory_bytes_by_party: list[int | None]
+    peak_memory_bytes_by_party: list[Count | None]
     truncation: Truncation
     answer: Answer
     rounds: Rounds
@@ -236,7 +236,7 @@ class Row(TypedDict):
     started: str
     reference: Reference | None
     trust: NotRequired[str]
-    options: NotRequired[dict[str, str | int | bool]]
+    options: NotRequired[dict[str, str | Whole | bool]]
     traffic_of_rounds: NotRequired[list[RoundTraffic]]
     digest: NotRequired[str]
     host: NotRequired[str]

@@ -142,5 +142,5 @@ def trained(variant: Variant, plan: Plan) -> Phase:
 
 VARIANTS = tuple(
     Variant(f"senet-{fraction}", trained, fraction=fraction, masks=masks)
-    for fraction in (0.36, 0.18, 0.09, 0.045)
+    for fraction in (0.72, 0.54, 0.36, 0.18, 0.09, 0.045)
 )

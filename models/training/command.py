@@ -13,8 +13,10 @@ from torch import Tensor
 from pibench.models import catalogue
 from pibench.models import weights as checkpoint
 from pibench.models.data import load_cifar100
+from pibench.models.files import demand_room
+from pibench.models.manifest import MANIFEST, read_manifest
 from pibench.models.rows import read_rows
-from pibench.models.training.files import TrainingError
+from pibench.models.training.files import TrainingError, writing
 from pibench.models.training.images import Images
 from pibench.models.training.loop import Setting
 from pibench.models.training.phases import last_phase, phases, plan_named, planned, schedules_of
@@ -29,7 +31,6 @@ from pibench.models.training.rows import (
 from pibench.models.training.run import Run
 from pibench.models.training.schedules import USUAL, Plan, unusual
 from pibench.models.variants import variant
-from pibench.models.weights import read_manifest
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,25 @@ def train(rows: Iterable[str], options: Options, stream: TextIO | None = None) -
         images = Images.cifar100(options.folders.data, device)
         return images, None if options.is_try else load_cifar100(options.folders.data, "test")
 
+    if any(row not in done for row in rows):
+        _demand_room(options)
     result = []
     for plan in sorted(by_plan, key=lambda plan: (plan != USUAL["plan"], plan)):
         waiting = [row for row in by_plan[plan] if row not in done]
         if waiting:
             result += _train_plan(waiting, plan, options, data, device, output)
     return result
+
+
+def _demand_room(options: Options) -> None:
+    """Raises TrainingError unless rows, checkpoints and weights can be written now."""
+    folders = options.folders
+    places = [options.accuracy, folders.checkpoints / "any"]
+    if is_published(options.width, options.seed, options.is_try):
+        places.append(folders.weights / MANIFEST)
+    for place in places:
+        with writing(place):
+            demand_room(place)
 
 
 def _train_plan(

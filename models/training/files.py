@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,24 +13,25 @@ import torch
 from torch import Tensor
 
 from pibench.models import files
-from pibench.models.files import replace_file
+from pibench.models.files import parse_json, read_file, replace_file
 
 
 class TrainingError(RuntimeError):
     """Raised when training cannot go on: a loss that is not a number, a full disk, a foreign checkpoint."""
 
 
-_DAMAGED = (RuntimeError, KeyError, ValueError, EOFError, TypeError, pickle.UnpicklingError)
+_MARK = b"sha256 "
 
 
-def _writing(path: Path) -> AbstractContextManager[None]:
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Raises TrainingError for an OSError: one sentence that names `path`, the reason and the remedy."""
     remedy = "make room or allow writing there, then run the same command to go on"
     return files.writing(path, TrainingError, remedy)
 
 
 def make_folder(path: Path) -> None:
     """Makes a folder if it is missing; raises TrainingError when it cannot be made."""
-    with _writing(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
@@ -72,27 +72,72 @@ def architecture(tensors: Mapping[str, Tensor]) -> str:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Keeps other processes out while `path` is locked: a file made for it, or `.lock` in a folder.
+    """Keeps other processes out while the file `path`, made for it, is locked.
 
     Calls `waiting` once if another process has the lock, then waits. The lock ends with the process, in every
     case. Raises TrainingError when the file cannot be made.
     """
     make_folder(path.parent)
-    file = path / ".lock" if path.is_dir() else path
-    with _writing(file):
-        file.touch()
-    with files.locked(file, waiting):  # what `waiting` raises is no matter of writing
+    with writing(path):
+        path.touch()
+    with files.locked(path, waiting):  # what `waiting` raises is no matter of writing
         yield
+
+
+def sealed(content: bytes) -> bytes:
+    """Returns a file of torch.save with its SHA-256 at the end, as the comment of the zip archive that it is.
+
+    Such an archive ends with the length of its comment, in two bytes, and the comment. torch reads it as
+    before.
+    """
+    mark = _MARK + hashlib.sha256(content).hexdigest().encode()
+    return content[:-2] + len(mark).to_bytes(2, "little") + mark
+
+
+def _unsealed(content: bytes) -> bytes:
+    """Returns what `sealed` was given; raises ValueError, with one clause, for anything else."""
+    size = len(_MARK) + 64
+    body, mark = content[:-size], content[-size:]
+    if not mark.startswith(_MARK):
+        raise ValueError("it has no checksum at its end: it is cut off, or older than checksums")
+    original = body[:-2] + bytes(2)
+    if mark != _MARK + hashlib.sha256(original).hexdigest().encode():
+        raise ValueError("its SHA-256 is not the one at its end")
+    return original
+
+
+def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the identity and the state of a checkpoint.
+
+    Nothing is parsed before its checksum is right. Raises FileNotFoundError if there is none, TrainingError
+    if it is damaged or cannot be loaded.
+    """
+    remedy = "remove it to train this phase again"
+    try:
+        content = _unsealed(read_file(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{path} is no checkpoint of this project or is damaged ({error}): {remedy}"
+        ) from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        return dict(parse_json(state.pop("identity"))), state
+    except Exception as error:  # torch promises no type
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TrainingError(
+            f"{path} cannot be loaded ({reason:.200}): free memory of the device {device}, or {remedy}"
+        ) from error
 
 
 def read_history(path: Path, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the epochs of a checkpoint whose identity contains `wanted`; empty for any other file."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        identity = json.loads(state["identity"])
-        return list(state["history"]) if wanted.items() <= identity.items() else []
-    except (OSError, *_DAMAGED):
+        identity, state = _read(path, "cpu")
+    except (FileNotFoundError, TrainingError):
         return []
+    return list(state["history"]) if wanted.items() <= identity.items() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +151,7 @@ class Checkpoints:
         """Replaces the checkpoint in one step."""
         buffer = io.BytesIO()
         torch.save({"identity": json.dumps(self.identity, sort_keys=True), **state}, buffer)
-        write_bytes(self.path, buffer.getvalue())
+        write_bytes(self.path, sealed(buffer.getvalue()))
 
     def same(self, device: str | torch.device = "cpu") -> dict[str, Any] | None:
         """Returns the checkpoint, or None if there is none or it belongs to another training."""
@@ -120,16 +165,10 @@ class Checkpoints:
 
         Raises TrainingError if it belongs to another training or is damaged.
         """
-        if not self.path.exists():
-            return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
-            identity = json.loads(state.pop("identity"))
-        except _DAMAGED as error:
-            raise TrainingError(
-                f"{self.path} is no checkpoint of this project or is damaged ({type(error).__name__}): "
-                "remove it to train this phase again"
-            ) from error
+            identity, state = _read(self.path, device)
+        except FileNotFoundError:
+            return None
         wanted = json.loads(json.dumps(self.identity))
         differing = [key for key in sorted({*identity, *wanted}) if identity.get(key) != wanted.get(key)]
         if differing:

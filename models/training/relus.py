@@ -7,6 +7,8 @@
 `lower` is stored [1, C, H, W], so that it follows a network into channels_last memory. A mask in another
 memory format than the activation more than doubles the time of an epoch.
 
+`PixelReLU` gives 0 instead of x where the mask is not set, for masks of pixels.
+
 `SoftReLU` is SNL's: y = a ReLU(x) + (1 - a) x with a trained slope a in [0, 1] for every position.
 """
 
@@ -55,6 +57,13 @@ class TrainingReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Maximum.apply(x, self.lower.to(x.dtype))
+
+
+class PixelReLU(TrainingReLU):
+    """Applies ReLU where its mask is set and gives 0 elsewhere: m ReLU(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.lower == 0).to(x.dtype)
 
 
 class SoftReLU(nn.Module):

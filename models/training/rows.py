@@ -10,11 +10,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pibench.models import weights as checkpoint
 from pibench.models.cost import count_macs, count_relus
+from pibench.models.files import changing
 from pibench.models.machine import cpu_name
+from pibench.models.manifest import FOLDER
 from pibench.models.rows import check_row, read_rows, row_key
-from pibench.models.training.files import TrainingError, locked, make_folder, write_bytes
+from pibench.models.training.files import TrainingError, write_bytes, writing
 from pibench.models.training.images import accuracy
 from pibench.models.training.run import Run, Trained
 from pibench.models.variants import VARIANTS
@@ -44,8 +45,7 @@ def put_row(path: Path, row: Row) -> None:
     Other processes may do the same at the same time. Raises ResultsError for a row that breaks the schema.
     """
     check_row(row)
-    make_folder(path.parent)
-    with locked(path.parent):
+    with writing(path), changing(path):
         _write(path, [*(old for old in read_rows(path) if row_key(old) != row_key(row)), row])
 
 
@@ -54,7 +54,7 @@ def update_row(path: Path, variant: str, width: int, seed: int, additions: Mappi
 
     Raises TrainingError if the row does not exist.
     """
-    with locked(path.parent):
+    with writing(path), changing(path):
         rows = read_rows(path)
         row = find_row(rows, variant, width, seed)
         if row is None:
@@ -97,7 +97,7 @@ def finish_row(
     trained: Trained,
     test: tuple[Tensor, Tensor] | None,
     facts: Mapping[str, Any],
-    weights: Path = checkpoint.FOLDER,
+    weights: Path = FOLDER,
 ) -> Row:
     """Stores a trained network's weights and returns its row.
 
@@ -109,9 +109,7 @@ def finish_row(
     path = weights_path(weights, run, name)
     model, decisions = run.deployed(run.variant(name), trained)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent):
-            save_weights(model, path, decisions)
+        save_weights(model, path, decisions)
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"{path} cannot be written ({error}): make room, then run the same command to go on"

@@ -83,6 +83,18 @@ class SparseSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class RankSchedule(Schedule):
+    """Kernels are truncated to low rank after every `every` steps, and at the end.
+
+    Between truncations `nuclear` times the direction of growing nuclear norm is added to their gradients.
+    Source: TRP (arXiv 1812.02402, 2004.14566).
+    """
+
+    every: int = 20
+    nuclear: float = 3e-4
+
+
+@dataclass(frozen=True)
 class LassoSchedule(Schedule):
     """SNL's selection: the lasso starts at `weight` and grows by `growth` at each check that stalls.
 

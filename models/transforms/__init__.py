@@ -9,17 +9,25 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from pibench.models.transforms.absorb_skips import absorb_skips
+from pibench.models.transforms.attend_channels import attend_channels
 from pibench.models.transforms.average_pools import average_pools
+from pibench.models.transforms.bilinear_layers import bilinear_layers
+from pibench.models.transforms.factorize_convs import factorize_convs
 from pibench.models.transforms.fold_batchnorm import fold_batchnorm
 from pibench.models.transforms.hoist_padding import hoist_padding
 from pibench.models.transforms.linearize_relus import linearize_relus
+from pibench.models.transforms.mask_pixels import mask_pixels
 from pibench.models.transforms.merge_convs import merge_convs
+from pibench.models.transforms.merge_linear_stretches import merge_linear_stretches
 from pibench.models.transforms.shallow_blocks import shallow_blocks
 
 Transform = Callable[[nn.Module], fx.GraphModule]
 
-EXACT = (fold_batchnorm, absorb_skips, merge_convs)
-APPROXIMATE = (hoist_padding, linearize_relus, shallow_blocks, average_pools)
+EXACT = (fold_batchnorm, absorb_skips, merge_convs, merge_linear_stretches)
+APPROXIMATE = (
+    *(hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels),
+    *(factorize_convs, attend_channels),
+)
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
     transform.__name__: transform for transform in (*EXACT, *APPROXIMATE)
@@ -32,10 +40,15 @@ __all__ = [
     "EXACT",
     "Transform",
     "absorb_skips",
+    "attend_channels",
     "average_pools",
+    "bilinear_layers",
+    "factorize_convs",
     "fold_batchnorm",
     "hoist_padding",
     "linearize_relus",
+    "mask_pixels",
     "merge_convs",
+    "merge_linear_stretches",
     "shallow_blocks",
 ]

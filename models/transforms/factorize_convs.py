@@ -19,12 +19,10 @@ ranks outside 1 to the largest. This is the inverse of `merge_convs`; the order 
 merged pair again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import tensorly
 import torch
-from tensorly.decomposition import partial_tucker
 from torch import Tensor, fx, nn
 
 from pibench.models.graph.convolution import bias_of, convolution, padding_obstacle, padding_of
@@ -74,10 +72,57 @@ def rank_of_energy(kernel: Tensor, form: str, energy: float) -> Rank:
     return Rank(smallest(kernel.flatten(1)), smallest(kernel.transpose(0, 1).flatten(1)))
 
 
+def rank_of_share(kernel: Tensor, form: str, share: float) -> Rank:
+    """Returns the rank that is a share in (0, 1] of the kernel's outputs, at least 1 and at most the largest.
+
+    For tucker the inner channels after the first 1 x 1 are the same share of the kernel's inputs.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of channels is above 0 and at most 1, not {share}")
+    most = largest_rank(kernel, form)
+    outputs, inputs = (max(1, round(share * size)) for size in kernel.shape[:2])
+    return Rank(min(outputs, most.out), min(inputs, most.into))
+
+
+def truncated(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, Tensor]:
+    """Returns the kernel of `rank` near `kernel`, and the direction in which its nuclear norm grows.
+
+    With M = U S V^T, the matrix of `form`, they are U_r S_r V_r^T and U_r V_r^T. For tucker the unfoldings
+    along O and C are truncated one after the other, and the direction is the mean of both. Both results have
+    the shape of `kernel`.
+    """
+    if form != "tucker":
+        near, direction = _truncated(matrix_of(kernel, form), rank.out)
+        return _kernel_of(near, kernel.shape, form), _kernel_of(direction, kernel.shape, form)
+    near, along_out = _truncated(kernel.flatten(1), rank.out)
+    near = near.view(kernel.shape).transpose(0, 1)
+    shape = near.shape
+    near, along_in = _truncated(near.flatten(1), rank.into)
+    direction = along_out.view(kernel.shape) + along_in.view(shape).transpose(0, 1)
+    return near.view(shape).transpose(0, 1), direction / 2
+
+
+def _truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, right = left[:, :rank], right[:rank]
+    return (left * values[:rank]) @ right, left @ right
+
+
+def _kernel_of(matrix: Tensor, shape: torch.Size, form: str) -> Tensor:
+    """Returns the kernel of a matrix, the inverse of `matrix_of`."""
+    out_channels, in_channels, height, width = shape
+    if form == "channel":
+        return matrix.view(shape)
+    return matrix.view(out_channels, width, in_channels, height).permute(0, 2, 3, 1)
+
+
 def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
     """Returns the kernels of the layers that replace `kernel` [O, C, h, w], the first layer first."""
     out_channels, in_channels, height, width = kernel.shape
     if form == "tucker":
+        import tensorly  # slow to import, and every other transform does without
+        from tensorly.decomposition import partial_tucker
+
         with tensorly.backend_context("pytorch"):
             (core, (out, into)), _ = partial_tucker(kernel.double(), list(rank), modes=[0, 1], tol=1e-12)
         made = (into.T[:, :, None, None], core, out[:, :, None, None])
@@ -93,6 +138,23 @@ def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
     return tuple(each.to(kernel.dtype) for each in made)
 
 
+def drawn_factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
+    """Returns kernels of the shapes of `factors`, drawn from torch's global generator: N(0, 1 / fan_out)."""
+    out_channels, in_channels, height, width = kernel.shape
+    shapes = {
+        "channel": [(rank.out, in_channels, height, width), (out_channels, rank.out, 1, 1)],
+        "spatial": [(rank.out, in_channels, height, 1), (out_channels, rank.out, 1, width)],
+        "tucker": [
+            *((rank.into, in_channels, 1, 1), (rank.out, rank.into, height, width)),
+            (out_channels, rank.out, 1, 1),
+        ],
+    }[form]
+    made = tuple(kernel.new_empty(shape) for shape in shapes)
+    for each in made:
+        nn.init.kaiming_normal_(each, mode="fan_out", nonlinearity="linear")
+    return made
+
+
 def obstacle(conv: nn.Conv2d) -> str | None:
     """Returns why a convolution cannot be factored, or None if it can."""
     if conv.groups != 1:
@@ -102,15 +164,42 @@ def obstacle(conv: nn.Conv2d) -> str | None:
     return padding_obstacle(conv)
 
 
-def factorize_convs(model: nn.Module, form: str, ranks: Mapping[str, Rank | int]) -> fx.GraphModule:
+def suitable(model: nn.Module, form: str) -> list[str]:
+    """Returns the convolutions that `form` is used for: larger than 1 x 1 and not of the image, in order.
+
+    channel and spatial leave strided ones alone, as TRP does. Tucker-2 takes them too.
+    """
+    graph = model if isinstance(model, fx.GraphModule) else trace(model)
+    found = []
+    for node in graph.graph.nodes:
+        conv = module_of(graph, node, nn.Conv2d)
+        if conv is None or source(node).op == "placeholder" or len(callers(graph, node.target)) > 1:
+            continue
+        unstrided = conv.stride == (1, 1) or form == "tucker"
+        if unstrided and max(conv.kernel_size) > 1 and obstacle(conv) is None:
+            found.append(node.target)
+    return found
+
+
+def factorize_convs(
+    model: nn.Module,
+    form: str,
+    ranks: Mapping[str, Rank | Sequence[int] | int | float] | float,
+    fit: bool = True,
+) -> fx.GraphModule:
     """Replaces each convolution named in `ranks` by its factored form (one of `FORMS`).
 
-    The new layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Raises ValueError for a name
-    that is not a convolution called once, for an obstacle, and for a rank out of range.
+    A rank may be a share of channels (a float, see `rank_of_share`). If `ranks` is one share, all `suitable`
+    convolutions have it. The new layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Without
+    `fit` the function makes only the structure, for weights that come from elsewhere. It draws them from
+    torch's global generator. Raises ValueError for a name that is not a convolution called once, for an
+    obstacle, and for a rank out of range.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: known are {', '.join(FORMS)}")
     graph = trace(model)
+    if not isinstance(ranks, Mapping):
+        ranks = dict.fromkeys(suitable(graph, form), float(ranks))
     for name, rank in ranks.items():
         found = callers(graph, name)
         conv = module_of(graph, found[0], nn.Conv2d) if len(found) == 1 else None
@@ -119,11 +208,19 @@ def factorize_convs(model: nn.Module, form: str, ranks: Mapping[str, Rank | int]
         if reason := obstacle(conv):
             raise ValueError(f"cannot factor {name}: {reason}")
         most = largest_rank(conv.weight, form)
-        wanted = rank if isinstance(rank, Rank) else Rank(rank, rank if form == "tucker" else 0)
+        wanted = _rank(conv.weight, form, rank)
         if not (1 <= wanted.out <= most.out and min(1, most.into) <= wanted.into <= most.into):
             raise ValueError(f"{name} has a rank from 1 to {_said(most)} as {form}, not {_said(wanted)}")
-        _replace(graph, found[0], form, wanted)
+        _replace(graph, found[0], form, factors if fit else drawn_factors, wanted)
     return finish(graph)
+
+
+def _rank(kernel: Tensor, form: str, rank: Rank | Sequence[int] | int | float) -> Rank:
+    if isinstance(rank, float):
+        return rank_of_share(kernel, form, rank)
+    if isinstance(rank, int):
+        return Rank(rank, rank if form == "tucker" else 0)
+    return Rank(*rank)
 
 
 def _said(rank: Rank) -> str:
@@ -131,10 +228,12 @@ def _said(rank: Rank) -> str:
 
 
 @torch.no_grad()
-def _replace(graph: fx.GraphModule, node: fx.Node, form: str, rank: Rank) -> None:
+def _replace(
+    graph: fx.GraphModule, node: fx.Node, form: str, make: Callable[..., tuple[Tensor, ...]], rank: Rank
+) -> None:
     conv, value = module_of(graph, node), source(node)
     name, stride, padding = node.target, conv.stride, padding_of(conv)
-    kernels = factors(conv.weight, form, rank)
+    kernels = make(conv.weight, form, rank)
     bias = None if conv.bias is None else bias_of(conv)
     one, none = (1, 1), (0, 0)
     steps = {

@@ -8,6 +8,9 @@ so that, with y = W * x + b,
 
     BN(W * x + b) = (s W) * x + (s (b - mu) + beta).
 
+A convolution whose groups share one kernel (`ColumnsConv2d`) becomes a grouped one, because every output has
+its own scale.
+
 Without a convolution to fold into (before an activation, or if the convolution has other users) BatchNorm
 becomes the 1x1 depthwise convolution with kernel s and bias beta - s mu: a linear layer like any other.
 
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from pibench.models.graph.bilinear import ColumnsConv2d
 from pibench.models.graph.convolution import bias_of, convolution, linear, padding_obstacle, padding_of
 from pibench.models.graph.moves import bypass, finish, module_of, replace_module, sharing, source, trace
 from pibench.models.graph.relu import MaskedReLU
@@ -49,9 +53,17 @@ def depthwise(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return s.view(-1, 1, 1, 1), t
 
 
+def convolution_of(graph: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
+    """Returns the convolution that `node` calls, or None; a kernel that groups share is written out."""
+    layer = module_of(graph, node, (nn.Conv2d, ColumnsConv2d))
+    if isinstance(layer, ColumnsConv2d):
+        return convolution(layer.repeated, layer.bias, groups=layer.rows)
+    return layer
+
+
 def obstacle(graph: fx.GraphModule, first: fx.Node) -> str | None:
     """Returns why the BatchNorm2d after `first` cannot go into it, or None if it can."""
-    conv = module_of(graph, first, nn.Conv2d)
+    conv = convolution_of(graph, first)
     if conv is None:
         return f"{first} is no convolution"
     if reason := padding_obstacle(conv):
@@ -115,7 +127,7 @@ def fold_batchnorm(model: nn.Module) -> fx.GraphModule:
             replace_module(graph, node, convolution(kernel, bias, groups=norm.num_features))
             continue
         else:
-            conv = module_of(graph, first)
+            conv = convolution_of(graph, first)
             kernel, bias = folded(conv.weight, bias_of(conv), s, t)
             new = convolution(kernel, bias, conv.stride, padding_of(conv), conv.dilation, conv.groups)
         replace_module(graph, first, new)

@@ -14,18 +14,20 @@ with K [O, C, H, W], stride S and padding P. The maps follow from x itself (K = 
 Convolutions, skips and average pools of a stretch therefore become one convolution. A stretch can be cut at
 values that every path passes. Among all such cuts the transform takes the cheapest (by operations, or by
 `price`, for example measured seconds). Among equal ones it takes the cut with the fewest layers. A part whose
-merged form costs the same or more stays unchanged. The chain rule is that of `merge_convs`. Folding the
-stretches that masks leave linear, skips included, is ours.
+merged form costs more stays unchanged. A convolution that only convolutions read, such as the deep branch and
+the shortcut of a block, is merged into each of them if they then cost less than all apart. The chain rule is
+that of `merge_convs`. Folding the stretches that masks leave linear, skips included, is ours.
 
 Exact with borders="exact": a convolution that pads is merged only with a part that gives 0 for zeros there.
 With borders="hoisted" the padding moves to the head of the stretch, as in `hoist_padding`: the interior is
 exact, the border is not, and such a network is usually tuned. Refuses nothing: a part that cannot be merged
-ends a stretch (dilation, padding other than zeros, sums of different strides or sources, values with other
-users).
+ends a stretch (dilation, padding other than zeros, sums of different strides or sources, values that a
+nonlinearity reads too).
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, fx, nn
@@ -103,21 +105,45 @@ def merge_linear_stretches(
     """
     if borders not in BORDERS:
         raise ValueError(f"borders are {' or '.join(BORDERS)}, not {borders!r}")
-    graph = trace(model)
-    while (part := _next_part(graph, borders == "hoisted", price)) is not None:
-        stretch, first, last = part
-        stretch.merge(first, last)
+    graph, hoisted = trace(model), borders == "hoisted"
+    while (parts := _next_part(graph, hoisted, price) or _next_fork(graph, hoisted, price)) is not None:
+        for stretch, first, last in parts:
+            stretch.merge(first, last)
     return finish(graph)
 
 
 def _next_part(
     graph: fx.GraphModule, hoisted: bool, price: Price
-) -> "tuple[_Stretch, fx.Node, fx.Node] | None":
+) -> "list[tuple[_Stretch, fx.Node, fx.Node]] | None":
     """Returns the first part that is worth merging, or None if no stretch has one."""
     for start, nodes in _stretches(graph):
         stretch = _Stretch(graph, start, nodes)
         if parts := stretch.choice(hoisted, price):
-            return stretch, *parts[0]
+            return [(stretch, *parts[0])]
+    return None
+
+
+def _next_fork(
+    graph: fx.GraphModule, hoisted: bool, price: Price
+) -> "list[tuple[_Stretch, fx.Node, fx.Node]] | None":
+    """Returns a convolution with each of its users, if all are convolutions and cost less when merged."""
+    for node in graph.graph.nodes:
+        users = list(node.users)
+        if len(users) < 2 or any(_layer(graph, each) is None for each in (node, *users)):
+            continue
+        first = module_of(graph, node)
+        area = 1 / prod(first.stride)
+        apart, merged, parts = price(first, area), 0.0, []
+        for user in users:
+            stretch = _Stretch(graph, source(node), [node, user])
+            made, own = stretch.affine(source(node), user, shapes_alone=True), module_of(graph, user)
+            inner = area / prod(own.stride)
+            apart += price(own, inner)
+            if made is not None and (hoisted or made.exact):
+                merged += price(_as_convolution(made), inner)
+                parts.append((stretch, source(node), user))
+        if len(parts) == len(users) and merged < apart:
+            return parts
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
+from pibench.engines.yardstick import only_resnet18
 from pibench.program.ir import Program, Step
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ BY_HAND = replace(
     trust="as stock",
     parties=(2,),
     make_node=make_node_by_hand,
+    value_limits=only_resnet18,
     traffic=None,
     line=":",
     offered=False,

@@ -90,8 +90,7 @@ class StockParty(Node):
         crypten.init()
         if setting.relay:
             demand_relayed()
-        if setting.key:
-            demand_key(setting)
+        demand_key(setting)
         _attach(self.meter, crypten.communicator.get(), setting.parties)
         self.provider = crypten.mpc.get_default_provider()
         self.weights: dict[str, Any] = {}

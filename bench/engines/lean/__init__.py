@@ -62,7 +62,15 @@ def rehearse(
 
 
 def compile_all() -> None:
-    """Compiles the kernels into the cache on disk, so that no measurement pays for it."""
+    """Compiles the kernels into the cache on disk, so that no measurement pays for it.
+
+    Raises ValueError for a setting in the environment with which numba cannot be imported.
+    """
+    try:
+        import numba  # noqa: F401
+    except ValueError as error:
+        remedy = "unset NUMBA_NUM_THREADS, or set it to 1 or more"
+        raise ValueError(f"numba cannot be imported ({error}): {remedy}") from error
     from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
 
 

@@ -7,7 +7,6 @@ errors, and a tap.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import time
@@ -173,17 +172,14 @@ def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
     The caller must keep the store: rank 0 holds a tcp:// store only as long as the object lives.
 
     Each rank listens on its own port and tells the store. Higher ranks call lower ones, and a guest on
-    another host calls all. Both ends must prove that they know the group's key, or the token that rank 0 left
-    in the store. All others are refused. Where a relay shapes the link, the call goes through it.
+    another host calls all. Both ends must prove that they know the group's key. All others are refused. Where
+    a relay shapes the link, the call goes through it.
     """
     limit = timedelta(seconds=setting.timeout_s)
     store, _, _ = next(rendezvous(setting.rendezvous, rank=setting.rank, world_size=world, timeout=limit))
     store = PrefixStore("lean", store)
     store.set_timeout(limit)
     deadline = time.monotonic() + setting.timeout_s
-    if setting.rank == 0 and not setting.key:
-        store.set("token", os.urandom(32).hex())
-    token = setting.key or store.get("token")
     order = sorted(range(world), key=lambda rank: (rank == setting.guest, rank))
     before = order[: order.index(setting.rank)]
     callers = set(order[len(before) + 1 :])
@@ -191,10 +187,10 @@ def connect(setting: Setting, world: int) -> tuple[dict[int, Channel], Store]:
     with ExitStack() as stack:
         if callers:  # a guest keeps every port closed
             listener = open_port(setting.host, setting.ports)
-            door = stack.enter_context(Door(listener, token, callers))
+            door = stack.enter_context(Door(listener, setting.key, callers))
             store.set(f"address{setting.rank}", f"{setting.host} {listener.getsockname()[1]}")
         for rank in before:
-            channels[rank] = _channel(setting, rank, _call(setting, store, token, rank, deadline))
+            channels[rank] = _channel(setting, rank, _call(setting, store, rank, deadline))
         for _ in callers:
             try:
                 rank, connection, _ = door.next(deadline)
@@ -213,13 +209,13 @@ def _channel(setting: Setting, rank: int, connection: socket.socket) -> Channel:
     return Channel(Wire(connection), role_of(setting, rank), setting.timeout_s)
 
 
-def _call(setting: Setting, store: Store, token: bytes, rank: int, deadline: float) -> socket.socket:
+def _call(setting: Setting, store: Store, rank: int, deadline: float) -> socket.socket:
     host, port = store.get(f"address{rank}").decode().split()
     if setting.relay:
         port = port_through(setting.relay, setting.rank, rank, int(port))
     connection = socket.create_connection((host, int(port)), timeout=_left(setting, deadline))
     try:
-        call(connection, token, setting.rank, _left(setting, deadline))
+        call(connection, setting.key, setting.rank, _left(setting, deadline))
     except Refused as error:
         connection.close()
         raise ConnectionError(f"the process at the port of {role_of(setting, rank)} is a stranger") from error

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import torch
 from llvmlite import ir
-from numba import intp, njit, types, void
+from numba import intp, types, void
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from pibench.engines.lean.compiled import compiled
 
 PANEL = 32
 """Columns of a panel: b is read in panels, which `pack` makes contiguous."""
@@ -77,7 +79,7 @@ _block_wide, _block_one, _block_word = (_block(_ROWS, *shape) for shape in ((4, 
 _row_wide, _row_one, _row_word = (_block(1, *shape) for shape in ((4, _LANES), (1, _LANES), (1, 1)))
 
 
-@njit(void(*(intp,) * 16), cache=True, nogil=True)
+@compiled(void(*(intp,) * 16), nogil=True)
 def _multiply(a, ar, ak, b, bk, bj, c, cr, m, k, n, add, count, a_step, b_step, c_step):
     whole = m // _ROWS * _ROWS
     for part in range(count):

@@ -18,6 +18,8 @@ import numpy as np
 from numba import int64 as signed
 from numba import njit, uint16, uint32, uint64, void
 
+from pibench.engines.lean.compiled import compiled
+
 TILE = 8
 BITS = 63
 TREE = 7 * 20 + 6
@@ -125,7 +127,7 @@ def _transpose(w, at):
             w[i + 7 * TILE] = y
 
 
-@njit(void(_words, _words, _words, _words), cache=True, nogil=True)
+@compiled(void(_words, _words, _words, _words), nogil=True)
 def slice_bits(x, masks, rows, message):
     """Round 1: bit-slices x [n] into `rows` (64 a tile) and masks the lower 63: message = rows ^ mask."""
     n = x.size
@@ -152,7 +154,7 @@ def slice_bits(x, masks, rows, message):
                 message[o + k * TILE + j] = rows[at + k * TILE + j] ^ masks[m + k * TILE + j]
 
 
-@njit(void(_words, signed, signed, signed), cache=True, nogil=True)
+@compiled(void(_words, signed, signed, signed), nogil=True)
 def pack_tail(message, rows, full, live):
     """Packs the last tile's rows from TILE words to `live` ones, in place, after `full` whole tiles."""
     at = full * rows * TILE
@@ -161,7 +163,7 @@ def pack_tail(message, rows, full, live):
             message[at + r * live + j] = message[at + r * TILE + j]
 
 
-@njit(void(_words, signed, signed, signed), cache=True, nogil=True)
+@compiled(void(_words, signed, signed, signed), nogil=True)
 def unpack_tail(message, rows, full, live):
     """Reverses `pack_tail` and fills the gaps with zeros."""
     at = full * rows * TILE
@@ -172,7 +174,7 @@ def unpack_tail(message, rows, full, live):
             message[at + r * TILE + j] = message[at + r * live + j] if j < live else _U0
 
 
-@njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
+@compiled(void(signed, _words, _words, _words, _words, _words, _words, _words), nogil=True)
 def generate(rank, rows, sent, got, masks, products, message, tops):
     """Round 2: shares G = x_0 AND x_1 and masks the inputs of the 16 upper nodes.
 
@@ -260,7 +262,7 @@ def _node(one, sent, got, w, masks, m, products, c, tops, t, up_p, up_g, u, full
             up_p[u + j] = (p0 & w_1) ^ (p1 & v_0) ^ v_i0
 
 
-@njit(void(signed, signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
+@compiled(void(signed, signed, _words, _words, _words, _words, _words, _words, _words), nogil=True)
 def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
     """Rounds 3 and 4: evaluates the nodes of `level` (0 or 1) and masks the inputs of the next level.
 
@@ -316,7 +318,7 @@ def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
                     message[b + 6 * TILE + j] = p[j] ^ masks[a + 6 * TILE + j]
 
 
-@njit(void(signed, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
+@compiled(void(signed, _words, _words, _words, _words, _words, _words, _words), nogil=True)
 def sign(rank, sent, got, masks, products, tops, rows, message):
     """Round 5, bits: evaluates the last node and masks b = NOT msb(x), message = b ^ rho, a row a tile."""
     one = _ONES if rank == 0 else _U0
@@ -344,14 +346,14 @@ def sign(rank, sent, got, masks, products, tops, rows, message):
             message[tile * TILE + j] = b ^ masks[m + TREE * TILE + j]
 
 
-@njit(void(_words, _words, uint64, _words), cache=True, nogil=True)
+@compiled(void(_words, _words, uint64, _words), nogil=True)
 def add_mask(x, r, offset, message):
     """Computes the opened word of a truncation: c = x + r + offset."""
     for i in range(x.size):
         message[i] = x[i] + r[i] + offset
 
 
-@njit(void(_words, _words, _words), cache=True, nogil=True)
+@compiled(void(_words, _words, _words), nogil=True)
 def subtract(x, a, message):
     """Computes the opened word of a product: eps = x - a."""
     for i in range(x.size):
@@ -397,18 +399,17 @@ def _select_truncate(rank, f, z0, z1, c0, c1, rho, rho_u, u, mu, rho_mu, y):
 
 
 _small, _wide = uint16[::1], uint32[::1]
-truncate = njit(
-    [void(signed, uint64, _words, _words, _words, m, _words) for m in (_small, _wide)], cache=True
-)(_truncate)
+truncate = compiled([void(signed, uint64, _words, _words, _words, m, _words) for m in (_small, _wide)])(
+    _truncate
+)
 truncate.__doc__ = (
     """Computes t = floor(z / 2^f) from the opened c = z + 2^62 + r, shared as c0 + c1; within one unit."""
 )
-select_truncate = njit(
+select_truncate = compiled(
     [
         void(signed, uint64, _words, _words, _words, _words, _words, _words, _words, m, m, _words)
         for m in (_small, _wide)
     ],
-    cache=True,
     nogil=True,
 )(_select_truncate)
 select_truncate.__doc__ = (
@@ -416,7 +417,7 @@ select_truncate.__doc__ = (
 )
 
 
-@njit(void(signed, _words, _words, _words, _words, _words, _words, _words, _words), cache=True, nogil=True)
+@compiled(void(signed, _words, _words, _words, _words, _words, _words, _words, _words), nogil=True)
 def select(rank, z0, z1, e0, e1, x, rho, rho_a, y):
     """Selects y = b x from the opened z = b ^ rho and eps = x - a: z x + (1 - 2 z)(eps rho + rho a)."""
     n = y.size
@@ -474,7 +475,7 @@ def _deal_node(a, b, m, out, c, full):
             out[i + 21 * TILE] ^= a321 & a0
 
 
-@njit(void(_words, _words, _words), cache=True, nogil=True)
+@compiled(void(_words, _words, _words), nogil=True)
 def deal_products(a, b, products):
     """Turns party 1's shares of the mask products into party 0's, in place, at the dealer.
 
@@ -524,19 +525,18 @@ def _deal_select_truncate(f, a, b, r0, r1, rho, rho_u, u, mu, rho_mu):
                 rho_mu[i] = ((r >> _U63) & bit) - rho_mu[i]
 
 
-deal_truncate = njit(
-    [void(uint64, _words, _words, _words, m) for m in (_small, _wide)], cache=True, nogil=True
-)(_deal_truncate)
+deal_truncate = compiled([void(uint64, _words, _words, _words, m) for m in (_small, _wide)], nogil=True)(
+    _deal_truncate
+)
 deal_truncate.__doc__ = """Computes the corrections of U = r >> f (signed) and mu = msb(r) in place."""
-deal_select_truncate = njit(
+deal_select_truncate = compiled(
     [void(uint64, _words, _words, _words, _words, _words, _words, _words, m, m) for m in (_small, _wide)],
-    cache=True,
     nogil=True,
 )(_deal_select_truncate)
 deal_select_truncate.__doc__ = """Computes the corrections of rho, rho U, U, mu and rho mu in place."""
 
 
-@njit(void(_words, _words, _words, _words, _words, _words), cache=True, nogil=True)
+@compiled(void(_words, _words, _words, _words, _words, _words), nogil=True)
 def deal_select(a, b, a0, a1, rho, rho_a):
     """Computes the corrections of rho and rho a in place, at the dealer.
 

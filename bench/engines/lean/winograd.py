@@ -21,6 +21,7 @@ from numba import int64 as signed
 from numba import njit, uint64, void
 
 from pibench.engines.lean import gemm
+from pibench.engines.lean.compiled import compiled
 
 GAIN = 2
 """Fractional bits that the result has more than the product: 4 = 2^2."""
@@ -94,9 +95,8 @@ def _spread(row, columns, v, at, plane):
         v[at + 3 * plane + j] = d1 - d3
 
 
-@njit(
+@compiled(
     void(_words, signed, signed, signed, signed, signed, signed, signed, signed, _words, signed),
-    cache=True,
     nogil=True,
 )
 def _transform_input(x, n, c, h, w, ph, pw, height, width, v, plane):
@@ -133,7 +133,7 @@ def _transform_input(x, n, c, h, w, ph, pw, height, width, v, plane):
                 _spread(e, columns, v, at + 12 * plane, plane)
 
 
-@njit(void(_words, signed, signed, signed, signed, signed, _words), cache=True, nogil=True)
+@compiled(void(_words, signed, signed, signed, signed, signed, _words), nogil=True)
 def _transform_output(m, plane, n, o, height, width, y):
     """Computes the outputs y = A^T M A of every tile: m [16, o, n T], y [n, o, height, width]."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
@@ -165,7 +165,7 @@ def _transform_output(m, plane, n, o, height, width, y):
                         y[to + width + j] = low[j]
 
 
-@njit(void(_words, signed, signed, signed, signed, signed, _words), cache=True, nogil=True)
+@compiled(void(_words, signed, signed, signed, signed, signed, _words), nogil=True)
 def _transform_few(m, plane, n, o, height, width, y):
     """Computes the same for m [16, n T, o]; its inner loops run over channels."""
     rows, columns = (height + 1) // 2, (width + 1) // 2

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from pibench.engines.base import Engine, Helper, Node, Setting
 from pibench.engines.spu.protocols import options
+from pibench.engines.yardstick import only_resnet18
 from pibench.program import ir
 
 if TYPE_CHECKING:
@@ -173,5 +174,6 @@ BY_HAND = replace(
     label="SPU by hand",
     trust="as spu-semi2k",
     make_node=make_node_by_hand,
+    value_limits=only_resnet18,
     offered=False,
 )

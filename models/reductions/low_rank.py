@@ -1,0 +1,148 @@
+"""trp and tucker: convolutions become two or three thin ones, whose ranks training prunes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pibench.models.base import Family, Variant
+from pibench.models.decisions import Step
+from pibench.models.layout import Layout
+from pibench.models.reductions import baseline
+from pibench.models.training.phases import Phase
+from pibench.models.training.schedules import Plan, RankSchedule, Schedules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pibench.models.training.loop import Task
+    from pibench.models.training.run import Run, Trained
+
+_TRP = "Trained Rank Pruning, IJCAI 2020 (arXiv 2004.14566)"
+FAMILIES = (
+    Family(
+        name="trp-channel",
+        label="low rank, 3x3 and 1x1",
+        paper=_TRP,
+        summary="A convolution becomes a 3x3 one with few outputs and a 1x1 one; training prunes the rank.",
+        colour="#E377C2",
+        marker=">",
+        place=76,
+    ),
+    Family(
+        name="trp-spatial",
+        label="low rank, 3x1 and 1x3",
+        paper=_TRP,
+        summary="A convolution becomes a 3x1 one with few outputs and a 1x3 one; training prunes the rank.",
+        colour="#9467BD",
+        marker="<",
+        place=77,
+    ),
+    Family(
+        name="tucker",
+        label="Tucker-2",
+        paper="Kim et al., ICLR 2016 (arXiv 1511.06530); funnel-regularised: arXiv 2112.03690",
+        summary="A convolution becomes a thin 3x3 one between two 1x1 ones; training prunes the ranks.",
+        colour="#7F7F7F",
+        marker="d",
+        place=78,
+    ),
+)
+SCHEDULES: Schedules = {
+    "ranks": {
+        "quick": RankSchedule(6, 0.05),
+        "standard": RankSchedule(10, 0.05),
+        "long": RankSchedule(24, 0.05),
+    },
+}
+ENERGY = 0.9
+SHARE = 0.25
+"""The rank, as a share of the channels, of variants whose name ends in -4, and before training of all."""
+
+Forms = Callable[[Layout, "nn.Module"], Mapping[str, str]]
+"""Returns the form of each convolution that is factored, from the layout and the network."""
+
+
+def _steps(forms: Mapping[str, str], ranks: Mapping[str, Any], fit: bool) -> tuple[Step, ...]:
+    """Returns one transform for each form, of the convolutions that have it."""
+    return tuple(
+        Step(
+            "factorize_convs",
+            {
+                "form": form,
+                "ranks": {name: ranks[name] for name, own in forms.items() if own == form},
+                "fit": fit,
+            },
+        )
+        for form in dict.fromkeys(forms.values())
+    )
+
+
+def structure(layout: Layout, form: str) -> tuple[Step, ...]:
+    """Factors the suitable convolutions at the rank `SHARE`; their weights are drawn, not fitted.
+
+    Ranks by energy are those that training finds. Without it they are nominal.
+    """
+    return (Step("factorize_convs", {"form": form, "ranks": SHARE, "fit": False}),)
+
+
+def suitable_forms(layout: Layout, model: nn.Module, form: str) -> Mapping[str, str]:
+    """Gives all suitable convolutions the same form."""
+    from pibench.models.transforms.factorize_convs import suitable
+
+    return dict.fromkeys(suitable(model, form), form)
+
+
+def pruned(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> Phase:
+    """Trains the baseline's kernels towards low rank, by an energy or at a fixed share; factors them."""
+
+    def task(run: Run, start: Trained) -> Task:
+        import copy
+
+        from pibench.models.training.tasks.rank_pruning import RankPruning
+        from pibench.models.transforms.factorize_convs import rank_of_energy, rank_of_share
+
+        model = copy.deepcopy(start.model)
+        if energy is None:
+            rank = partial(rank_of_share, share=SHARE)
+        else:
+            rank = partial(rank_of_energy, energy=energy)
+        return RankPruning(model, plan["ranks"], forms(run.layout, model), rank)
+
+    def settle(run: Run, learnt: Any) -> nn.Module:
+        import copy
+
+        from pibench.models.weights import apply
+
+        model = copy.deepcopy(learnt.model).cpu()
+        return run.placed(apply(model, _steps(learnt.forms, learnt.ranks(), fit=True)))
+
+    def chosen(run: Run, learnt: Any) -> tuple[Step, ...]:
+        return _steps(learnt.forms, {name: list(rank) for name, rank in learnt.ranks().items()}, fit=False)
+
+    after = (baseline.trained(variant, plan),)
+    return Phase(f"{variant.name}-ranks", plan["ranks"], task, after, settle, chosen)
+
+
+def trained(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> Phase:
+    """Prunes ranks and tunes the factored network, with the baseline as teacher."""
+
+    def network(run: Run, teacher: Trained, start: Trained) -> nn.Module:
+        import copy
+
+        return copy.deepcopy(start.model)
+
+    return baseline.tuned(variant, plan, network, (pruned(variant, plan, forms, energy),))
+
+
+_FORMS: Mapping[str, str] = {"trp-channel": "channel", "trp-spatial": "spatial", "tucker": "tucker"}
+VARIANTS = tuple(
+    Variant(
+        f"{family}-{name}",
+        partial(trained, forms=partial(suitable_forms, form=form), energy=energy),
+        partial(structure, form=form),
+    )
+    for family, form in _FORMS.items()
+    for name, energy in (("0.9", ENERGY), ("4", None))
+)
