@@ -385,11 +385,11 @@ def test_every_address_is_the_loopback_unless_another_is_told(monkeypatch):
     assert called[0][:4] == ("there", 1, TOKEN, LOOPBACK_HOST)
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
     """The modules of the suite by their paths."""
-    for room in ("bench", "models"):
-        for path in sorted((ROOT / room).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+    paths = (path for room in ("bench", "models") for path in sorted((ROOT / room).rglob("*.py")))
+    return tuple((path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())) for path in paths)
 
 
 def listed(heading: str) -> set[str]:
