@@ -482,21 +482,6 @@ def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(engine, tmp
 @needs_proc
 def test_command_lines_hold_no_secret():
     """A process gets its setting, with the group's key, and all data through its connection."""
-<<<<<<< HEAD
-    numbers = r"\d+(\.\d+)?"
-    relay = UserSpace(NEAR)
-    with Supervisor() as supervisor:
-        popen, connection = start_worker(supervisor, tmp_path / "log", "lo")
-        relay.start(tmp_path, supervisor.start)
-        for process, module in ((popen, "pibench.parties.worker"), (relay.popen, "pibench.links.relay")):
-            line = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
-            assert line[:4] == [sys.executable, "-P", "-m", module]
-            assert all(re.fullmatch(numbers, word) for word in line[4:])
-        line = Path(f"/proc/{supervisor._popen.pid}/cmdline").read_text().split("\0")[:-1]
-        assert line[3].endswith("bench/parties/supervisor.py")
-        assert line[4:] == [str(os.getpid()), tempfile.gettempdir()]
-        connection.close()
-=======
     relay = UserSpace(NEAR)
     with Supervisor() as supervisor:
         relay.start(supervisor.folder, supervisor.start)
@@ -509,7 +494,6 @@ def test_command_lines_hold_no_secret():
         owner = Path(f"/proc/{supervisor._popen.pid}/cmdline").read_text().split("\0")[:-1]
         assert owner[1:3] == ["-I", "-S"]
         assert owner[4:] == [str(os.getpid()), tempfile.gettempdir()]
->>>>>>> 1736c293fdf410d86ebbf0488ff30277d6849398
 
 
 def test_a_users_own_token_is_never_shown(monkeypatch):
