@@ -20,7 +20,7 @@ before
 <!-- headline:end -->
 between
 <!-- findings:begin -->
-old
+of an earlier run
 <!-- findings:end -->
 after
 """
@@ -85,7 +85,7 @@ def test_tables_pages_and_readme_follow_from_the_reference(made):
     assert first.startswith("# Title\nbefore\n<!-- headline:begin -->\n\n**ResNet-18")
     assert "\nbetween\n" in first
     assert first.endswith("<!-- findings:end -->\nafter\n")
-    assert "old" not in first
+    assert "of an earlier run" not in first
     page = (made / "docs" / "results" / "latency.md").read_text()
     assert "](../../plots/reference/latency_vs_relus.svg)" in page
     models = (made / "docs" / "results" / "models.md").read_text()
