@@ -61,8 +61,9 @@ class Variant:
     shapes of the remaining ReLUs, their number and a seed; training chooses better ones. `finish` are the
     transforms after training. Those before BatchNorm's folding change the values that BatchNorm sees, so a
     seeded network is calibrated after them. `phase` returns the last phase of its training; None means that
-    the variant is not trained. `plan` is the plan of its committed rows. `source` names the variant whose trained network is taken, with its masks, until this one is trained; the
-    transforms of `finish` continue those of the source.
+    the variant is not trained. `plan` is the plan of its committed rows. `source` names the variant whose
+    trained network is taken, with its masks, until this one is trained; the transforms of `finish` continue
+    those of the source.
     """
 
     name: str
