@@ -84,7 +84,7 @@ def folder(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    for name in ("before", "after", "laptop", "server"):
+    for name in ("results", "before", "after", "laptop", "server"):
         for variant in ("baseline", "senet-0.09"):
             row = make_row(variant, "lean")
             if name == "server":

@@ -16,6 +16,16 @@ class Thing:
     pass
 
 
+@pytest.fixture(autouse=True)
+def usual():
+    """The signals do what they usually do, also where the tests run in the background or under nohup."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    own = {each: signal.signal(each, usual.get(each, signal.SIG_DFL)) for each in interrupt.ENDING}
+    yield
+    for each, handler in own.items():
+        signal.signal(each, handler)
+
+
 def sending(signum):
     """A callback in which a signal arrives; Python drops what it raises there."""
     return lambda reference: os.kill(os.getpid(), signum)
@@ -64,12 +74,6 @@ def test_a_handler_of_the_callers_own_stays(signum):
         signal.signal(signum, own)
 
 
-def heed_signals():
-    """Undoes what a shell does to a test run in its background, or nohup, which children would inherit."""
-    for each in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(each, signal.SIG_DFL)
-
-
 def ended(command, signum, **options):
     """Ends a command by a signal when it says that it is ready; returns its status and last words."""
     with subprocess.Popen(
@@ -77,7 +81,6 @@ def ended(command, signum, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_signals,
         **options,
     ) as popen:
         for line in popen.stdout:

@@ -201,6 +201,14 @@ def test_what_is_missing_is_said_in_one_line_and_no_page_is_written(project, cap
     assert not (project / "docs").exists()
 
 
+def test_a_page_that_cannot_be_written_is_one_line(project, capsys):
+    (project / "docs").write_text("a file in the place of a folder")
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written (Not a directory): make room or allow writing there" in error
+    assert error.count("\n") == 1
+
+
 def test_a_case_that_a_finding_rests_on_is_named(project, capsys):
     path = project / "results" / "reference" / "bench.json"
     rows = [row for row in read_rows(path) if row["link"] != "wan"]

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -95,7 +96,8 @@ class Group:
         process = _Process(title, *started, log)
         try:
             self.shaper.attach(setting.rank, process.popen.pid)
-            send(process.connection, setting)
+            with suppress(OSError):  # it is gone; the wait for its reply reports that
+                send(process.connection, setting)
         except BaseException:
             self._processes.append(process)  # so that `kill` ends it with the others
             raise
