@@ -57,6 +57,6 @@ def trained(variant: Variant, plan: Plan) -> Phase:
 
 
 VARIANTS = tuple(
-    Variant(f"pixels-{fraction}", trained, fraction=fraction, masks=masks, finish=(FOLD, Step("mask_pixels")))
+    Variant(f"pixels-{fraction}", trained, fraction=fraction, masks=masks, finish=(Step("mask_pixels"), FOLD))
     for fraction in (0.75, 0.5)
 )
