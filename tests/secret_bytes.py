@@ -18,6 +18,7 @@ RUN = 4  # neighbours that make a needle: no memory holds four such numbers in a
 LONGEST = 8 * RUN
 LEAST_WORD = 256  # smaller whole numbers stand in a row in many tables
 PAGE = os.sysconf("SC_PAGE_SIZE")
+GAP = 64  # pages that are read along: each reading waits for the thread that works
 _SWAPPED, _FILE_OR_SHARED, _EXCLUSIVE = np.uint64(1 << 62), np.uint64(1 << 61), np.uint64(1 << 56)
 _THERE = np.uint64(1 << 63) | _SWAPPED
 _OWN = _EXCLUSIVE | _FILE_OR_SHARED | _SWAPPED
@@ -112,10 +113,11 @@ def memory(pid: int) -> Iterator[bytes]:
             flags = np.frombuffer(os.pread(pages.fileno(), 8 * (last - first), 8 * first), np.uint64)
             own = np.flatnonzero((flags & _THERE != 0) & (flags & _OWN != 0))
             parts = []
-            for run in np.split(own, np.flatnonzero(np.diff(own) != 1) + 1):
+            for run in np.split(own, np.flatnonzero(np.diff(own) > GAP) + 1):
                 if run.size:
                     with suppress(OSError):  # the process has just given it back
-                        parts.append(os.pread(whole.fileno(), PAGE * run.size, PAGE * (first + int(run[0]))))
+                        size = int(run[-1] - run[0]) + 1
+                        parts.append(os.pread(whole.fileno(), PAGE * size, PAGE * (first + int(run[0]))))
             yield b"".join(parts)
 
 
