@@ -10,7 +10,15 @@ import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("api", "links.link", "links.model", "models.base", "paper.tables", "report.cells")
+MODULES = (
+    "api",
+    "models.graph.attention",
+    "links.link",
+    "links.model",
+    "models.base",
+    "paper.tables",
+    "report.cells",
+)
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
