@@ -195,7 +195,8 @@ class Group:
         if (failure := (owner and owner.failure()) or self.shaper.failure()) is not None:
             return f"{failure}; so {process.title} failed in {command!r}"
         if trace is not None:
-            return f"{process.title} failed in {command!r}:\n{trace}"
+            last = trace.rstrip().rpartition("\n")[2].strip()
+            return f"{process.title} failed in {command!r}: {last}\n{trace}"
         try:
             code = process.popen.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
