@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = (
     "api",
     "models.graph.attention",
+    "models.transforms.bilinear_layers",
     "links.link",
     "links.model",
     "models.base",

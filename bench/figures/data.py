@@ -106,9 +106,9 @@ def read_table(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(StringIO(text)).copy()  # in one piece: wide tables come in many
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path} cannot be read ({' '.join(str(error).split())}): {remedy}.") from error
-    if frame.empty and path.stem != "summary":  # as of a run without a network that the literature prices
-        return frame
     words, numbers = WORDS.get(path.stem, ()), NUMBERS.get(path.stem, ())
+    if frame.empty and path.stem != "summary":  # as of a run without a network that the literature prices
+        return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *words, *numbers])))
     if missing := [name for name in (*words, *numbers) if name not in frame]:
         raise ResultsError(f"{path} lacks the column {missing[0]!r}: {remedy}.")
     for name in frame.columns:
