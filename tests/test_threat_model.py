@@ -248,12 +248,12 @@ def test_shares_that_are_changed_on_the_way_give_a_wrong_answer_that_no_party_se
     changed = []
 
     def change(source: int, data: bytes) -> bytes:
-        """Replaces eight bytes within the first large message of party 0."""
+        """Changes a quarter of the first large message of party 0: a word alone may lie where none looks."""
         if source or changed or len(data) < 1024:
             return data
-        at = len(data) // 2
-        changed.append(at)
-        return data[:at] + bytes(byte ^ 0x55 for byte in data[at : at + 8]) + data[at + 8 :]
+        start, stop = len(data) // 2, 3 * len(data) // 4
+        changed.append(start)
+        return data[:start] + bytes(byte ^ 0x55 for byte in data[start:stop]) + data[stop:]
 
     with tapped(engine, check=False) as (parties, link):
         parties.load(model, images)
