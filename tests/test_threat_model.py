@@ -248,22 +248,26 @@ def test_shares_that_are_changed_on_the_way_give_a_wrong_answer_that_no_party_se
     changed = []
 
     def change(source: int, data: bytes) -> bytes:
-        """Changes a quarter of the first large message of party 0: a word alone may lie where none looks."""
+        """Replaces eight bytes within the first large message of party 0."""
         if source or changed or len(data) < 1024:
             return data
-        start, stop = len(data) // 2, 3 * len(data) // 4
-        changed.append(start)
-        return data[:start] + bytes(byte ^ 0x55 for byte in data[start:stop]) + data[stop:]
+        at = len(data) // 2
+        changed.append(at)
+        return data[:at] + bytes(byte ^ 0x55 for byte in data[at : at + 8]) + data[at + 8 :]
 
     with tapped(engine, check=False) as (parties, link):
         parties.load(model, images)
         parties.prepare(2)
         assert truth.right(parties.infer(images)).all()
-        parties.prepare(2)
         link.change = change
-        answer = parties.infer(images)
-    assert changed
-    assert answer.shape == truth.logits.shape
+        for _ in range(10):  # one change may fall on low bits, or on a value that a ReLU drops
+            changed.clear()
+            parties.prepare(2)
+            answer = parties.infer(images)
+            assert changed
+            assert answer.shape == truth.logits.shape
+            if not truth.right(answer).all():
+                break
     assert not truth.right(answer).all()
 
 
