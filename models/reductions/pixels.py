@@ -28,7 +28,7 @@ FAMILIES = (
     ),
 )
 SCHEDULES: Schedules = {
-    "pixels": {"quick": Schedule(6, 0.05), "standard": Schedule(14, 0.05), "long": Schedule(40, 0.05)},
+    "pixels": {"quick": Schedule(6, 0.05), "standard": Schedule(14, 0.05), "long": Schedule(20, 0.05)},
 }
 
 
