@@ -58,8 +58,8 @@ class Run:
     """One seed of all variants of a network at one width: settings, folders, and the trained networks.
 
     A phase that a run of another plan has already trained is taken from its checkpoints, in the folders
-    `shared`. `stored` are finished rows by variant, for phases that need nothing but a deployed network. A run
-    that is `tried` publishes no weights.
+    `shared`. `stored` are finished rows by variant, for phases that need a deployed network alone. A run that
+    is `tried` publishes no weights.
     """
 
     setting: Setting
