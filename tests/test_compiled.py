@@ -49,6 +49,13 @@ def hits(kernel):
     return sum(kernel.stats.cache_hits.values())
 
 
+def flipped(content, place):
+    """Flips one bit: numba runs such a file, whose answer is another one or the process's end."""
+    changed = bytearray(content)
+    changed[place] ^= 4
+    return bytes(changed)
+
+
 def test_a_kernel_is_compiled_once(source):
     assert hits(loaded(source)) == 0
     assert [path.suffix for path in cached(source.parent)] == [".nbc", ".nbi"]
@@ -65,6 +72,9 @@ def test_a_kernel_is_compiled_once(source):
         lambda content: content[:-1],
         lambda content: bytes(len(content)),
         lambda content: b"nonsense" * 100,
+        *(lambda content, at=at: flipped(content, int(at * len(content))) for at in (0, 0.3, 0.5, 0.7)),
+        lambda content: flipped(content, -1),
+        lambda content: content[: -compiled.SEAL_BYTES],  # its writer was killed before the seal
     ],
 )
 def test_a_damaged_cache_is_made_anew(source, suffix, spoil):

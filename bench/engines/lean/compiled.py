@@ -1,12 +1,15 @@
 """Compiles kernels by numba; its cache on disk saves half a minute, and never keeps the engine from starting.
 
 numba keeps what it has compiled beside the source or, where it cannot write there, in the user's folder of
-caches. It raises an error when it can write in neither, when a file there is damaged (by a process or a
-machine that stopped while it wrote) and when the disk is full.
+caches. It raises an error when it can write in neither, when a file there is cut off (by a process or a
+machine that stopped while it wrote) and when the disk is full. It runs whatever machine code a file holds, so
+one flipped bit ends the process or changes an answer. Here every file gets a seal, its checksum at its end,
+which numba does not read; a file without a right seal is never given to numba.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -16,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from numba import config, njit
+
+from pibench.models.files import replace_file
+
+SEAL_BYTES = hashlib.sha256().digest_size
 
 
 def compiled(signatures: Any | Sequence[Any], **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -30,9 +37,12 @@ def compiled(signatures: Any | Sequence[Any], **options: Any) -> Callable[[Calla
             for forgets in (False, True):
                 try:
                     with place():
-                        if forgets:
+                        if forgets or _unsealed(function):
                             _forget(function)
-                        return njit(signatures, cache=True, **options)(function)
+                        kernel = njit(signatures, cache=True, **options)(function)
+                        for path, content in _unsealed(function).items():  # numba has just written them
+                            replace_file(path, content + hashlib.sha256(content).digest())
+                        return kernel
                 except OSError:  # it takes no file; the other kernels need not try it again
                     _PLACES.remove(place)
                     break
@@ -43,13 +53,32 @@ def compiled(signatures: Any | Sequence[Any], **options: Any) -> Callable[[Calla
     return decorate
 
 
-def _forget(function: Callable[..., Any]) -> None:
-    """Removes what the cache holds of a function, also what a killed process left unfinished."""
+def _cached(function: Callable[..., Any], unfinished: str = "") -> list[Path]:
+    """Returns the files that the cache holds of a function; with "*" those, too, that are not finished."""
     folder = Path(njit(cache=True)(function).stats.cache_path)
     name = f"{Path(function.__code__.co_filename).stem}.{function.__qualname__}"
-    for path in folder.glob(f"{name}-*.nb[ic]*"):
+    return sorted(folder.glob(f"{name}-*.nb[ic]{unfinished}"))
+
+
+def _forget(function: Callable[..., Any]) -> None:
+    """Removes what the cache holds of a function, also what a killed process left unfinished."""
+    for path in _cached(function, "*"):
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+def _unsealed(function: Callable[..., Any]) -> dict[Path, bytes]:
+    """Returns what the cache holds of a function without a right seal, by file.
+
+    A seal is the SHA-256 of all that is before it.
+    """
+    found = {}
+    for path in _cached(function):
+        with suppress(FileNotFoundError):  # another process makes it anew
+            content = path.read_bytes()
+            if hashlib.sha256(content[:-SEAL_BYTES]).digest() != content[-SEAL_BYTES:]:
+                found[path] = content
+    return found
 
 
 @contextmanager
