@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from networks import Block
 from warm_workers import forked_workers
 
+from pibench.models.interrupt import ENDING
 from pibench.parties import group
 from pibench.parties.driver import Parties
 from pibench.parties.processes import start_worker
@@ -34,6 +36,16 @@ def _forked() -> Iterator[None]:
 def started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers of parties are started as those of a user are."""
     monkeypatch.setattr(group, "start_worker", start_worker)
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """The signals do what they usually do, also where the tests run in the background or under nohup."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    own = {each: signal.signal(each, usual.get(each, signal.SIG_DFL)) for each in ENDING}
+    yield
+    for each, handler in own.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture(scope="session")

@@ -11,22 +11,13 @@ import pytest
 
 from pibench.models import interrupt
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
 SOON_S = 20
 """It is about a second on an idle machine; what is ended would last longer than this."""
 
 
 class Thing:
     pass
-
-
-@pytest.fixture(autouse=True)
-def usual():
-    """The signals do what they usually do, also where the tests run in the background or under nohup."""
-    usual = {signal.SIGINT: signal.default_int_handler}
-    own = {each: signal.signal(each, usual.get(each, signal.SIG_DFL)) for each in interrupt.ENDING}
-    yield
-    for each, handler in own.items():
-        signal.signal(each, handler)
 
 
 def sending(signum):

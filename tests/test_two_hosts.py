@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from accidents import gone
+from accidents import descendants, gone
 from two_hosts import ATTACK, NO_HOSTS, TOKEN, Hosts, free_port, why_no_namespaces
 
 from pibench.engines.base import Setting
@@ -26,10 +26,11 @@ from pibench.hosts import agreement, stream
 from pibench.hosts.join import JoinFailed, altered, join, unreachable
 from pibench.hosts.join import main as join_main
 from pibench.hosts.messages import Bye, DriverIntroduction, Introduction, Say
-from pibench.hosts.remote import Remote, RemoteFailed, parse_ports
+from pibench.hosts.remote import GUEST, Remote, RemoteFailed, parse_ports
 from pibench.hosts.stream import Stream
 from pibench.links.greeting import MAGIC, call, open_port
 from pibench.links.local import interface_of, is_loopback, network_of
+from pibench.models.interrupt import ENDING
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.ir import Program, Relu, Step
 
@@ -217,6 +218,22 @@ def test_a_killed_driver_ends_the_other_host(hosts):
         assert code == 1
         assert "the connection to the driver" in said
         assert said.endswith("everything here was ended\n")
+        assert gone(pids)
+
+
+@pytest.mark.parametrize("signum", ENDING)
+def test_a_signal_ends_the_other_host_with_the_status_that_a_shell_expects(hosts, signum, usual_signals):
+    port = free_port()
+    with hosts.join(port) as joined, hosts.driver(port, "on", "lean") as driver:
+        pids = _running(driver)
+        started = descendants(joined.popen.pid)
+        assert pids[GUEST] in started
+        joined.popen.send_signal(signum)
+        code, said = joined.finish()
+        assert code == 128 + signum
+        assert said.endswith("it is done\npibench: stopped: everything here was ended\n")
+        assert gone(started)
+        assert driver.report()["kind"] == "PartyFailed"
         assert gone(pids)
 
 

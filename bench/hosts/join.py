@@ -59,6 +59,7 @@ from pibench.links.greeting import Refused, Silent, call, open_port
 from pibench.links.lifeline import GIVEN
 from pibench.links.local import INHERITED, address_of, interface_of, is_loopback, network_of
 from pibench.links.shapers import Shaper
+from pibench.models.interrupt import ENDING, remembering, status_of
 from pibench.parties.messages import receive, send
 from pibench.parties.processes import Supervisor, start_worker
 from pibench.store import provenance
@@ -345,18 +346,19 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command; returns its exit status: 128 and its number for a signal that ends it."""
     chosen = _arguments(argv)
     try:
-        if under_torchrun():
-            chosen.host, chosen.port = driver_address(chosen.timeout)
-        groups = join(chosen.host, chosen.port, chosen.token, chosen.listen, chosen.timeout, _say)
+        with remembering(*ENDING):
+            if under_torchrun():
+                chosen.host, chosen.port = driver_address(chosen.timeout)
+            groups = join(chosen.host, chosen.port, chosen.token, chosen.listen, chosen.timeout, _say)
     except (JoinFailed, RemoteFailed) as error:
         _say(str(error))
         return 1
-    except KeyboardInterrupt:
-        _say("interrupted; everything here was ended")
-        return 130
+    except KeyboardInterrupt as error:
+        _say("stopped: everything here was ended")
+        return status_of(error)
     _say(f"the driver is done: {groups} groups of parties were served")
     return 0
 
