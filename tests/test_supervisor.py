@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from accidents import alive, gone
 
 from pibench.links.lifeline import GIVEN, LIFELINE
 from pibench.parties import processes
+from pibench.parties.driver import Parties
 from pibench.parties.processes import Supervisor
 from pibench.parties.supervisor import PREFIX
 
@@ -256,3 +260,39 @@ def test_closed_standard_streams_stay_apart_from_connections(tmp_path):
     command = ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script]
     subprocess.run([*command, str(tmp_path / "said")], check=True, timeout=30)
     assert (tmp_path / "said").read_text() == "(b'here', 0, True)"
+
+
+# A process that may hardly open a file more.
+
+
+@contextmanager
+def room_for(files: int) -> Iterator[None]:
+    """Lets this process open only so many files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = (number for number in range(soft) if not os.path.lexists(f"/dev/fd/{number}"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, files, None)), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("files", [0, 1, 2, 5, 10, 20, 40])
+def test_a_process_without_room_for_files_is_told_so_before_anything_starts(files):
+    """Otherwise it says that there is no temporary directory, or that a process ended."""
+    with (
+        pytest.raises(OSError, match=r"of \d+ open files only .* raise the limit \(ulimit -n"),
+        room_for(files),
+    ):
+        Supervisor()
+
+
+def test_a_supervisor_starts_processes_when_there_is_just_enough_room(tmp_path):
+    with room_for(processes.DESCRIPTORS), Supervisor() as owner:
+        assert owner.start([sys.executable, "-c", "pass"], tmp_path / "log").wait(20) == 0
+
+
+def test_a_driver_that_has_no_room_for_files_is_told_so_before_it_loads():
+    parties = Parties()
+    with pytest.raises(OSError, match="open files"), room_for(3):
+        parties.load(torch.nn.ReLU(), torch.ones(1, 3))

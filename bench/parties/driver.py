@@ -32,6 +32,7 @@ from pibench.links.shapers import Elsewhere, Place
 from pibench.parties.group import Group, PartyFailed
 from pibench.parties.judge import judge, judge_answer
 from pibench.parties.memory import available_memory
+from pibench.parties.processes import DESCRIPTORS_OF_A_LOAD, demand_descriptors
 from pibench.program.capture import answer_of, plain
 from pibench.program.guard import demand_faithful, exact_answer, widest
 from pibench.program.lower import VALUE_LIMIT, ExportError, Lowered, lower
@@ -235,8 +236,10 @@ class Parties:
         `output` chooses one of several outputs, by its number or its name. `set_up` then holds the cost,
         and `lowered` the program. Raises ExportError when the model cannot be run (see
         `pibench.program.lower`) or when fixed point spoils its answers (see `pibench.program.guard`); the
-        processes then receive nothing. A smaller loss is a PrecisionWarning.
+        processes then receive nothing. A smaller loss is a PrecisionWarning. Raises OSError when this process
+        may hardly open a file more: what captures a network is imported here.
         """
+        demand_descriptors(DESCRIPTORS_OF_A_LOAD)
         lowered = lower(model, example, output)
         wide = widest(plain(example, "the example"))
         exact = exact_answer(lowered, wide)

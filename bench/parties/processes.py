@@ -5,9 +5,11 @@ A supervisor (`pibench.parties.supervisor`) owns them and their folder. This mod
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
+import resource
 import shutil
 import signal
 import socket
@@ -34,8 +36,33 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+DESCRIPTORS = 64
+"""Files that a group may need to open: a driver's connections, and what torch and gloo open in a party."""
+DESCRIPTORS_OF_A_LOAD = 16
+"""Files that the driver may need to open at once to import what captures a network."""
 ANSWER_S = 30.0  # for a supervisor on a busy machine to start and to answer
 END_S = 10.0  # for it to end processes that hold gigabytes; it is killed then
+
+
+def demand_descriptors(needed: int = DESCRIPTORS) -> None:
+    """Raises OSError unless this process may open `needed` files more.
+
+    Without it a shared library, a source that is imported or a child meets the limit, and each says so in its
+    own way or not at all.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        others = [number for number in map(int, os.listdir("/dev/fd")) if number < most]
+        left = most - len(others) + 1  # one was the folder's own
+    except OSError as error:
+        if error.errno != errno.EMFILE:  # nobody can tell here
+            return
+        left = 0
+    if most != resource.RLIM_INFINITY and left < needed:
+        raise OSError(
+            f"of {most} open files only {left} are left to this process, and parties need up to "
+            f"{needed}: close some, or raise the limit (ulimit -n 1024)"
+        )
 
 
 class Process:
@@ -75,6 +102,7 @@ class Supervisor:
     """
 
     def __init__(self) -> None:
+        demand_descriptors()
         # A socket must not take the place of a standard stream that is closed: torch writes there.
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
