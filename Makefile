@@ -47,7 +47,7 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
 
-# Does the worst to everything, hundreds of faults in under 15 minutes, and writes docs/results/faults.md.
+# Does the worst to everything, more than 500 faults in under 15 minutes, and writes docs/results/faults.md.
 # FAULTS="--seed 7 --kinds kill" chooses; FAULTS="--only ID" carries out one again; FAULTS=--short takes a minute.
 faults: .venv
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)

@@ -84,7 +84,7 @@ def test_what_was_left_is_named_and_ended(outcomes):
 
 def test_a_hang_tells_where_it_was_and_others_go_on(outcomes):
     hung = outcomes[planted("hang", length=60, seconds=1.0).id]
-    assert 1.0 <= hung.seconds < 5
+    assert hung.fault.limit_s <= hung.seconds < 3 * hung.fault.limit_s
     assert "in hang" in hung.observed.said
 
 
@@ -98,6 +98,26 @@ def test_faults_that_share_a_process_go_on_in_a_new_one_after_its_end():
 
 def test_nothing_is_begun_after_the_time_is_over():
     assert run([planted("answer", given=2)], 5, limit_s=0.0, modules=()) == []
+
+
+def test_a_fault_that_lasts_too_long_when_the_time_is_over_is_ended(monkeypatch):
+    monkeypatch.setattr("faults.runner.LAST_S", 0.5)
+    started = time.monotonic()
+    assert run([planted("hang", length=60, seconds=30)], 5, limit_s=0.5, modules=()) == []
+    assert time.monotonic() - started < 25
+
+
+def test_a_campaign_that_tries_nothing_or_finds_a_failure_does_not_pass(monkeypatch, capsys):
+    def ends(outcomes):
+        monkeypatch.setattr("faults.runner.run", lambda *_: outcomes)
+        return main(["--short"])
+
+    good, bad = (
+        Outcome(planted("answer", given=2), Observed(answered=True, right=right), verdict, 0.1)
+        for right, verdict in ((True, Verdict.RIGHT), (False, Verdict.WRONG))
+    )
+    assert [ends([]), ends([good]), ends([good, bad])] == [1, 0, 1]
+    assert "2 faults tried, 1 survived" in capsys.readouterr().out
 
 
 def test_a_lane_that_is_ended_takes_everything_along(tmp_path):
@@ -269,6 +289,19 @@ def test_a_part_is_chosen_by_kinds_engines_and_ids():
     assert short == campaign.shortened(faults, 3) != campaign.shortened(faults, 4)
 
 
+def test_a_sample_has_the_same_share_of_every_kind():
+    faults = campaign.all_faults(3)
+    some = campaign.sampled(faults, 3)
+    assert 500 <= len(some) < 650
+    assert some == campaign.sampled(faults, 3) != campaign.sampled(faults, 4)
+    assert [fault for fault in faults if fault in some] == some  # those that share a process stay together
+    known, drawn = (Counter((f.kind, f.act, f.engine) for f in part) for part in (faults, some))
+    for group, count in known.items():
+        assert drawn[group] >= min(2, count)
+        assert abs(drawn[group] - count * campaign.SIZE / len(faults)) <= 2
+    assert len(campaign.sampled(faults, 3, len(faults))) == len(faults)
+
+
 def test_the_page_counts_what_was_survived_and_names_what_was_not():
     made = [
         Outcome(planted("answer", given=2), Observed(answered=True, right=True), Verdict.RIGHT, 0.1),
@@ -276,8 +309,8 @@ def test_the_page_counts_what_was_survived_and_names_what_was_not():
             Fault("disk", "a", "x.y", {}, (), "lean"), Observed(message="no | <room>"), Verdict.OBSCURE, 1.0
         ),
     ]
-    text = table.page(made, [planted("row")], 7, 90.0)
-    assert "**2 faults tried, 1 survived.** 1 were not begun in time." in text
+    text = table.page(made, [planted("row")], 2345, 7, 90.0)
+    assert "**2 faults tried, 1 survived.** 1 were not begun in time. The campaign knows 2,345 faults" in text
     assert re.search(r"\| kill \| SIGKILL .* \| 1 \| 1 \| 0 \| 0 \|  \| 1 of 1 \|", text)
     assert re.search(r"\| all \|  \| 2 \| 1 \| 0 \| 1 \| 0 of 1 \| 1 of 1 \|", text)
     assert "- `disk/a/lean`: obscure error; no / &lt;room>" in text

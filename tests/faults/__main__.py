@@ -1,7 +1,7 @@
 """`make faults`: carries out the fault campaign, prints the failures and writes docs/results/faults.md.
 
-make faults                                          # everything; the page is written
-make faults FAULTS="--seed 7 --kinds kill"           # a part, which is only printed
+make faults                                          # a sample of every kind; the page is written
+make faults FAULTS="--seed 7 --kinds kill"           # all faults of one kind, which are only printed
 make faults FAULTS="--only kill/party1-infer-2ms/lean"   # one again, with all that was seen
 """
 
@@ -13,16 +13,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from faults.runner import LANES
 from pibench.models.commands import Parser
 from pibench.models.files import replace_file
+from pibench.models.interrupt import ENDING, remembering, status_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults.md"
-LIMIT_S, SHORT_S = 840.0, 60.0
+LIMIT_S, SHORT_S, ALL_S = 800.0, 60.0, 7200.0
+"""Seconds after which no fault is begun; the last may take a minute more."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    from faults.campaign import KINDS
+    from faults.campaign import KINDS, SIZE
 
     parser = Parser(
         prog="python -m faults", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -35,37 +38,61 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", metavar="ID", default=[], help="these faults, or all below an id"
     )
+    parser.add_argument("--size", type=int, default=SIZE, help=f"faults of the sample (default {SIZE})")
+    parser.add_argument("--all", action="store_true", help="every fault (an hour)")
     parser.add_argument("--short", action="store_true", help=f"a few of each kind, in {SHORT_S:g} s")
-    parser.add_argument("--lanes", type=int, default=3, help="faults at once (default 3: most wait)")
     parser.add_argument(
-        "--limit", type=float, metavar="S", help=f"begin none after S s (default {LIMIT_S:g})"
+        "--lanes", type=int, default=LANES, help=f"faults at once (default {LANES}: most wait)"
     )
     parser.add_argument(
-        "--page", type=Path, help="write the page here (default: for all faults, docs/results)"
+        "--limit",
+        type=float,
+        metavar="S",
+        help=f"begin none after S s (default {LIMIT_S:g}, of a chosen part or all {ALL_S:g})",
+    )
+    parser.add_argument(
+        "--page", type=Path, help="write the page here (default: docs/results/, not for a chosen part)"
     )
     parser.add_argument("--list", action="store_true", help="only print the ids")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line; returns 1 if a fault was not survived or, of all, not begun."""
+    """Runs from the command line.
+
+    It returns 1 if a fault was not survived or, but for the short part, not begun; 128 and its number for a
+    signal that ends it.
+    """
     if sys.platform != "linux":
         print("the fault campaign needs Linux: it adopts and limits processes as only Linux can")
         return 2
     options = arguments(argv)
+    try:
+        with remembering(*ENDING):
+            return _campaign(options)
+    except KeyboardInterrupt as error:
+        print("stopped: nothing is left of the campaign, and no page is written")
+        return status_of(error)
+
+
+def _campaign(options: argparse.Namespace) -> int:
     from faults import table
-    from faults.campaign import all_faults, chosen, shortened
+    from faults.campaign import all_faults, chosen, sampled, shortened
     from faults.fault import Outcome
     from faults.runner import run
 
-    whole = not (options.kinds or options.engines or options.only or options.short)
-    faults = chosen(all_faults(options.seed), options.kinds, options.engines, options.only)
+    part = bool(options.kinds or options.engines or options.only)
+    known = all_faults(options.seed)
+    faults = chosen(known, options.kinds, options.engines, options.only)
     if options.short:
         faults = shortened(faults, options.seed)
+    elif not part and not options.all:
+        faults = sampled(faults, options.seed, options.size)
     if options.list or not faults:
         print("\n".join(fault.id for fault in faults) or "no fault has such an id: --list shows them")
         return 0 if faults else 2
-    limit_s = options.limit or (SHORT_S if options.short else LIMIT_S)
+    usual_s = SHORT_S if options.short else ALL_S if part or options.all else LIMIT_S
+    limit_s = usual_s if options.limit is None else options.limit
     started, done = time.monotonic(), [0]
 
     def say(outcome: Outcome) -> None:
@@ -82,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes = run(faults, options.seed, max(1, options.lanes), limit_s, say)
     tried = {outcome.fault.id for outcome in outcomes}
     untried = [fault for fault in faults if fault.id not in tried]
-    text = table.page(outcomes, untried, options.seed, time.monotonic() - started)
-    place = options.page or (PAGE if whole else None)
+    text = table.page(outcomes, untried, len(known), options.seed, time.monotonic() - started)
+    place = options.page or (None if part or options.short else PAGE)
     if place is None:
         print(table.by_kind(outcomes), table.by_verdict(outcomes), sep="\n\n")
     else:
@@ -91,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{place}: the page")
     survived = sum(outcome.verdict.survived for outcome in outcomes)
     print(f"{len(outcomes)} faults tried, {survived} survived, {len(untried)} not begun")
-    return int(survived < len(outcomes) or (bool(untried) and not options.short))
+    left_out = bool(untried) and not options.short
+    return int(survived < len(outcomes) or left_out or not outcomes)
 
 
 if __name__ == "__main__":

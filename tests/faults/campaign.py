@@ -43,6 +43,8 @@ FAMILIES: tuple[Callable[[int], Iterator[Fault]], ...] = (
     *(numbers.faults, arguments.faults, places.faults, files.faults),
 )
 """Those whose faults wait for processes come first, so that both lanes end at about the same time."""
+SIZE = 560
+"""Faults of a usual campaign."""
 SHORT = 2
 """Faults of each kind, act and engine that the short part takes, before its time is over."""
 
@@ -69,11 +71,30 @@ def chosen(
     ]
 
 
+def sampled(faults: Sequence[Fault], seed: int, size: int = SIZE) -> list[Fault]:
+    """Returns about `size` faults, drawn by the seed: of every kind, act and engine the same share.
+
+    It takes at least two of each, or all that there are.
+    """
+    groups, draw = _groups(faults), random.Random(seed)
+    share = size / max(1, len(faults))
+    counts = [min(len(group), max(SHORT, round(share * len(group)))) for group in groups]
+    taken = {
+        fault.id for group, many in zip(groups, counts, strict=True) for fault in draw.sample(group, many)
+    }
+    return [fault for fault in faults if fault.id in taken]
+
+
 def shortened(faults: Sequence[Fault], seed: int) -> list[Fault]:
     """Returns a few faults of every kind, act and engine, drawn by the seed, one round after the other."""
+    draw = random.Random(seed)
+    drawn = [draw.sample(group, min(SHORT, len(group))) for group in _groups(faults)]
+    return [group[turn] for turn in range(SHORT) for group in drawn if turn < len(group)]
+
+
+def _groups(faults: Sequence[Fault]) -> list[list[Fault]]:
+    """Returns the faults by kind, act and engine."""
     groups: dict[tuple[str, str, str], list[Fault]] = {}
     for fault in faults:
         groups.setdefault((fault.kind, fault.act, fault.engine), []).append(fault)
-    draw = random.Random(seed)
-    drawn = [draw.sample(group, min(SHORT, len(group))) for group in groups.values()]
-    return [group[turn] for turn in range(SHORT) for group in drawn if turn < len(group)]
+    return list(groups.values())

@@ -286,7 +286,7 @@ def temporary(stage: Stage, engine: str, free: int) -> Observed:
     tempfile.tempdir = None
 
     def work() -> Any:
-        with narrow, forked_workers(), Parties(engine=engine, timeout_s=8) as parties:
+        with narrow, forked_workers(), Parties(engine=engine, timeout_s=40) as parties:
             parties.load(block(), images)
             parties.prepare(1)
             return parties.infer(images[:1])

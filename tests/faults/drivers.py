@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from accidents import descendants
 from results_factory import make_row
 
-from faults.fault import Fault, Observed
+from faults.fault import PATIENCE, Fault, Observed
 from faults.forked import forked_workers
 from faults.numbers import block, noise
 from faults.stage import ANSWER_S, Stage, survivors
+from pibench.hosts.remote import Remote
 from pibench.parties.driver import Parties
 from pibench.store.results import Store, read_rows
 
 ENDINGS = {"kill": "SIGKILL", "terminate": "SIGTERM", "hangup": "SIGHUP", "interrupt": "SIGINT"}
 MOMENTS = {"starting": (0.1,), "started": (0.0,), "running": (0.05,)}
 """What a driver has said when it is ended, and how many seconds later that is."""
+TOKEN = "a token that only the campaign knows"
 LINKS = {"loopback": "loopback", "relay": "200Mbit/1ms"}
 COMMANDS = {
     "run-lean": ("run", "resnet20:width=2", "--engine", "lean", "--rounds", "40"),
@@ -60,6 +64,13 @@ def faults(seed: int) -> Iterator[Fault]:
                     seconds=30.0,
                 )
 
+    for ending in ENDINGS:
+        for moment in ("waiting", "serving"):
+            kind = "kill" if ending == "kill" else "interrupt"
+            yield Fault(kind, f"guest-{moment}-{ending}", "drivers.guest_ended",
+                        {"ending": ending, "moment": moment}, ("everything here was ended",), "lean",
+                        60.0)  # fmt: skip
+
 
 def _drive(engine: str, link: str, extra: str) -> None:
     """A driver as a user writes it: it says what it does, and goes on until it is ended."""
@@ -91,7 +102,7 @@ def ended(
     """A driver is ended: its processes are gone soon, its folder at the next start at the latest."""
     how = getattr(signal, ENDINGS[ending])
     driver = stage.fork(lambda: _drive(engine, link, extra), "driver")
-    if driver.await_line(moment, 40) is None:
+    if driver.await_line(moment, 40 * PATIENCE) is None:
         driver.end()
         return Observed(broken=f"the driver never said {moment!r}: {driver.said()[-1500:]}")
     time.sleep(delay)
@@ -101,14 +112,73 @@ def ended(
         driver.end()
         return Observed(hung=True, said=driver.said()[-2000:])
     told = next((line for line in driver.told() if line.startswith("started")), "started")
-    left = survivors([int(word) for word in told.split()[1:]], ANSWER_S if extra != "child" else 8.0)
-    with forked_workers(), Parties(engine=engine, timeout_s=10):
+    left = survivors([int(word) for word in told.split()[1:]], ANSWER_S)
+    with forked_workers(), Parties(engine=engine, timeout_s=60):
         pass  # the next start sweeps what a dead driver left
     left += tuple(f"TMPDIR/{name}" for name in stage.temporary())
     observed = Observed(answered=True, right=True, left=left, said=driver.said()[-2000:])
     if code not in (-how, 128 + how):
         return replace(observed, answered=False, message=f"exit status {code} after {ENDINGS[ending]}")
     return observed
+
+
+def _drive_with_a_guest(port: int) -> None:
+    """A driver whose party 1 runs on another host; it ends when that host is lost."""
+    images = noise(2, 3, 8, 8)
+    remote = Remote("127.0.0.1", port, TOKEN, timeout_s=60, say=lambda line: None)
+    with remote, Parties(engine="lean", remote=remote, timeout_s=60) as parties:
+        parties.load(block(), images)
+        print("started", *parties.pids, flush=True)
+        while True:
+            parties.prepare(1)
+            parties.infer(images[:1])
+
+
+def guest_ended(stage: Stage, ending: str, moment: str) -> Observed:
+    """The command on the other host is ended while it waits for a driver or serves one.
+
+    Its processes and those of the driver are gone soon, and both ends of the pair say why.
+    """
+    how = getattr(signal, ENDINGS[ending])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def join() -> None:
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_DFL)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "PIBENCH_TOKEN": TOKEN}
+
+    guest = stage.command("--timeout", "60", module="pibench.hosts.join", before=join, name="guest")
+    pids: list[int] = []
+    if moment == "serving":
+        driver = stage.fork(lambda: _drive_with_a_guest(port), "driver")
+        if (told := driver.await_line("started", 40 * PATIENCE)) is None:
+            driver.end()
+            guest.end()
+            return Observed(broken=f"the driver never started: {driver.said()[-1500:]}")
+        pids = [*map(int, told.split()[1:]), *descendants(guest.pid)]
+    else:
+        time.sleep(0.5)
+    guest.send(how)
+    code = guest.wait(ANSWER_S)
+    if code is None:
+        guest.end()
+        return Observed(hung=True, said=guest.said()[-2000:])
+    left = survivors(pids)
+    if moment == "serving":
+        if driver.wait(ANSWER_S) is None:
+            driver.end()
+            return Observed(hung=True, said=driver.said()[-2000:])
+        if "PartyFailed" not in driver.said():
+            return Observed(message=driver.said())
+    with forked_workers(), Parties(engine="lean", timeout_s=60):
+        pass  # the next start sweeps what a killed command left
+    left += tuple(f"TMPDIR/{name}" for name in stage.temporary())
+    if how == signal.SIGKILL and code == -how:
+        return Observed(answered=True, right=True, left=left)
+    if code != 128 + how:
+        return Observed(message=f"exit status {code} after {ENDINGS[ending]}", left=left)
+    return Observed(message=guest.said(), left=left)
 
 
 def interrupted(stage: Stage, command: str, ending: str, seconds: float) -> Observed:

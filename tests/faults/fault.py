@@ -10,6 +10,8 @@ from typing import Any
 
 ID = re.compile(r"[a-z]+/[a-z0-9.+-]+/[a-z0-9-]+")
 NO_ENGINE = "none"
+PATIENCE = 4.0
+"""What a busy machine may take longer than an idle one, before a fault counts as a hang."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Fault:
     """A fault: what is done (`act`, a function of a family's module, with plain `arguments`) and to whom.
 
     `kind`, `name` and `engine` are its id. A clear error holds a match of one of the expressions `names`. The
-    act has `seconds`. Faults that follow each other with the same `together` share a process, and so the
-    parties in it.
+    act has `seconds` on an idle machine. Faults that follow each other with the same `together` share a
+    process, and so the parties in it.
     """
 
     kind: str
@@ -34,6 +36,11 @@ class Fault:
     def id(self) -> str:
         """The name by which one fault is carried out again."""
         return f"{self.kind}/{self.name}/{self.engine}"
+
+    @property
+    def limit_s(self) -> float:
+        """The seconds after which it counts as a hang."""
+        return PATIENCE * self.seconds
 
 
 class Verdict(StrEnum):
@@ -94,7 +101,7 @@ class Outcome:
         seen = self.observed
         text = {
             Verdict.WRONG: "an answer that is not the true one, without a word",
-            Verdict.HANG: f"no end within {self.fault.seconds:g} s",
+            Verdict.HANG: f"no end within {self.fault.limit_s:g} s",
             Verdict.LEFT: ", ".join(seen.left),
             Verdict.LOST: ", ".join(seen.lost),
             Verdict.OBSCURE: seen.died or f"{seen.raised}: {seen.message}".strip(": "),

@@ -32,13 +32,13 @@ from faults.fault import Fault, Observed
 from faults.stage import Stage, command_of, redirect
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-GRACE_S = 5.0
-"""Seconds in which the processes of a fault must be gone after it."""
+GRACE_S = 20.0
+"""Seconds in which the processes of a fault must be gone after it, on a machine that is busy."""
 CACHES = ("torchinductor_", "matplotlib-", "pibench-kernels-")
 """Folders in TMPDIR that are made once for a user and kept."""
 SPARE_BYTES = 5 << 30
 """Bytes of address space that a process of a fault may take in addition to what its lane has."""
-CLOSE_S = 10.0
+CLOSE_S = 30.0
 """Seconds in which a process ends that has carried out its faults."""
 RUNNING = "running"
 
@@ -170,7 +170,7 @@ def _in_one_process(faults: Sequence[Fault], seed: int, folder: Path) -> list[tu
                 line, text = text.split(b"\n", 1)
                 observed = _observed(json.loads(line))
                 break
-            left = started + fault.seconds - time.monotonic()
+            left = started + fault.limit_s - time.monotonic()
             if left <= 0:
                 observed = Observed(hung=True)
             elif select.select([ours], [], [], min(left, 0.5))[0]:

@@ -12,17 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from faults.fault import Fault, Observed
+from results_factory import make_row
+
+from faults.fault import PATIENCE, Fault, Observed
 from faults.forked import forked_workers
 from faults.numbers import block, is_right, noise, truth
 from faults.stage import ROOT, Stage
 from pibench.parties.driver import Parties
+from pibench.store.results import Store
 
 TEMPORARY = ("#", "?", "%41", "a b", "é", "'", "\\", "a;b", "a&b", ":", "~", "$HOME", "-x", "\n", "long")
 """Names of the folder that TMPDIR names."""
 NOWHERE = ("absent", "file", "readonly")
 STREAMS = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&-", "full": ">/dev/full"}
 COMMANDS = {"list": ("list",), "cost": ("cost", "resnet20:width=1"), "help": ("--help",)}
+FEW = (5, 8, 12, 16, 24, 32, 64)
+"""Open files that a command may have, those with which it starts included."""
 VARIABLES = {
     "numba-threads": {"NUMBA_NUM_THREADS": "0"},
     "omp-threads": {"OMP_NUM_THREADS": "0"},
@@ -96,6 +101,10 @@ def faults(seed: int) -> Iterator[Fault]:
         for stream in STREAMS:
             yield Fault("place", f"{stream}-closed-{command}", "places.closed",
                         {"command": command, "stream": stream}, (".",), seconds=40.0)  # fmt: skip
+    for command in (*COMMANDS, "run", "report"):
+        for few in FEW:
+            yield Fault("descriptors", f"{command}-command-{few}", "places.few_files",
+                        {"command": command, "few": few}, ("open files",), seconds=50.0)  # fmt: skip
     for name in VARIABLES:
         yield Fault("place", f"variable-{name}", "places.variable", {"name": name},
                     (*VARIABLES[name], "token", "interface"), seconds=60.0)  # fmt: skip
@@ -121,7 +130,7 @@ def temporary(stage: Stage, engine: str, name: str) -> Observed:
     stray: set[str] = set()
 
     def work() -> Any:
-        with forked_workers(), Parties(engine=engine, timeout_s=10) as parties:
+        with forked_workers(), Parties(engine=engine, timeout_s=60) as parties:
             parties.load(block(), images)
             stray.update(entry.name for entry in stage.folder.iterdir())
             parties.prepare(1)
@@ -140,7 +149,7 @@ def _started(words: list[str], **variables: str) -> Observed:
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=55,
+        timeout=55 * PATIENCE,
         env=os.environ | {"PYTHONPATH": str(ROOT / "tests")} | variables,
     )
     if run.returncode < 0:
@@ -156,6 +165,19 @@ def closed(stage: Stage, command: str, stream: str) -> Observed:
     return _started(["sh", "-c", words])
 
 
+def few_files(stage: Stage, command: str, few: int) -> Observed:
+    """A command is started that may hardly open a file."""
+    results = stage.folder / "results"
+    given = {
+        "run": ("run", "resnet20:width=1", "--engine", "lean", "--rounds", "1", "--results", str(results)),
+        "report": ("report", "--results", str(results), "--quiet"),
+    }
+    if command == "report":
+        Store(results / "bench.json").add(make_row("baseline", "lean"))
+    words = [sys.executable, "-m", "pibench.cli", *(COMMANDS | given)[command]]
+    return _started(["sh", "-c", f'ulimit -n {few}; exec "$@"', "sh", *words])
+
+
 def variable(stage: Stage, name: str) -> Observed:
     """A variable of the environment has an odd value when parties are started as a user starts them."""
     script = stage.folder / "drive.py"
@@ -165,6 +187,7 @@ def variable(stage: Stage, name: str) -> Observed:
             import torch
             from networks import Block
             from pibench.parties.driver import Parties
+from pibench.store.results import Store
             model, images = Block().eval(), torch.randn(2, 3, 8, 8)
             with Parties(engine="lean", timeout_s=30) as parties:
                 parties.load(model, images)

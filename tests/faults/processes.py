@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ SOFTER = {"terminate": signal.SIGTERM, "abort": signal.SIGABRT, "segfault": sign
 MEMORY = {"none": 0, "16m": 1 << 24}
 """What a party may still take of memory."""
 THREADS = ("thread", "parties", "prepared")
-DESCRIPTORS = (0, 1, 2, 4, 8, 16)
-"""Files that the driver may still open."""
+DESCRIPTORS = (0, 1, 2, 4, 8, 16, 32, 64, 80)
+"""Files that the driver may still open, from the start or from `load` on."""
 
 
 def faults(seed: int) -> Iterator[Fault]:
@@ -69,12 +69,11 @@ def faults(seed: int) -> Iterator[Fault]:
                         (*NAMES, "memory"),
                         engine,
                     )
-        for room in DESCRIPTORS:
-            yield Fault(
-                *("descriptors", f"start-{room}", "processes.crowded", {"engine": engine, "room": room}),
-                ("open files", "descriptor", *NAMES),
-                engine,
-            )
+        for moment in ("start", "load"):
+            for room in DESCRIPTORS:
+                arguments = {"engine": engine, "moment": moment, "room": room}
+                yield Fault("descriptors", f"{moment}-{room}", "processes.crowded", arguments,
+                            ("open files", "descriptor", *NAMES), engine)  # fmt: skip
         for victim in VICTIMS[engine]:
             for moment in ("load", "prepare", "infer"):
                 yield Fault(
@@ -217,17 +216,22 @@ def _virtual(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def crowded(stage: Stage, engine: str, room: int) -> Observed:
-    """The driver, and what it starts, may open only so many further files."""
+def crowded(stage: Stage, engine: str, moment: str, room: int) -> Observed:
+    """The driver, and what it starts from then on, may open only so many further files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    parties = Parties(engine=engine, timeout_s=TIMEOUT_S)
     images = noise(2, 3, 8, 8)
     exact = truth(block(), images[:1])
-    life = lived(parties, lambda _: nullcontext(), images)
+
+    @contextmanager
+    def around(now: str) -> Iterator[None]:
+        if now == moment:
+            used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + room, hard))
+        yield
+
+    life = lived(Parties(engine=engine, timeout_s=TIMEOUT_S), around, images)
 
     def work() -> Tensor:
-        used = max(map(int, os.listdir("/proc/self/fd"))) + 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + room, hard))
         try:
             return life()
         finally:
@@ -241,7 +245,7 @@ def two_threads(stage: Stage, engine: str, count: int) -> Observed:
     images = noise(2, 3, 8, 8)
     exact = truth(block(), images[:1])
     seen: list[Observed] = []
-    with forked_workers(), Parties(engine=engine, timeout_s=TIMEOUT_S) as parties:
+    with forked_workers(), Parties(engine=engine, timeout_s=40) as parties:
         parties.load(block(), images)
 
         def use() -> Tensor:

@@ -29,6 +29,10 @@ MODULES = (
     *("pibench.links.relay", "faults.campaign", "faults.forked"),
 )
 """What a lane imports once for all its faults."""
+LAST_S = 75.0
+"""Seconds that the last faults have when no further one is begun."""
+LANES = 5
+"""Faults at once: most of them wait, for processes or for the time that something takes."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MPLBACKEND": "agg"}
 
 
@@ -109,39 +113,49 @@ def batches(faults: Sequence[Fault]) -> list[list[Fault]]:
 def run(
     faults: Sequence[Fault],
     seed: int,
-    lanes: int = 3,
+    lanes: int = LANES,
     limit_s: float = 900.0,
     say: Callable[[Outcome], object] = lambda outcome: None,
     modules: Sequence[str] = MODULES,
 ) -> list[Outcome]:
     """Carries out faults and returns their outcomes, in the order of `faults`.
 
-    After `limit_s` seconds no further one is begun. Whatever happens, lanes and their folders are gone at the
-    end.
+    No further one is begun `limit_s` seconds after a lane is ready. One that has not ended LAST_S later is
+    ended and counts as not begun. Whatever happens, lanes and their folders are gone at the end.
     """
-    deadline = time.monotonic() + limit_s
     waiting: queue.SimpleQueue[list[Fault]] = queue.SimpleQueue()
-    cut = batches(faults)
-    random.Random(seed).shuffle(cut)  # a run that is cut short has tried all kinds
-    for batch in cut:
+    dealt = batches(faults)
+    random.Random(seed).shuffle(dealt)  # a run that is cut short has tried all kinds
+    for batch in dealt:
         waiting.put(batch)
     outcomes: dict[str, Outcome] = {}
     failures: list[BaseException] = []
-    stopped = threading.Event()
+    stopped, cut = threading.Event(), threading.Event()
     open_lanes: list[Lane] = []
+    deadlines: list[float] = []
 
     def serve(folder: Path) -> None:
-        lane, turn = None, 0
+        turn = 0
+
+        def opened() -> Lane:
+            nonlocal turn
+            lane, turn = Lane(folder / f"{turn}", seed, modules), turn + 1
+            open_lanes.append(lane)
+            return lane
+
         try:
+            lane = opened()
+            deadlines.append(deadline := time.monotonic() + limit_s)
             while not stopped.is_set() and time.monotonic() < deadline:
                 try:
                     batch = waiting.get_nowait()
                 except queue.Empty:
                     return
-                if lane is None or not lane.running:
-                    lane, turn = Lane(folder / f"{turn}", seed, modules), turn + 1
-                    open_lanes.append(lane)
+                if not lane.running:
+                    lane = opened()
                 for outcome in lane.carry_out(batch):
+                    if cut.is_set():
+                        return
                     outcomes[outcome.fault.id] = outcome
                     say(outcome)
         except BaseException as error:
@@ -158,6 +172,10 @@ def run(
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)
+                    if deadlines and time.monotonic() > max(deadlines) + LAST_S and not cut.is_set():
+                        cut.set()
+                        for lane in open_lanes:
+                            lane.close()
         finally:
             stopped.set()
             for lane in open_lanes:

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from faults.fault import Observed
+from faults.fault import PATIENCE, Observed
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = (str(ROOT / "bench"), str(ROOT / "models"))
-ANSWER_S = 5.0
+ANSWER_S = 20.0
 """Seconds in which processes are gone and a signal is obeyed, on a machine that is busy."""
 
 
@@ -207,8 +207,8 @@ class Child:
         return None
 
     def observed(self, seconds: float, right: Callable[[], bool] = lambda: True) -> Observed:
-        """Waits for a command and describes how it ended."""
-        code = self.wait(seconds)
+        """Waits for a command, which has `seconds` on an idle machine, and describes how it ended."""
+        code = self.wait(seconds * PATIENCE)
         if code is None:
             self.end()
             return Observed(hung=True, said=self.said()[-2000:])

@@ -17,14 +17,15 @@ INTRODUCTION = (
 )
 
 
-def page(outcomes: Sequence[Outcome], untried: Sequence[Fault], seed: int, seconds: float) -> str:
-    """Returns the page in Markdown."""
+def page(outcomes: Sequence[Outcome], untried: Sequence[Fault], known: int, seed: int, seconds: float) -> str:
+    """Returns the page in Markdown; `known` is the number of faults from which those tried were drawn."""
     survived = sum(outcome.verdict.survived for outcome in outcomes)
     left_out = f" {len(untried)} were not begun in time." if untried else ""
     parts = [
         "# Faults",
         INTRODUCTION,
-        f"**{len(outcomes):,} faults tried, {survived:,} survived.**{left_out}",
+        f"**{len(outcomes):,} faults tried, {survived:,} survived.**{left_out} "
+        f"The campaign knows {known:,} faults. A seed draws the sample: of every kind the same share.",
         by_kind(outcomes),
         by_verdict(outcomes),
         failures(outcomes),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training_setup import tiny_run
 
-from faults.fault import Fault, Observed
+from faults.fault import PATIENCE, Fault, Observed
 from faults.stage import ANSWER_S, Stage
 from pibench.models.training.files import digest
 
@@ -44,7 +44,7 @@ def _writes(folder: Path, name: str) -> Callable[[], None]:
 def _undisturbed(stage: Stage, name: str) -> str:
     """Returns the digest of a training that nobody disturbs, made in a process of its own like the others."""
     child = stage.fork(_writes(stage.folder / "whole", name), "whole")
-    if child.wait(60.0) != 0:
+    if child.wait(60.0 * PATIENCE) != 0:
         raise RuntimeError(child.said())
     return child.told()[-1]
 
