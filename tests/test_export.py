@@ -75,6 +75,9 @@ def test_modules_and_functions_lower_alike():
         (lambda m, x: x.flatten(1), [ir.Flatten]),
         (lambda m, x: torch.mean(x, dim=(-2, -1), keepdim=True), [ir.Mean]),
         (lambda m, x: F.dropout(x, training=m.training).relu(), [ir.Relu]),
+        (lambda m, x: x + torch.ones(8), [ir.Shift]),
+        (lambda m, x: x * torch.full((8,), 0.5), [ir.Affine]),
+        (lambda m, x: x * torch.arange(8, dtype=torch.float32), [ir.Affine]),
     ],
 )
 def test_forms(function, expected):
@@ -186,6 +189,7 @@ def test_refusals_name_the_node_and_the_remedy(function, modules, message):
         (lambda m, x: m.p * m.p, "depends on its input"),
         (lambda m, x: F.conv2d(x, x), "computed kernel|does not fit"),
         (lambda m, x: m.p, "depends on its input"),
+        (lambda m, x: torch.ones(2, 3), "depends on its input"),
         (lambda m, x: x if x.sum() > 0 else -x, r"line \d+ of test_export.py .*depends on values"),
     ],
 )

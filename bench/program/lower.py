@@ -205,7 +205,8 @@ class _Walk:
 
     def _computed(self, node: fx.Node) -> Any:
         """Computes a node that depends only on stored tensors."""
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._plain)
+        args, given = fx.map_arg((node.args, dict(node.kwargs)), self._plain)
+        kwargs = dict(given)  # torch.fx's own dictionary cannot be changed
         if kwargs.get("dtype") in (torch.float32, torch.float16, torch.bfloat16):
             kwargs["dtype"] = torch.float64
         with torch.no_grad():

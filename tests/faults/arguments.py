@@ -164,7 +164,7 @@ def given(stage: Stage, engine: str, table: str, name: str) -> Observed:
 def _right(running: Parties, model: Any, example: Any, images: Any) -> bool:
     """Loads and infers; tells whether the answer is that of the network in its own precision."""
     running.load(model, example)
-    running.prepare(len(images))
+    running.prepare(len(images) if getattr(images, "ndim", 0) else 1)
     answer = running.infer(images)
     kind = next((p.dtype for p in model.parameters()), torch.float32)
     with torch.no_grad():
