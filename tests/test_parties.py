@@ -238,6 +238,11 @@ def test_nothing_loaded():
         ({"count": 2.0}, "not 2.0"),
         ({"engine": "lean", "provider": "TFP"}, "no provider 'TFP'"),
         ({"engine": "lean", "count": 3}, "2 parties, not 3"),
+        ({"engine": ["lean"]}, r"unknown engine \['lean'\]"),
+        ({"provider": ["TTP"]}, r"no provider \['TTP'\]"),
+        ({"provider": {}}, r"no provider \{\}"),
+        ({"link": ["lan"]}, r"a link is a name or a Link, not \['lan'\]"),
+        ({"link": "lan", "shaper": ["netem"]}, r"unknown shaper \['netem'\]"),
     ],
 )
 def test_impossible_settings(arguments, message):

@@ -25,7 +25,7 @@ ENGINES: dict[str, Engine] = {
 
 def engine_named(name: str) -> Engine:
     """Returns the engine of this name; raises ValueError for an unknown name."""
-    if name not in ENGINES:
+    if name not in tuple(ENGINES):  # a list, which has no hash, is refused likewise
         offered = ", ".join(engine.name for engine in ENGINES.values() if engine.offered)
         raise ValueError(f"unknown engine {name!r}; choose one of {offered}")
     return ENGINES[name]

@@ -136,7 +136,7 @@ class Engine:
 
         Raises ValueError for an unknown provider.
         """
-        if provider not in self.providers:
+        if provider not in tuple(self.providers):  # a list, which has no hash, is refused likewise
             raise ValueError(
                 f"the {self.name} engine has no provider {provider!r}; "
                 f"choose one of {', '.join(self.providers)}"

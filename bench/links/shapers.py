@@ -210,8 +210,9 @@ def make_shaper(link: Link, name: str | None = None) -> Shaper:
     Raises ValueError for an unknown name or a shaper that cannot shape, ShaperUnavailable where it is not
     allowed.
     """
-    name = name or ("user-space" if link.shaped else "none")
-    if name not in SHAPERS:
+    if name is None:
+        name = "user-space" if link.shaped else "none"
+    if name not in tuple(SHAPERS):  # a list, which has no hash, is refused likewise
         raise ValueError(f"unknown shaper {name!r}; choose one of {', '.join(SHAPERS)}")
     if link.shaped and name == "none":
         raise ValueError(f"the link {link.name!r} needs a shaper: user-space or netem")

@@ -142,7 +142,7 @@ class Parties:
             )
         self.count = count
         self.engine = engine
-        self.provider = provider or known.provider
+        self.provider = known.provider if provider is None else provider
         self.exact_truncation = known.exact_truncation
         self.steady_traffic = known.steady_traffic
         self.helpers = known.helpers(self.provider)

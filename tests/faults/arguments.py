@@ -111,6 +111,10 @@ SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "link-number": ({"link": 5}, ("link",)),
     "link-huge": ({"link": "1Mbit/1e300ms"}, ("link",)),
     "shaper": ({"link": "lan", "shaper": "magic"}, ("shaper", "link")),
+    "shaper-list": ({"link": "lan", "shaper": ["netem"]}, ("shaper",)),
+    "link-list": ({"link": ["lan"]}, ("link",)),
+    "provider-empty": ({"provider": {}}, ("provider",)),
+    "engine-dict": ({"engine": {}}, ("engine",)),
     "shaper-nothing": ({"shaper": "user-space"}, ("shaper", "link")),
     "remote-text": ({"remote": "10.0.0.1"}, ("remote",)),
     "remote-number": ({"remote": 5}, ("remote",)),
@@ -127,8 +131,9 @@ def faults(seed: int) -> Iterator[Fault]:
     for engine in ENGINES:
         for table, values in (("model", MODELS), ("example", IMAGES), ("images", IMAGES)):
             for name, (_, names) in values.items():
+                named = (*names, "the example") if table == "example" else names
                 yield Fault("argument", f"{table}-{name}", "arguments.given",
-                            {"engine": engine, "table": table, "name": name}, names, engine, 40.0,
+                            {"engine": engine, "table": table, "name": name}, named, engine, 40.0,
                             together=f"{engine} {table}")  # fmt: skip
         for place, _ in enumerate(BATCHES):
             arguments = {"engine": engine, "place": place}

@@ -43,7 +43,7 @@ FAMILIES: tuple[Callable[[int], Iterator[Fault]], ...] = (
     *(numbers.faults, arguments.faults, places.faults, files.faults),
 )
 """Those whose faults wait for processes come first, so that both lanes end at about the same time."""
-SIZE = 560
+SIZE = 800
 """Faults of a usual campaign."""
 SHORT = 2
 """Faults of each kind, act and engine that the short part takes, before its time is over."""

@@ -142,8 +142,8 @@ def temporary(stage: Stage, engine: str, name: str) -> Observed:
     return replace(observed, left=tuple(sorted(left | (stray - before))))
 
 
-def _started(words: list[str], **variables: str) -> Observed:
-    """Runs a command in a new process, as a shell does."""
+def _started(words: list[str], *, ends: str = "", **variables: str) -> Observed:
+    """Runs a command in a new process, as a shell does; a right answer `ends` in this way."""
     run = subprocess.run(
         words,
         capture_output=True,
@@ -155,7 +155,7 @@ def _started(words: list[str], **variables: str) -> Observed:
     if run.returncode < 0:
         return Observed(died=f"the command died by signal {-run.returncode}")
     if run.returncode == 0 and "Traceback" not in run.stderr:
-        return Observed(answered=True, right=True)
+        return Observed(answered=True, right=run.stdout.endswith(ends))
     return Observed(message=run.stderr or run.stdout or f"exit status {run.returncode} without a word")
 
 
@@ -187,7 +187,6 @@ def variable(stage: Stage, name: str) -> Observed:
             import torch
             from networks import Block
             from pibench.parties.driver import Parties
-from pibench.store.results import Store
             model, images = Block().eval(), torch.randn(2, 3, 8, 8)
             with Parties(engine="lean", timeout_s=30) as parties:
                 parties.load(model, images)
@@ -197,10 +196,9 @@ from pibench.store.results import Store
             """
         )
     )
-    code = [sys.executable, str(script)]
     if name in ("latin", "ascii", "dumb"):
-        code = [sys.executable, "-m", "pibench.cli", "list"]
-    return _started(code, **VARIABLES[name])
+        return _started([sys.executable, "-m", "pibench.cli", "list"], **VARIABLES[name])
+    return _started([sys.executable, str(script)], ends="right\n", **VARIABLES[name])
 
 
 def user(stage: Stage, name: str) -> Observed:
