@@ -58,7 +58,7 @@ MODELS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "no-outputs": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 0)), ("0", "output")),
     "empty": (lambda: Apply(lambda m, x: x[:, :0]), ("0", "empty", "output")),
     "two-outputs": (lambda: Apply(lambda m, x: (x, x)), ("output",)),
-    "none": (lambda: Apply(lambda m, x: None), ("None", "output")),
+    "none": (lambda: Apply(lambda m, x: None), ("None", "must return one tensor")),
     "constant": (lambda: Apply(lambda m, x: torch.ones(2, 3)), ("input", "output", "constant", "batch")),
     "beyond": (lambda: Apply(lambda m, x: x * 2.0**70), ("2\\^",)),
     "random": (lambda: Apply(lambda m, x: x + torch.rand(())), ("rand", "forward")),
