@@ -109,7 +109,7 @@ def faults(seed: int) -> Iterator[Fault]:
         yield Fault("place", f"variable-{name}", "places.variable", {"name": name},
                     (*VARIABLES[name], "token", "interface"), seconds=60.0)  # fmt: skip
     for name in USERS:
-        names = (r"net\.py", "make", "a fault of mine")
+        names = (r"net\.py", "make", "a fault of mine", r"1\.weight")
         yield Fault("place", f"network-{name}", "places.user", {"name": name}, names, seconds=60.0)
 
 
