@@ -138,21 +138,28 @@ def _slots(n: int, encryptor: int, factors: int = 1) -> Price:
     )
 
 
-TRIPLES = _slots(DEGREE, 1)
-"""The price of a stock of Beaver's triples, for half as many products as a polynomial has coefficients."""
+TRIPLES, TRIPLES_STOCK = _slots(DEGREE, 1), DEGREE // 2
+"""The price of a stock of Beaver's triples, and for how many products it lasts."""
+
+
+def triples(primitive: Primitive) -> int:
+    """Returns how many of Beaver's triples a primitive takes from the stock."""
+    match primitive:
+        case ValueProduct(count=n, owners=("both", "both")) if n < 2 * DEGREE:
+            return n
+    return 0
 
 
 def _product(n: int) -> Price:
     """Returns the price of n products of two shared values.
 
-    Many are two halves, of which each party encrypts the factors of one. Few take Beaver's triples, which are
-    made in stocks of half a polynomial.
+    Many are two halves, of which each party encrypts the factors of one. Few take Beaver's triples.
     """
     if n >= 2 * DEGREE:
         half = n // 2
         both = _slots(half, 0, 2) + _slots(n - half, 1, 2)
         return Price(both.sent, both.messages, 2)
-    return TRIPLES * (n / (DEGREE // 2)) + _from(0, 2 * WORD * n) + _from(1, 2 * WORD * n) + _hops(1)
+    return _from(0, 2 * WORD * n) + _from(1, 2 * WORD * n) + _hops(1)
 
 
 # Oblivious transfers.
@@ -241,7 +248,9 @@ def prices(made: list[Primitive], refills: bool = True) -> list[Price]:
     found = []
     for primitive in made:
         price = _price(primitive)
-        for refill, taken in zip(REFILL, transfers(primitive), strict=True):
-            price += refill * (taken / STOCK if refills else 0)
+        if refills:
+            price += TRIPLES * (triples(primitive) / TRIPLES_STOCK)
+            for refill, taken in zip(REFILL, transfers(primitive), strict=True):
+                price += refill * (taken / STOCK)
         found.append(price)
     return found
