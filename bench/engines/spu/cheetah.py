@@ -226,7 +226,11 @@ def _price(primitive: Primitive) -> Price:
     match primitive:
         case MatrixProduct():
             parts = [_matrix_product(tile) for tile in primitive.tiles(WORD)]
-            return sum(parts[1:], parts[0])
+            price = sum(parts[1:], parts[0])
+            if primitive.shared:  # each party's share of the weights with the other's share of the value
+                both = price + Price(price.sent[::-1], price.messages[::-1], 0)
+                return Price(both.sent, both.messages, price.hops)
+            return price
         case WeightProduct():
             return _slots(primitive.count, 0)
         case ValueProduct(count=n, owners=("both", "both")):

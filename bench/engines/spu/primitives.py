@@ -33,11 +33,15 @@ TILE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class MatrixProduct:
-    """A value [rows, inner] times stored weights [inner, columns], not truncated."""
+    """A value [rows, inner] times stored weights [inner, columns], not truncated.
+
+    `shared` weights are those of a dilated kernel: SPU fills it with a shared zero, so no party holds it.
+    """
 
     rows: int
     inner: int
     columns: int
+    shared: bool = False
 
     def tiles(self, word: int) -> list[MatrixProduct]:
         """Returns the parts that SPU multiplies one after another; `word` is the bytes of a value's share.
@@ -63,7 +67,7 @@ class MatrixProduct:
             [min(step, whole - start) for start in range(0, whole, step)]
             for whole, step in zip((rows, inner, columns), steps, strict=True)
         ]
-        return [MatrixProduct(*each) for each in product(*cut)]
+        return [MatrixProduct(*each, self.shared) for each in product(*cut)]
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,11 @@ def _(op: ir.Convolution, step: ir.Step, batch: int, owners: Owners) -> list[Pri
     groups = 1 if op.groups == inputs else op.groups
     kernel = [d * (k - 1) + 1 for d, k in zip(op.dilation, op.weight_shape[2:], strict=True)]
     window = inputs // groups * prod(kernel)
-    padded = any(op.padding) or kernel != list(op.weight_shape[2:])
+    dilated = kernel != list(op.weight_shape[2:])
+    padded = any(op.padding) or dilated
     return [
         *([ZERO] if padded else []),
-        *(groups * [MatrixProduct(batch * high * wide, window, outputs // groups)]),
+        *(groups * [MatrixProduct(batch * high * wide, window, outputs // groups, dilated)]),
         *(groups * [Truncation(batch * step.size // groups, "both")]),
     ]
 
