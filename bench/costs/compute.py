@@ -30,7 +30,7 @@ PRODUCTS = ("convolution", "linear")
 
 @dataclass(frozen=True)
 class Pace:
-    """What the steps of an engine take on a machine.
+    """The seconds that steps of an engine take on a machine.
 
     `product` are the five coefficients of a convolution or linear layer, `exchange` the seconds of a round
     and of a byte of other steps, `local_s` and `opening_s` the seconds of a step that sends nothing and of

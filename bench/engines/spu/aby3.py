@@ -1,4 +1,4 @@
-"""What ABY3's primitives send: each party of three holds two of three shares.
+"""The traffic of ABY3's primitives: each party of three holds two of three shares.
 
 Bytes for each element (of the result), messages of a party, and one-way trips in sequence:
 

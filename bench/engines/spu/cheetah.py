@@ -1,4 +1,4 @@
-"""What CHEETAH's primitives send: ciphertexts for products, oblivious transfers for comparisons.
+"""The traffic of CHEETAH's primitives: ciphertexts for products, oblivious transfers for comparisons.
 
 Party 0 holds the weights and party 1 the image in plaintext until they meet a share. What party 1 computes
 from the image alone is free.

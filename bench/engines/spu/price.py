@@ -1,4 +1,4 @@
-"""What a primitive sends under a protocol: bytes and messages of each party, and one-way trips in sequence.
+"""The traffic of a primitive under a protocol: bytes and messages of each party, and hops in sequence.
 
 Numbers may be fractions: what a protocol makes in stocks is shared out among the primitives that use it.
 """

@@ -1,4 +1,4 @@
-"""What SPU computes for each operator: the primitives that send something, in order, from shapes alone.
+"""The primitives that SPU computes for each operator, in order, from shapes alone: those that send something.
 
 SPU compiles the same code for its three protocols (`networks`). A protocol then has a price for each
 primitive (`semi2k`, `aby3`, `cheetah`). Everything else is local: sums, shifts, copies, products with a

@@ -1,4 +1,4 @@
-"""What SEMI2K's primitives send, exactly: products by Beaver's triples, which party 0 deals locally.
+"""The traffic of SEMI2K's primitives, exactly: products by Beaver's triples, which party 0 deals locally.
 
 Each message is sent by both parties at the same time, so it is one round and one hop. Bytes for each element:
 
