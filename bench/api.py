@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pibench.costs import literature
+from pibench.costs.compute import pace_of
 from pibench.costs.predict import engines_with_a_law, predict
 from pibench.engines import ENGINES
 from pibench.links.link import LINKS, parse_link
@@ -33,6 +34,8 @@ from pibench.store.results import Row, Store, key_of, machine_name, read_rows
 from pibench.store.settings import WIDTH
 
 COUNTED = ("relus", "comparisons", "relu_layers", "linear_layers", "macs", "parameters")
+REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "bench.json"
+"""The committed reference; an installed wheel has none."""
 Watch = Callable[[Session, Case, int, Measurement | None], object]
 """Told of every case before it starts (round 0, None) and after each of its rounds."""
 
@@ -127,10 +130,12 @@ def cost(
     """Returns the cost of a private inference without a run: one line for each engine or model and each link.
 
     `model` is a name, whose `settings` are those of `pibench.measure.network.network`, or a module with
-    images [N, ...] as its input. Lines of `kind` "engine" have exact rounds and hops (one-way trips in
-    sequence), and the bytes of the party that sends most, for `batch` images. Their `modelled_online_s` is
-    the time of the link alone, without computing. Lines of kind "literature" are models of papers, for one
-    image.
+    images [N, ...] as its input. Lines of `kind` "engine" have rounds, hops (one-way trips in sequence) and
+    the bytes of the party that sends most, for `batch` images. They are exact where `traffic` says so.
+    `modelled_link_s` is the time of the link alone. `modelled_compute_s` is the time of computing on the
+    machine of the committed reference (`pibench.costs.compute`), NaN where there is no reference. Their sum
+    is `modelled_online_s`, or `modelled_total_s` of an engine that does everything in the inference. Lines of
+    kind "literature" are models of papers, for one image.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     >>> frame = cost(model, torch.zeros(1, 3, 8, 8))
@@ -145,15 +150,20 @@ def cost(
     counted = count_program(program)
     same = {"network": found.name, **{name: getattr(counted, name) for name in COUNTED}}
     lines: list[dict[str, Any]] = []
+    measured = read_rows(REFERENCE) if REFERENCE.exists() else []
     for engine in engines_with_a_law():
-        if not ENGINES[engine].offered:
+        known = ENGINES[engine]
+        if not known.offered:
             continue
         try:
-            sent = predict(program, engine, batch, ENGINES[engine].parties[0])
+            sent = predict(program, engine, batch, known.parties[0])
         except NotImplementedError as error:
             lines.append({**same, "kind": "engine", "name": engine, "batch": batch, "note": str(error)})
             continue
+        pace = pace_of(engine, measured)
+        compute_s = math.nan if pace is None else pace.seconds(program, sent.steps, batch)
         for link in LINKS.values():
+            link_s = sent.least_s(link) if link.shaped else 0.0
             lines.append(
                 {
                     **same,
@@ -164,8 +174,13 @@ def cost(
                     "rounds": sent.rounds,
                     "hops": sent.hops,
                     "bytes_sent": sent.bytes_sent,
-                    "modelled_online_s": sent.least_s(link) if link.shaped else math.nan,
-                    "note": "the link alone; computing comes on top",
+                    "traffic": "exact" if known.steady_traffic else "varies a little",
+                    "modelled_link_s": link_s,
+                    "modelled_compute_s": compute_s,
+                    f"modelled_{'total' if known.one_clock else 'online'}_s": compute_s + link_s,
+                    "note": "no profiled layers: the link alone"
+                    if pace is None
+                    else f"computing as on {pace.machine}",
                 }
             )
     try:

@@ -97,15 +97,19 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
             "rounds": group["rounds"].iloc[0],
             "hops": group["hops"].iloc[0],
             "MB sent": group["bytes_sent"].iloc[0] / 1e6,
+            "traffic": group["traffic"].iloc[0],
+            "computing, s": group["modelled_compute_s"].iloc[0],
         }
         line |= {
-            f"{each['link']}, s": each["modelled_online_s"]
+            f"{each['link']}, s": each[["modelled_compute_s", "modelled_link_s"]].sum()  # without NaN
             for _, each in group.iterrows()
-            if not math.isnan(each["modelled_online_s"])
+            if each["modelled_link_s"] > 0
         }
         lines.append(line)
     batch = int(engines["batch"].iloc[0]) if len(engines) else 1
-    tables[f"Engines, batch {batch}: exact traffic; seconds that the link alone takes"] = pd.DataFrame(lines)
+    noted = engines["note"].dropna().unique()
+    title = f"Engines, batch {batch}: traffic; modelled seconds, online or of all phases"
+    tables[title + (f" ({noted[0]})" if len(noted) == 1 else "")] = pd.DataFrame(lines)
     papers = frame[frame["kind"] == "literature"]
     if len(papers):
         wide = papers.pivot(index="name", columns="link", values="modelled_total_s").reset_index()

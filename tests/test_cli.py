@@ -17,7 +17,9 @@ from warm_workers import forked_networks
 import pibench
 from pibench import cli
 from pibench.cli import app
+from pibench.engines import ENGINES
 from pibench.models.catalogue import variant_names
+from pibench.show import cost_tables
 from pibench.store.results import Store, read_rows
 
 
@@ -111,10 +113,29 @@ def test_cost_counts_without_running():
     assert engines["hops"].loc["lean"] == 108
     wan = lines[(lines["kind"] == "engine") & (lines["link"] == "wan")]
     alone = wan["hops"] * 40e-3 / 2 + 8 * wan["bytes_sent"] / 400e6
-    assert wan["modelled_online_s"].tolist() == pytest.approx(alone.tolist())
+    assert wan["modelled_link_s"].tolist() == pytest.approx(alone.tolist())
+    assert (wan["modelled_compute_s"] > 0).all()
+    whole = wan["modelled_online_s"].fillna(wan["modelled_total_s"])
+    assert whole.tolist() == pytest.approx((wan["modelled_compute_s"] + wan["modelled_link_s"]).tolist())
+    one_clock = [ENGINES[name].one_clock for name in wan["name"]]
+    assert wan["modelled_total_s"].notna().tolist() == wan["modelled_online_s"].isna().tolist() == one_clock
+    assert wan["name"].tolist() == [name for name, engine in ENGINES.items() if engine.offered]
     assert {"cheetah", "21us-column"} <= set(lines[lines["kind"] == "literature"]["name"])
     frame = pibench.cost("senet-0.09", width=8)
     assert frame["bytes_sent"].dropna().tolist() == lines["bytes_sent"].dropna().tolist()
+
+
+def test_cost_without_a_reference_is_that_of_the_link_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("pibench.api.REFERENCE", tmp_path / "bench.json")
+    frame = pibench.cost("baseline", width=2)
+    engines = frame[frame["kind"] == "engine"]
+    assert engines[["modelled_compute_s", "modelled_online_s", "modelled_total_s"]].isna().all(axis=None)
+    assert set(engines["note"]) == {"no profiled layers: the link alone"}
+    (title,) = [title for title in cost_tables(frame) if title.startswith("Engines")]
+    assert title.endswith("(no profiled layers: the link alone)")
+    shown = cost_tables(frame)[title].set_index("engine")
+    alone = engines[engines["link"] == "wan"].set_index("name")["modelled_link_s"]
+    assert shown["wan, s"].tolist() == pytest.approx(alone.loc[shown.index].tolist())
 
 
 def test_cost_in_the_forms_that_papers_and_scripts_take():

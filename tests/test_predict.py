@@ -137,10 +137,13 @@ def test_resnet18_at_full_width(baseline):
 
 
 def test_hops_and_what_a_link_takes_are_those_of_the_reference():
-    """Hops of every row exactly; over a WAN, where computing is little, the link alone is nearly all."""
+    """Hops of every row exactly; over a WAN, where computing is little, the link alone is nearly all.
+
+    SPU counts messages for hops and computes more: see test_spu_cost.py.
+    """
     cases = pd.read_csv(REFERENCE / "summary.csv", low_memory=False)
     cases = cases[cases["variant"].isin(["baseline", "joint-0.052", "deepreduce"]) & (cases["width"] == 64)]
-    cases = cases[[ENGINES[engine].traffic is not None for engine in cases["engine"]]]
+    cases = cases[[not ENGINES[engine].one_clock for engine in cases["engine"]]]
     image = torch.zeros(1, 3, 32, 32)
     programs = {name: lower(VARIANTS[name].build(64), image).program for name in set(cases["variant"])}
     compared = 0

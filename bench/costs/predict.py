@@ -1,6 +1,7 @@
 """Predicts the traffic of an inference from the program alone, without a process or an engine's framework.
 
-`predict` gives the rounds and bytes that `Parties.traffic` and `Parties.profile` count, exactly:
+`predict` gives the rounds and bytes that `Parties.traffic` and `Parties.profile` count. They are exact where
+the traffic of an engine is steady (`Engine.steady_traffic`), else near (docs/engines.md):
 
     program = lower(variant("baseline").build(64), example).program
     predict(program, "stock").bytes_sent         # 224,258,336 (ResNet-18, width 64, 100 classes, 32 x 32)
@@ -38,7 +39,9 @@ class Prediction:
 
     @property
     def rounds(self) -> int:
-        """Collective calls, the opening included."""
+        """Collective calls, the opening included; or the messages of the party that sends most of them."""
+        if all(step.messages for step in self.steps):
+            return max(map(sum, zip(*(step.messages for step in self.steps), strict=True)))
         return sum(step.rounds for step in self.steps)
 
     @property

@@ -33,7 +33,8 @@ class EngineMissing(ImportError):  # noqa: N818 (a state, named in the interface
 class StepTraffic:
     """The traffic of one step: collective rounds, one-way trips in sequence (hops), and bytes by party.
 
-    The opening is the step `open`.
+    The opening is the step `open`. An engine that counts messages as rounds tells those of each party in
+    `messages`; `rounds` are those of the party that sends most in this step.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StepTraffic:
     rounds: int
     hops: int
     by_party: tuple[int, ...]
+    messages: tuple[int, ...] = ()
 
     @property
     def bytes_sent(self) -> int:
@@ -81,7 +83,8 @@ class Engine:
     Functions: `make_node(setting)` makes the engine's part of a process. `value_limits(program)` returns
     bounds of values beyond the common one. `compile_all()` compiles everything once into a cache on disk, so
     that no measurement pays for it. `traffic(program, batch, parties)` is the traffic law: rounds, hops and
-    bytes of each step, with the opening last. It is None for an engine without one.
+    bytes of each step, with the opening last. It is None for an engine without one. Where the traffic is not
+    steady, the law gives a mean or one possible course.
     `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
     `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
 

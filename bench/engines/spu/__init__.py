@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pibench.engines.base import Engine, Helper, Node, Setting
+from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
 from pibench.engines.spu.protocols import options
 from pibench.engines.yardstick import only_resnet18
 from pibench.program import ir
@@ -107,6 +107,17 @@ def rehearse(
     return evaluate_in_fixed_point(program, weights, images, after)
 
 
+def traffic_law(engine: str) -> Callable[[ir.Program, int, int], Sequence[StepTraffic]]:
+    """Returns the traffic law of an engine (`cost`)."""
+
+    def law(program: ir.Program, batch: int, parties: int) -> Sequence[StepTraffic]:
+        from pibench.engines.spu.cost import traffic
+
+        return traffic(engine, program, batch)
+
+    return law
+
+
 def _engine(
     name: str, label: str, trust: str, parties: int, provider: str, line: str, filled: bool, **known: float
 ) -> Engine:
@@ -121,6 +132,7 @@ def _engine(
         parties=(parties,),
         providers={provider: ()},
         make_node=make_node,
+        traffic=traffic_law(name),
         rehearse=rehearse,
         exact_truncation=True,
         line=line,
@@ -175,5 +187,6 @@ BY_HAND = replace(
     trust="as spu-semi2k",
     make_node=make_node_by_hand,
     value_limits=only_resnet18,
+    traffic=None,
     offered=False,
 )

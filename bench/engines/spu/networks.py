@@ -52,16 +52,26 @@ def apply(operator: Any, weights: Weights, *inputs: Any) -> Any:
 
 @apply.register
 def _(op: ir.Convolution, weights, x):
-    y = lax.conv_general_dilated(
+    """Convolves groups one after the other: SPU 0.9.5 knows one group, and groups of one channel."""
+    w = weights[op.weight]
+    if op.groups in (1, x.shape[1]):
+        y = _convolved(op, x, w, op.groups)
+    else:
+        parts = zip(jnp.split(x, op.groups, 1), jnp.split(w, op.groups, 0), strict=True)
+        y = jnp.concatenate([_convolved(op, *part, 1) for part in parts], 1)
+    return y if op.bias is None else y + weights[op.bias].reshape(1, -1, 1, 1)
+
+
+def _convolved(op: ir.Convolution, x: Any, w: Any, groups: int) -> Any:
+    return lax.conv_general_dilated(
         x,
-        weights[op.weight],
+        w,
         window_strides=op.stride,
         padding=[(p, p) for p in op.padding],
         rhs_dilation=op.dilation,
         dimension_numbers=("NCHW", "OIHW", "NCHW"),
-        feature_group_count=op.groups,
+        feature_group_count=groups,
     )
-    return y if op.bias is None else y + weights[op.bias].reshape(1, -1, 1, 1)
 
 
 @apply.register
