@@ -23,7 +23,8 @@ class Phase:
     `task` makes the task from the run and the results of `after`, in their order. `settle` returns the
     network for later phases when the task is done (by default the task's own). `chosen` returns the
     transforms that made its structure, if training has chosen them. Without it they are the variant's own.
-    Phases with the same name are one phase, which is trained once.
+    `finish` returns the last transforms in the same way. Phases with the same name are one phase, which is
+    trained once.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Phase:
     after: tuple[Phase, ...] = ()
     settle: Callable[[Run, Any], nn.Module] | None = None
     chosen: Callable[[Run, Any], tuple[Step, ...]] | None = None
+    finish: Callable[[Run, Any], tuple[Step, ...]] | None = None
 
 
 def phases(last: Phase) -> Iterator[Phase]:

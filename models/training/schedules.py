@@ -110,6 +110,17 @@ class LassoSchedule(Schedule):
     travels: float = 4.0
 
 
+@dataclass(frozen=True)
+class FoldSchedule(Schedule):
+    """Layer Folding's selection: `weight` is that of the penalty (arXiv 2106.09309).
+
+    The slopes have their own Adam, whose rate lets them travel from 0 to 1 `travels` times in the phase.
+    """
+
+    weight: float = 0.1
+    travels: float = 4.0
+
+
 PLANS = {
     "quick": "a first look on two cores at width 16",
     "standard": "three hours for all rows there",
