@@ -8,6 +8,7 @@ from pibench.models.training.images import Images
 from pibench.models.training.loop import Setting
 from pibench.models.training.run import Run
 from pibench.models.training.schedules import (
+    FoldSchedule,
     GateSchedule,
     LassoSchedule,
     MaskSchedule,
@@ -26,6 +27,9 @@ TINY = Plan(
         "gated": GateSchedule(2, 0.05, batch=BATCH, images=40),
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
+        "hysteresis": LassoSchedule(2, 0.02, batch=BATCH),
+        "slopes": FoldSchedule(2, 0.02, batch=BATCH),
+        "statistics": Schedule(1, 1e-9, batch=BATCH),
         "pixels": Schedule(2, 0.02, batch=BATCH),
         "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),
         "attention": Schedule(2, 0.1, batch=BATCH),
