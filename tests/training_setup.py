@@ -8,6 +8,7 @@ from pibench.models.training.images import Images
 from pibench.models.training.loop import Setting
 from pibench.models.training.run import Run
 from pibench.models.training.schedules import (
+    ConstraintSchedule,
     FoldSchedule,
     GateSchedule,
     LassoSchedule,
@@ -28,6 +29,7 @@ TINY = Plan(
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
         "hysteresis": LassoSchedule(2, 0.02, batch=BATCH),
+        "gates": ConstraintSchedule(2, 0.02, batch=BATCH),
         "slopes": FoldSchedule(2, 0.02, batch=BATCH),
         "statistics": Schedule(1, 1e-9, batch=BATCH),
         "pixels": Schedule(2, 0.02, batch=BATCH),

@@ -121,6 +121,18 @@ class FoldSchedule(Schedule):
     travels: float = 4.0
 
 
+@dataclass(frozen=True)
+class ConstraintSchedule(Schedule):
+    """Gates under a constraint: their log-odds travel `travels` times through their range in the phase.
+
+    The multiplier of a constraint that is violated by v grows by `dual` times v in the phase (arXiv
+    2208.04425).
+    """
+
+    travels: float = 4.0
+    dual: float = 200.0
+
+
 PLANS = {
     "quick": "a first look on two cores at width 16",
     "standard": "three hours for all rows there",
