@@ -3,8 +3,8 @@ SPU_PYTHON ?= $(shell command -v python3.11)
 BIN := .venv/bin
 SPU_BIN := .venv-spu/bin
 
-.PHONY: .venv install test lint bench operators sweep smoke report plots reference train accuracy data clean
-.PHONY: .venv-spu protocols spu
+.PHONY: .venv install test lint faults bench operators sweep smoke report plots reference train accuracy data
+.PHONY: .venv-spu protocols spu clean
 .DELETE_ON_ERROR:
 
 # The stamp is written last, so an interrupted or failed installation is done again.
@@ -46,6 +46,11 @@ lint: .venv
 test: export PYTHONDONTWRITEBYTECODE =
 test: .venv lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -p no:benchmark
+
+# Does the worst to everything, hundreds of faults in under 15 minutes, and writes docs/results/faults.md.
+# FAULTS="--seed 7 --kinds kill" chooses; FAULTS="--only ID" carries out one again; FAULTS=--short takes a minute.
+faults: .venv
+	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
 
 # Every default case at full width, with a short table at the end; then pages and figures, also when a case
 # failed. All of it goes to git-ignored files in results/ and plots/, beside the committed reference. What is up

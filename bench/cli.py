@@ -23,8 +23,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            print("\nstopped: the rows of finished cases are kept", file=sys.stderr)
-            raise typer.Exit(status_of(error)) from None
+            raise typer.Exit(_stopped(error)) from None
         except (ValueError, OSError, MemoryError, ImportError, NotImplementedError) as error:
             if ctx.params.get("debug"):
                 raise
@@ -37,6 +36,12 @@ class Group(TyperGroup):
                 raise
             print(f"pibench: {_sentence(error)} (pibench --debug shows where)", file=sys.stderr)
             raise typer.Exit(1) from None
+
+
+def _stopped(error: KeyboardInterrupt) -> int:
+    """Says that a signal has ended the command; returns the exit status."""
+    print("\nstopped: the rows of finished cases are kept", file=sys.stderr)
+    return status_of(error)
 
 
 def _sentence(error: BaseException) -> str:
@@ -383,6 +388,8 @@ def main() -> None:
     with remembering(*ENDING):
         try:
             app(prog_name="pibench")
+        except KeyboardInterrupt as error:  # before the subcommand, or after it
+            sys.exit(_stopped(error))
         finally:
             _write_out()
 

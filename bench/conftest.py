@@ -27,6 +27,7 @@ from pibench.measure.suites import (
     two_host_cases,
 )
 from pibench.models.interrupt import ENDING, remembering, status_of
+from pibench.models.manifest import WeightsError
 from pibench.report.comparison import conclusion
 from pibench.report.writing import REFERENCE
 from pibench.store.results import ResultsError, read_rows
@@ -153,7 +154,7 @@ def session(request: pytest.FixtureRequest, results: Path, smoke: bool) -> Itera
         session = Session(chosen, results, run, remote, request.config.getoption("--again"))
         request.config.stash[MEASURED] = results, run, session.kept
         session.__enter__()
-    except (ResultsError, RemoteFailed) as error:
+    except (ResultsError, WeightsError, RemoteFailed) as error:
         pytest.exit(str(error), returncode=1)
     if said := session.said_of_kept():
         _writer(request.config)(said)

@@ -59,10 +59,11 @@ class Variant:
     structure from its layout, before BatchNorm is folded. `fraction` is the share of the architecture's ReLUs
     that is then kept; None keeps all that are left. `masks` draws the kept positions from the layout, the
     shapes of the remaining ReLUs, their number and a seed; training chooses better ones. `finish` are the
-    transforms after calibration or training, with BatchNorm folding first. `phase` returns the last phase of
-    its training; None means that the variant is not trained. `plan` is the plan of its committed rows.
-    `source` names the variant whose trained network is taken, with its masks, until this one is trained; the
-    transforms of `finish` continue those of the source.
+    transforms after training. Those before BatchNorm's folding change the values that BatchNorm sees, so a
+    seeded network is calibrated after them. `phase` returns the last phase of its training; None means that
+    the variant is not trained. `plan` is the plan of its committed rows. `source` names the variant whose
+    trained network is taken, with its masks, until this one is trained; the transforms of `finish` continue
+    those of the source.
     """
 
     name: str

@@ -72,6 +72,8 @@ class _Array:
         _, shape, kind, by_columns, content = state
         if not isinstance(kind, _Bytes) or not isinstance(content, bytes):
             raise pickle.UnpicklingError("it holds an array that is not of bytes")
+        if min(shape) < 0:  # numpy would choose a size that fits
+            raise pickle.UnpicklingError(f"it holds an array of shape {shape!r:.60}")
         order = "F" if by_columns else "C"
         self.value = np.frombuffer(content, np.uint8).reshape(shape, order=order).copy()
 

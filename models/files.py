@@ -45,14 +45,15 @@ def read_file(path: Path) -> bytes:
     return target_of(path).read_bytes()
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, finite: bool = True) -> Any:
     """Returns what a text in JSON stands for.
 
-    Raises ValueError, with one clause, for any other text. Texts that nest more than 200 deep, that hold a
-    number which is not finite, or that are no Unicode are such ones.
+    Raises ValueError, with one clause, for any other text. Texts that nest more than 200 deep or that are no
+    Unicode are such ones, and with `finite` those that hold NaN or an infinity.
     """
-    content = from_json(text, allow_inf_nan=False)
-    json.dumps(content, allow_nan=False)  # 1e999 is read as infinity
+    content = from_json(text, allow_inf_nan=not finite)
+    if finite:
+        json.dumps(content, allow_nan=False)  # 1e999 is read as infinity
     return content
 
 

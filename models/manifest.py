@@ -57,9 +57,9 @@ def read_manifest(folder: Path = FOLDER) -> dict[str, Entry]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror or error}): {REMEDY}") from error
     except ValidationError as error:  # a ValueError too
-        place = ".".join(map(str, error.errors(include_url=False)[0]["loc"][:2])) or "its content"
+        place = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "its content"
         raise WeightsError(
-            f"{path} is no manifest of weights ({place} is missing or wrong): {REMEDY}"
+            f"{path} is no manifest of weights ({' '.join(place.split())} is missing or wrong): {REMEDY}"
         ) from error
     except ValueError as error:
         raise WeightsError(f"{path} is no JSON ({error}): {REMEDY}") from error

@@ -18,6 +18,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A share of images, from 0 to 1."""
 Amount = Annotated[float, Field(ge=0, lt=1e18)]
 """A measure that is not negative, such as seconds or bits a second."""
+Positive = Annotated[float, Field(gt=0, lt=1e18)]
+"""A measure that is never zero, such as the seconds of a round."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A whole number that is not negative; tables hold 64 bits."""
 Size = Annotated[int, Field(ge=1, lt=2**63)]
@@ -123,6 +125,7 @@ _WANTED = {
     "dict_type": "an object",
     "less_than_equal": "a share from 0 to 1, not in percent,",
     "greater_than_equal": "a number from {ge:g} on",
+    "greater_than": "a number above {gt:g}",
     "less_than": "a number below {lt:g}",
 }
 
@@ -180,7 +183,7 @@ def read_tries(path: Path) -> list[TryRow]:
 def _read(path: Path, schema: TypeAdapter[Any]) -> list[Any]:
     remedy = "move it away, and training makes its rows again"
     try:
-        content = parse_json(read_file(path))
+        content = parse_json(read_file(path), finite=False)  # the schema names the key
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
+from itertools import takewhile
 from math import prod
 from pathlib import Path
 
@@ -83,8 +84,10 @@ class Variant(base.Variant):
         if stored is None:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model, masks = self._untrained(width, seed, classes, image_size)
+                early = tuple(takewhile(lambda step: step != base.FOLD, self.finish))
+                model = apply(model, early)
                 calibrate(model, [normalised(picture_crops(CALIBRATION_IMAGES, image_size))])
-                model = self.finished(model)
+                model = apply(model.eval(), self.finish[len(early) :])
             decisions = self.decisions(width, classes, image_size, masks)
         else:
             decisions = stored.decisions or origin._older(stored, width, classes, image_size)

@@ -37,6 +37,12 @@ def gone(pids: Iterable[int], seconds: float = SECONDS) -> bool:
     return True
 
 
+def descendants(pid: int) -> list[int]:
+    """Returns the processes that `pid` has started, and those that they have (Linux)."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [each for child in map(int, listed) for each in (child, *descendants(child))]
+
+
 def check_killed_party_is_reported(parties: Parties, model: nn.Module, images: Tensor) -> None:
     """Kills party 1 before an inference: it is named soon, and no process of the group is left."""
     parties.load(model, images)

@@ -66,5 +66,10 @@ def tables_of(text):
     return found
 
 
+def usual_tables(text):
+    """The tables that a section always has: pairs, variants, full width."""
+    return [found for found in tables_of(text) if "The claim" not in found[0]]
+
+
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split(" | ")]

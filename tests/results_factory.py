@@ -426,7 +426,8 @@ def make_accuracy_row(variant: str = "baseline", width: int = 16, seed: int = 0,
     declared = catalogue.variants().get(variant)
     fraction = fraction if declared is None or declared.fraction is None else declared.fraction
     macs = 46_000_000 if variant == "merged-exact" else 23_000_000 if "joint" in variant else 35_000_000
-    macs -= 4_000_000 * ("-merged-" in variant)
+    macs -= 4_000_000 * ("-merged-" in variant) + 8_000_000 * variant.startswith("trp-channel")
+    macs -= 20_000_000 * variant.startswith("tucker") - 4_000_000 * variant.startswith("trp-spatial")
     row = {
         "variant": variant,
         "width": width,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,12 @@ Result = TypeVar("Result")
 RUN = 4  # neighbours that make a needle: no memory holds four such numbers in a row by chance
 LONGEST = 8 * RUN
 LEAST_WORD = 256  # smaller whole numbers stand in a row in many tables
-BLOCK = 1 << 24
+PAGE = os.sysconf("SC_PAGE_SIZE")
+GAP = 64  # pages that are read along: each reading waits for the thread that works
+_SWAPPED, _FILE_OR_SHARED, _EXCLUSIVE = np.uint64(1 << 62), np.uint64(1 << 61), np.uint64(1 << 56)
+_THERE = np.uint64(1 << 63) | _SWAPPED
+_OWN = _EXCLUSIVE | _FILE_OR_SHARED | _SWAPPED
+"""Flags of /proc/PID/pagemap."""
 SIEVE_BITS = 20
 _SHIFT = np.uint64(64 - SIEVE_BITS)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -41,7 +48,7 @@ class Secrets:
         self._sieve = np.zeros(1 << SIEVE_BITS, np.bool_)
         self._sieve[(self._first * _SPREAD) >> _SHIFT] = True
 
-    def found(self, data: bytes | np.ndarray) -> set[str]:
+    def found(self, data: bytes) -> set[str]:
         """The names of the groups of which a needle lies anywhere in `data`."""
         hit = np.zeros(len(self._names), np.bool_)
         block = np.frombuffer(data, np.uint8)
@@ -87,21 +94,31 @@ def _mark(block, first, needles, lengths, sieve, hit):  # pragma: no cover (comp
             place += 1
 
 
-def memory(pid: int) -> Iterator[np.ndarray]:
-    """The memory of a process in blocks that overlap; files that it has mapped only to read are left out."""
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as whole:
+def memory(pid: int) -> Iterator[bytes]:
+    """What a process has written to, or shares with others to write; one piece for each mapping.
+
+    Left out are files that it has mapped only to read, and pages that it has in common with the process from
+    which it was forked: they are older than its inputs.
+    """
+    with ExitStack() as stack:
+        whole, pages = (
+            stack.enter_context(Path(f"/proc/{pid}/{name}").open("rb", buffering=0))
+            for name in ("mem", "pagemap")
+        )
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, rights, _, _, inode, *name = line.split(maxsplit=5)
             if rights[0] != "r" or (rights[1] != "w" and inode != "0") or (name and name[0].startswith("[v")):
                 continue
-            start, end = (int(bound, 16) for bound in span.split("-"))
-            for at in range(start, end, BLOCK):
-                whole.seek(at)
-                try:
-                    data = whole.read(min(BLOCK + LONGEST - 1, end - at))
-                except OSError:  # the process has just given it back
-                    continue
-                yield np.frombuffer(data, np.uint8)
+            first, last = (int(bound, 16) // PAGE for bound in span.split("-"))
+            flags = np.frombuffer(os.pread(pages.fileno(), 8 * (last - first), 8 * first), np.uint64)
+            own = np.flatnonzero((flags & _THERE != 0) & (flags & _OWN != 0))
+            parts = []
+            for run in np.split(own, np.flatnonzero(np.diff(own) > GAP) + 1):
+                if run.size:
+                    with suppress(OSError):  # the process has just given it back
+                        size = int(run[-1] - run[0]) + 1
+                        parts.append(os.pread(whole.fileno(), PAGE * size, PAGE * (first + int(run[0]))))
+            yield b"".join(parts)
 
 
 def meanwhile(work: Callable[[], object], look: Callable[[], Result]) -> Result:

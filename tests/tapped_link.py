@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pibench.links.link import Link
 from pibench.links.relay import REPLY, REQUEST
-from pibench.links.shapers import LOOPBACK_HOST, Place, Shaper
+from pibench.links.shapers import LOOPBACK_HOST, Place, Shaper, Start
 
 LINK = Link("tapped", 1e-3, 8e6)
 """The link that is asked for; nothing delays it, and the check of a link says so without harm."""
@@ -37,7 +37,7 @@ class Tapped(Shaper):
         self.change: Callable[[int, bytes], bytes] = lambda source, data: data
         self._open: list[socket.socket] = []
 
-    def start(self, folder: Path, lifeline: int) -> None:
+    def start(self, folder: Path, start: Start) -> None:
         self._path = str(folder / "relay")
         control = socket.socket(socket.AF_UNIX)
         control.bind(self._path)
@@ -45,7 +45,7 @@ class Tapped(Shaper):
         self._serve(control, self._meet)
 
     def place(self, rank: int) -> Place:
-        return Place(relay=self._path)
+        return Place(relay=self._path, key=self.key)
 
     def stop(self) -> None:
         for each in self._open:

@@ -22,7 +22,7 @@ from pibench.models.rows import read_rows
 from pibench.models.training.rows import find_row, put_row
 from pibench.models.variants import variant
 from pibench.models.weights import file_name, save_weights
-from pibench.parties.driver import Parties, PartyFailed
+from pibench.parties.driver import Parties
 
 WIDTH = 2
 TEST_IMAGES = 24
@@ -443,9 +443,3 @@ def test_an_engine_that_is_not_installed_says_what_installs_it(trained, monkeypa
     monkeypatch.setattr("pibench.engines.base.find_spec", lambda name: None)
     line = refusal([*trained[1], "--engines", "spu-semi2k"], capsys)
     assert line.startswith("the spu-semi2k engine needs spu")
-
-
-def test_the_cause_of_a_failure_is_its_first_line_and_what_was_raised():
-    trace = "party 0 failed in 'load':\nTraceback (most recent call last):\n  File\nValueError: too large\n"
-    assert command._cause(PartyFailed(trace)) == "party 0 failed in 'load': ValueError: too large"
-    assert command._cause(PartyFailed("party 1 died\nits last words:\nx")) == "party 1 died"

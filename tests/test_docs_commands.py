@@ -84,7 +84,7 @@ def folder(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    for name in ("before", "after", "laptop", "server"):
+    for name in ("results", "before", "after", "laptop", "server"):
         for variant in ("baseline", "senet-0.09"):
             row = make_row(variant, "lean")
             if name == "server":
@@ -132,11 +132,15 @@ def pibench(*words):
     assert result.exit_code == 0, f"{result.output} {result.exception!r}"
 
 
+def without(prefix):
+    """The environment of a command that knows nothing of the one that runs the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+
+
 def make(*targets):
     """Make knows the targets, and what it would run for them is there."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     run = subprocess.run(
-        ["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, text=True, env=environment
+        ["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, text=True, env=without("MAKE")
     )
     assert run.returncode == 0, run.stderr
     for module in re.findall(r"-m (pibench[\w.]*)", run.stdout):
@@ -153,6 +157,7 @@ def run_pytest(words, monkeypatch):
         cwd=ROOT,
         capture_output=True,
         text=True,
+        env=without("PYTEST_"),
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(r"\d+ tests? collected", run.stdout)

@@ -10,7 +10,16 @@ import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("api", "links.link", "links.model", "models.base", "paper.tables", "report.cells")
+MODULES = (
+    "api",
+    "models.graph.attention",
+    "models.transforms.bilinear_layers",
+    "links.link",
+    "links.model",
+    "models.base",
+    "paper.tables",
+    "report.cells",
+)
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 

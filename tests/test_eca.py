@@ -85,4 +85,4 @@ def test_rounds_come_where_no_count_changes(name, knots, monkeypatch):
     assert other.bytes_sent - one.bytes_sent == products + 232 * knots * channels
     assert other.bytes_sent < 1.03 * one.bytes_sent
     one, other = predict(before, "lean"), predict(program, "lean")
-    assert other.rounds - one.rounds == 8 * 10
+    assert other.rounds - one.rounds == 8 * 10 - 2  # the means of 16 x 16 pixels need no truncation

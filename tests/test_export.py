@@ -229,12 +229,12 @@ def never(x: torch.Tensor) -> torch.Tensor:
         (lambda m, x: x + 2**70, r"line \d+ of .* uses a whole number beyond 2\^63"),
         (lambda m, x: x * 2**64, r"line \d+ of .* uses a whole number beyond 2\^63"),
         (lambda m, x: x * 2.0**80, r"'mul' .* (uses the number|reaches) .*beyond the 2\^30"),
-        (lambda m, x: (x * 2.0**-60) * 2.0**70, r"'mul_1' .* uses the number 1.18e\+21, beyond the 2\^30"),
+        (lambda m, x: (x * 2.0**-60) * 2.0**70, r"'mul' .* uses the number 1.18e\+21, beyond the 2\^30"),
         (lambda m, x: torch.add(x, x * 2.0**-60, alpha=2**40), r"'add' .* uses the number 1.1e\+12"),
         (lambda m, x: x.clamp(min=2.0**31), r"'clamp' .* uses the number 2.15e\+09, beyond the 2\^30"),
         (lambda m, x: F.conv2d(x[:, 0], m.kernel), "reads the batch as channels.*add a dimension"),
         (lambda m, x: m.fc(x.flatten(1)), r"'fc' .Linear. has no elements: its shape is \[0\] an image"),
-        (lambda m, x: m.conv(x).relu(), r"'conv' .Conv2d. has no elements: its shape is \[0, 8, 8\]"),
+        (lambda m, x: m.conv(x).relu(), "raises RuntimeError .* at least 1 at dimension 0"),
         (lambda m, x: x[:, :0].relu(), r"has no elements: its shape is \[0, 8, 8\] an image"),
     ],
 )
@@ -311,7 +311,7 @@ def with_weight(weight: torch.Tensor) -> nn.Module:
     return nn.Sequential(nn.ReLU(), fc)
 
 
-@pytest.mark.filterwarnings("ignore:.*script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors).*:UserWarning")
 @pytest.mark.parametrize(
     ("make", "message"),

@@ -16,7 +16,7 @@ from results_factory import (
     make_row,
     make_sensitivity,
 )
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 from test_figures import TRAINED, bars, check_texts, texts, through_csv
 
 from pibench import figures, report
@@ -26,6 +26,7 @@ from pibench.figures.masks import SHALLOW, masked_variants, shown_layer
 from pibench.figures.style import family_style
 from pibench.models import catalogue
 from pibench.models.allocation import least_sensitive_blocks
+from pibench.models.manifest import replace_listed
 from pibench.models.published import PUBLISHED
 from pibench.models.zoo import layout_of
 from pibench.store.results import ResultsError
@@ -160,7 +161,7 @@ def test_published_points_are_hollow_and_grey_and_named_so(data):
 
 def test_accuracy_against_macs_stands_at_the_macs(data):
     (axes,) = figures.accuracy_vs_macs(data).axes
-    assert {x for x, _ in points(axes)} == {19.0, 23.0, 31.0, 35.0, 46.0}
+    assert {x for x, _ in points(axes)} == {15.0, 19.0, 23.0, 27.0, 31.0, 35.0, 39.0, 46.0}
     said = sorted(text.get_text() for text in axes.texts)
     names = {row["variant"] for row in make_accuracy()}
     shares = [name.rpartition("-")[2] for name in names if name[-1].isdigit()]
@@ -326,6 +327,12 @@ def test_masks_are_read_without_torch_by_variant_and_width(weights):
         assert set(found[key]) == set(by_layer)
         assert all((found[key][layer] == mask).all() for layer, mask in by_layer.items())
     assert read_masks(weights / "none") == {}
+    replace_listed(weights / "single.safetensors", b"no variant's", 100, 32)
+    map_ = np.ones((1, 2, 2))
+    flat = {"relu.mask": np.ones(4, bool), "map.mask": map_ > 0, "real.mask": map_}
+    replace_listed(weights / "flat-w16.safetensors", save(flat), 100, 32)
+    assert read_masks(weights).keys() == found.keys() | {("flat", 16)}
+    assert list(read_masks(weights)["flat", 16]) == ["map"]
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,12 @@ def test_approximations_that_spoil_an_image_are_found(lean):
         lean.infer(torch.linspace(1.5, 3.0, 8)[None])
 
 
+def test_approximations_of_zero_are_refused_at_load(lean):
+    """SiLU of 0 is 0, and its sum of ReLUs is 0.0013."""
+    with pytest.raises(ExportError, match=r"stand for .*'silu'"):
+        lean.load(Apply(lambda m, x: F.silu(x - x)), IMAGES)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

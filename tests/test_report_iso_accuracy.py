@@ -171,12 +171,12 @@ def test_the_claim_holds_where_the_whole_interval_reaches_it():
     states = ["does not hold"] * 2 + ["open"] + ["holds"] * 2 + ["open"]
     assert claim_states(found).tolist() == states
     said = iso_accuracy_sentences(found)
-    assert said.startswith(
-        "At the 6 accuracies (whole percents) that both methods reach, joint needs 1.10 to"
-    )
+    reach = "At the 6 accuracies (whole percents) that both methods reach, joint needs"
+    assert said.startswith(f"{reach} 1.10 to 2.00× [1.00, 2.20] fewer ReLUs, ")
     assert "1.50× fewer MACs and 1.40× less time online on lean." in said
     where = "holds at 2 of 6 (63 to 64 % at width 16), is open at 2 of 6 (62 and 65 % at width 16) and"
     assert f"The claim {where} does not hold at 2 of 6 (60 to 61 % at width 16)." in said
+    assert "Its 1.47 times fewer linear operations alone hold at 6 of 6." in said
     assert said.endswith("Within a point of the baseline: 1 of them.")
     assert iso_accuracy_title(found).endswith("in a part of the range.")
     assert "nearest to the baseline that both reach is -2.00 points" in iso_accuracy_sentences(found[:5])

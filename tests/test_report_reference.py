@@ -20,7 +20,7 @@ before
 <!-- headline:end -->
 between
 <!-- findings:begin -->
-old
+of an earlier run
 <!-- findings:end -->
 after
 """
@@ -85,7 +85,7 @@ def test_tables_pages_and_readme_follow_from_the_reference(made):
     assert first.startswith("# Title\nbefore\n<!-- headline:begin -->\n\n**ResNet-18")
     assert "\nbetween\n" in first
     assert first.endswith("<!-- findings:end -->\nafter\n")
-    assert "old" not in first
+    assert "of an earlier run" not in first
     page = (made / "docs" / "results" / "latency.md").read_text()
     assert "](../../plots/reference/latency_vs_relus.svg)" in page
     models = (made / "docs" / "results" / "models.md").read_text()
@@ -199,6 +199,14 @@ def test_what_is_missing_is_said_in_one_line_and_no_page_is_written(project, cap
     assert reason in error
     assert error.count("\n") == 1
     assert not (project / "docs").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(project, capsys):
+    (project / "docs").write_text("a file in the place of a folder")
+    assert run(project) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written (Not a directory): make room or allow writing there" in error
+    assert error.count("\n") == 1
 
 
 def test_a_case_that_a_finding_rests_on_is_named(project, capsys):

@@ -275,7 +275,7 @@ def test_bytes_that_hold_no_value_are_refused(data, ends):
         (Opened("1", 7), "a Opened of a message is wrong at number: Input should be a valid integer"),
         (Opened(True, 7), "wrong at number: Input should be a valid integer"),
         (Opened([1], 7), "wrong at number"),
-        (Opened(1, 0), "wrong at pid: Input should be greater than or equal to 1"),
+        (Opened(1, 0), "wrong at pid: Input should be greater than 0"),
     ],
 )
 def test_a_message_of_another_type_is_refused(message, says, ends):

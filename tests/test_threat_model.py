@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import re
-import signal
 import socket
 import stat
 import struct
@@ -41,6 +40,7 @@ from pibench.engines.lean.node import encode
 from pibench.engines.lean.plan import BASE
 from pibench.hosts import join
 from pibench.hosts.agreement import checksum
+from pibench.hosts.messages import Say
 from pibench.hosts.remote import Remote
 from pibench.hosts.stream import Stream
 from pibench.links import shapers
@@ -50,7 +50,7 @@ from pibench.measure.foreign import ForeignError, read_network
 from pibench.measure.verdict import truth_of
 from pibench.models.graph.relu import MaskedReLU
 from pibench.parties.driver import Parties
-from pibench.parties.processes import start_worker
+from pibench.parties.processes import Supervisor, start_worker
 from pibench.program import ir
 from pibench.program.lower import lower
 
@@ -145,11 +145,11 @@ class Run:
 
 
 @contextmanager
-def tapped(engine: str) -> Iterator[tuple[Parties, Tapped]]:
+def tapped(engine: str, check: bool = True) -> Iterator[tuple[Parties, Tapped]]:
     """Parties whose bytes pass through the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(shapers.SHAPERS, Tapped.name, Tapped)
-        with Parties(engine=engine, link=LINK, timeout_s=120) as parties:
+        with Parties(engine=engine, link=LINK, timeout_s=120, check=check) as parties:
             yield parties, parties.group.shaper
 
 
@@ -241,7 +241,8 @@ def test_a_dealer_and_a_party_together_know_the_weights():
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean"])
-def test_changed_shares_give_a_wrong_answer_that_only_a_check_sees(engine):
+def test_shares_that_are_changed_on_the_way_give_a_wrong_answer_that_no_party_sees(engine):
+    """The driver alone compares; `test_a_wrong_answer_is_found_and_told` shows what it says."""
     model, images, _ = inputs()
     truth = truth_of(model, images)
     changed = []
@@ -254,23 +255,27 @@ def test_changed_shares_give_a_wrong_answer_that_only_a_check_sees(engine):
         changed.append(at)
         return data[:at] + bytes(byte ^ 0x55 for byte in data[at : at + 8]) + data[at + 8 :]
 
-    with tapped(engine) as (parties, link):
+    with tapped(engine, check=False) as (parties, link):
         parties.load(model, images)
         parties.prepare(2)
         assert truth.right(parties.infer(images)).all()
-        parties.prepare(2)
         link.change = change
-        answer = parties.infer(images)
-        assert changed
-        assert answer.shape == truth.logits.shape
-        assert not truth.right(answer).all()
+        for _ in range(10):  # one change may fall on low bits, or on a value that a ReLU drops
+            changed.clear()
+            parties.prepare(2)
+            answer = parties.infer(images)
+            assert changed
+            assert answer.shape == truth.logits.shape
+            if not truth.right(answer).all():
+                break
+    assert not truth.right(answer).all()
 
 
 def test_messages_between_hosts_are_not_encrypted():
     _, images, secrets = inputs()
     here, there = socket.socketpair()
     with here, there:
-        Stream(here, b"k" * 32, caller=True).send(("say", 1, ("infer", (images, 2))))
+        Stream(here, b"k" * 32, caller=True).send(Say(1, "infer", (images, 2), ""))
         assert secrets.found(there.recv(1 << 20)) == {"image"}
 
 
@@ -312,7 +317,7 @@ def test_the_lean_engine_has_no_other_source_of_randomness():
         if draws
         & {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     }
-    assert found == {"keystream.py", "channel.py", "plaintext.py", "local.py"}
+    assert found == {"keystream.py", "plaintext.py", "local.py"}
 
 
 # Who listens, and what is parsed.
@@ -384,11 +389,11 @@ def test_every_address_is_the_loopback_unless_another_is_told(monkeypatch):
     assert called[0][:4] == ("there", 1, TOKEN, LOOPBACK_HOST)
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
     """The modules of the suite by their paths."""
-    for room in ("bench", "models"):
-        for path in sorted((ROOT / room).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+    paths = (path for room in ("bench", "models") for path in sorted((ROOT / room).rglob("*.py")))
+    return tuple((path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())) for path in paths)
 
 
 def listed(heading: str) -> set[str]:
@@ -452,8 +457,11 @@ def test_no_file_is_read_as_an_unrestricted_pickle():
 
 
 @pytest.mark.parametrize("engine", ["stock", "lean", *SPU])
-def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(engine, tmp_path, monkeypatch):
+def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(
+    engine, tmp_path, tmp_path_factory, monkeypatch
+):
     model, images, secrets = inputs()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("torch")))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mask = os.umask(0)
     try:
@@ -471,30 +479,28 @@ def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(engine, tmp
     assert not any(mode & 0o077 for mode in modes.values()), modes
     assert sockets
     assert sum(name.endswith(".log") for name in contents) >= parties.count
-    decimals = [f"{value:.4f}".encode() for each in (images, *model.parameters()) for value in each.flatten()]
+    values = torch.cat([each.detach().flatten() for each in (images, *model.parameters())])
+    decimals = [f"{value:.6f}".encode() for value in values if abs(value) > 0.01]
     for name, content in contents.items():
         assert secrets.found(content) == set(), name
         assert not any(decimal in content for decimal in decimals), name
 
 
-def test_command_lines_hold_no_secret(tmp_path):
+@needs_proc
+def test_command_lines_hold_no_secret():
     """A process gets its setting, with the group's key, and all data through its connection."""
-    numbers, (lifeline, end) = r"\d+(\.\d+)?", os.pipe()
-    popen, connection = start_worker(tmp_path / "log", lifeline, "lo")
     relay = UserSpace(NEAR)
-    try:
-        relay.start(tmp_path, lifeline)
-        for process, module in ((popen, "pibench.parties.worker"), (relay.popen, "pibench.links.relay")):
-            line = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
-            assert line[:4] == [sys.executable, "-P", "-m", module]
-            assert all(re.fullmatch(numbers, word) for word in line[4:])
-    finally:
-        os.kill(popen.pid, signal.SIGKILL)
-        popen.wait()
-        connection.close()
-        relay.stop()
-        os.close(lifeline)
-        os.close(end)
+    with Supervisor() as supervisor:
+        relay.start(supervisor.folder, supervisor.start)
+        worker, connection = start_worker(supervisor, supervisor.folder / "log", "lo")
+        with connection:
+            for process, module in ((worker, "pibench.parties.worker"), (relay.popen, "pibench.links.relay")):
+                line = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
+                assert line[:4] == [sys.executable, "-P", "-m", module]
+                assert all(re.fullmatch(r"\d+(\.\d+)?", word) for word in line[4:])
+        owner = Path(f"/proc/{supervisor._popen.pid}/cmdline").read_text().split("\0")[:-1]
+        assert owner[1:3] == ["-I", "-S"]
+        assert owner[4:] == [str(os.getpid()), tempfile.gettempdir()]
 
 
 def test_a_users_own_token_is_never_shown(monkeypatch):

@@ -109,6 +109,45 @@ def test_one_command_trains_what_is_missing(cifar, monkeypatch, capsys):
         VARIANTS["baseline"].build(width=2)
 
 
+def test_a_stored_network_is_trained_on_without_the_training_of_its_row(cifar, monkeypatch, capsys):
+    folder, options, _ = cifar
+    monkeypatch.setattr(manifest, "FOLDER", folder / "nothing")
+    assert main([*options, "--rows", "baseline", "senet-0.09"]) == 0
+    for checkpoint_of in (folder / "checkpoints" / "w2-s0-long").glob("*.pt"):
+        checkpoint_of.unlink()
+    capsys.readouterr()
+    assert main([*options, "--rows", "senet-merged-0.09"]) == 0
+    assert "senet-merged-0.09 at width 2; in all 1 epochs to go" in capsys.readouterr().err
+    assert [path.stem for path in (folder / "checkpoints").glob("*/*.pt")] == ["senet-merged-0.09"]
+    rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
+    source, merged = rows["senet-0.09"], rows["senet-merged-0.09"]
+    assert merged["phases"] == source["phases"] | {"senet-merged-0.09": 1}
+    assert merged["epochs"] == source["epochs"] + 1
+    assert merged["wall_s"] >= source["wall_s"]
+    assert merged["relus"] == source["relus"]
+    masks = [
+        {
+            name: one
+            for name, one in VARIANTS[row]
+            .build(2, folder / "weights" / f"{row}-w2.safetensors", classes=100)
+            .state_dict()
+            .items()
+            if name.endswith(".mask")
+        }
+        for row in rows
+        if row != "baseline"
+    ]
+    assert masks[0].keys() == masks[1].keys()
+    assert all((masks[0][name] == masks[1][name]).all() for name in masks[0])
+    assert main([*options, "--rows", "senet-merged-0.09", "--list"]) == 0
+    assert "finished" in capsys.readouterr().out
+    (folder / "checkpoints" / "w2-s0-long" / "senet-merged-0.09.pt").unlink()
+    put_row(folder / "results" / "accuracy.json", source | {"phases": {"baseline": 3, "senet-0.09": 2}})
+    monkeypatch.setattr(run, "train", None)  # the chain would be trained: the row is of another training
+    with pytest.raises(TypeError):
+        main([*options, "--rows", "senet-merged-0.09", "--weights", str(folder / "other")])
+
+
 def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, monkeypatch, capsys):
     folder, options, plans = cifar
     monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))

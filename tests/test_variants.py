@@ -463,7 +463,7 @@ def tiny(tmp_path_factory):
     return path, read_weights(path)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_network_is_built_or_its_header_refused_in_one_line(data, tiny):
     """Whatever value stands in the decisions."""

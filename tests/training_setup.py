@@ -36,6 +36,7 @@ TINY = Plan(
         "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),
         "attention": Schedule(2, 0.1, batch=BATCH),
         "bilinear": Schedule(2, 0.05, batch=BATCH),
+        "factored": Schedule(1, 0.02, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),
         "merged": Schedule(1, 0.002, batch=BATCH),
     }

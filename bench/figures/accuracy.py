@@ -272,7 +272,7 @@ def _legend(figure: Figure, handles: list[Line2D], columns: int, side: str, titl
     look = {"handlelength": 1.8, "columnspacing": 1.2, "alignment": "left"}
     loc = "outside lower left" if is_narrow() and side == "right" else f"outside upper {side}"
     figure.legend(
-        handles=handles, loc=loc, ncols=min(columns, 3) if is_narrow() else columns, title=title, **look
+        handles=handles, loc=loc, ncols=min(columns, 2) if is_narrow() else columns, title=title, **look
     )
 
 

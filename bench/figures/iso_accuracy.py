@@ -71,10 +71,10 @@ def iso_accuracy(tables: Tables) -> Figure:
     add_small_print(
         figure,
         "Above 1 joint reduction needs less than SENet for the same accuracy. Read off monotone curves "
-        "through the trained networks of each method: widths "
-        f"{' and '.join(str(width) for width in widths)}, CIFAR-100, 10,000 test images. Bands: 95 % of the "
-        "curves whose points are drawn anew with the standard error of each accuracy. Seconds: measured on "
-        "loopback, as shares of the baseline's interleaved repetitions. Claimed: "
+        "through the trained networks of each method: "
+        f"{' and '.join(f'width {width}' for width in widths)}, CIFAR-100, 10,000 test images. Bands: 95 % "
+        "of the curves whose points are drawn anew with the standard error of each accuracy. Seconds: "
+        "measured on loopback, as shares of the baseline's interleaved repetitions. Claimed: "
         f"{JOINT_REDUCTION['relus']} times fewer ReLUs, {JOINT_REDUCTION['linear_operations']} times fewer "
         f"linear operations ({JOINT_REDUCTION['source']}).",
     )

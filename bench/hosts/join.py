@@ -108,14 +108,15 @@ def join(
         stream.close()
         raise JoinFailed(str(error)) from None
     say(f"joined the driver at {where}; party {GUEST} runs here until it is done")
+    house = _House(stream, theirs, listen, supervisor)
     try:
-        return _House(stream, theirs, listen, supervisor).serve()
+        return house.serve()
     except (OSError, EOFError) as error:
         raise JoinFailed(
             f"the connection to the driver at {where} was lost: {reason(error)}; everything here was ended"
         ) from None
     finally:
-        supervisor.end()
+        house.close()
         stream.close()
 
 
@@ -296,6 +297,12 @@ class _House:
             self._rooms[number] = _Room(self._stream, number, told, self._supervisor)
         except (OSError, ValueError) as error:
             self._stream.send(Ended(number, None, str(error)))
+
+    def close(self) -> None:
+        """Ends every worker and waits until it is gone."""
+        for room in self._rooms.values():
+            room.end()
+        self._supervisor.end()
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic cannot use typing's own below Python 3.12
 
 from pibench.engines.base import Setting, StepCost
@@ -26,8 +26,6 @@ EXACT = ConfigDict(
     strict=True, extra="forbid", arbitrary_types_allowed=True, revalidate_instances="always"
 )  # fields of records are checked, too
 
-Number = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0)]
 ExitCode = Annotated[int, Field(ge=-31, le=255)]  # or the negative number of a signal
@@ -72,7 +70,7 @@ class DriverIntroduction:
 class Open:
     """The driver asks for a process with this setting."""
 
-    number: Number
+    number: PositiveInt
     setting: Setting
 
 
@@ -80,7 +78,7 @@ class Open:
 class Say:
     """The driver's command to a process; `checksum` is that of the program in it, or empty."""
 
-    number: Number
+    number: PositiveInt
     command: str
     arguments: tuple[Any, ...]
     checksum: str
@@ -90,7 +88,7 @@ class Say:
 class Answered:
     """The store's answer to a call: its result, or the error if it is not `done`."""
 
-    number: Number
+    number: PositiveInt
     done: bool
     value: Stored
 
@@ -99,7 +97,7 @@ class Answered:
 class End:
     """The driver asks for the end of a process."""
 
-    number: Number
+    number: PositiveInt
 
 
 @dataclass(frozen=True)
@@ -113,15 +111,15 @@ class Bye:
 class Opened:
     """The other host has started a process."""
 
-    number: Number
-    pid: Number
+    number: PositiveInt
+    pid: PositiveInt
 
 
 @dataclass(frozen=True)
 class Said:
     """A process has said that it is ready, that it has done a command, or why not."""
 
-    number: Number
+    number: PositiveInt
     kind: Literal["ready", "done", "not prepared", "failed"]
     value: Any
 
@@ -130,7 +128,7 @@ class Said:
 class Call:
     """A process calls the store."""
 
-    number: Number
+    number: PositiveInt
     name: str
     arguments: tuple[Stored | float | list[str], ...]
 
@@ -139,7 +137,7 @@ class Call:
 class Ended:
     """A process has ended, or could not start: its exit code, if there is one, and its last words."""
 
-    number: Number
+    number: PositiveInt
     code: ExitCode | None
     words: str
 
@@ -163,24 +161,24 @@ class Loaded(TypedDict):
     """The reply to `load`."""
 
     seconds: Seconds
-    rounds: Count
-    bytes_sent: Count
+    rounds: NonNegativeInt
+    bytes_sent: NonNegativeInt
 
 
 class Prepared(TypedDict):
     """The reply to `prepare`."""
 
     seconds: Seconds
-    bytes: Count
+    bytes: NonNegativeInt
 
 
 class Inferred(TypedDict):
     """The reply to `infer`."""
 
     seconds: Seconds
-    rounds: Count
-    bytes_sent: Count
-    hops: Count
+    rounds: NonNegativeInt
+    bytes_sent: NonNegativeInt
+    hops: NonNegativeInt
     logits: torch.Tensor | None
 
 
@@ -195,7 +193,7 @@ class Probed(TypedDict):
 
     rtt_s: Seconds
     bandwidth_bits_s: Rate
-    round_hops: Number
+    round_hops: PositiveInt
     round_s: Seconds
 
 
@@ -209,14 +207,14 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "load": Command(tuple[Program, None], Loaded),  # the weights stay with party 0
-    "plan": Command(tuple[Number], None),
-    "prepare": Command(tuple[Number], Prepared),
-    "infer": Command(tuple[torch.Tensor, Number], Inferred),
-    "profile": Command(tuple[torch.Tensor, Number], list[StepCost]),
+    "plan": Command(tuple[PositiveInt], None),
+    "prepare": Command(tuple[PositiveInt], Prepared),
+    "infer": Command(tuple[torch.Tensor, PositiveInt], Inferred),
+    "profile": Command(tuple[torch.Tensor, PositiveInt], list[StepCost]),
     "idle": Command(tuple[()], Idle),
     "listen": Command(tuple[()], None),
-    "probe_link": Command(tuple[str, Number, Number | None], Probed),
-    "peak_memory": Command(tuple[()], Count),
+    "probe_link": Command(tuple[str, PositiveInt, PositiveInt | None], Probed),
+    "peak_memory": Command(tuple[()], NonNegativeInt),
 }
 START = "start"  # what a process does before its first command
 

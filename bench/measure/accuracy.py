@@ -207,9 +207,10 @@ def additions(
         try:
             private[engine] = asdict(judge(model, images, labels, parties(engine)))
         except PartyFailed as error:
+            first = str(error).splitlines()[0]
             raise AccuracyError(
-                f"the {engine} engine failed ({_cause(error)}): rows judged before are kept, run the same "
-                "command to go on"
+                f"the {engine} engine failed ({first}): rows judged before are kept, run the same command to "
+                "go on"
             ) from error
         except WrongAnswer as error:
             raise AccuracyError(
@@ -230,12 +231,6 @@ def _demand_same(row: Row, found: InFixedPoint) -> None:
             f"says {100 * stated:.2f} %: they are of different trainings, take the row out of accuracy.json "
             "and train it again"
         )
-
-
-def _cause(error: PartyFailed) -> str:
-    """Returns the first line of a failure, with the exception if a trace follows."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
 
 
 @dataclass(frozen=True)

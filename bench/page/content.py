@@ -164,7 +164,7 @@ def facts(cases: pd.DataFrame) -> list[tuple[str, str]]:
 def fastest(summary: pd.DataFrame) -> dict[str, pd.Series]:
     """Returns for each engine the measured headline case that saves most online."""
     usual = summary[(summary["timing"] == "measured") & (summary["role"] == "headline")]
-    usual = usual[[_speedup(case) is not None for _, case in usual.iterrows()]]
+    usual = usual.loc[[_speedup(case) is not None for _, case in usual.iterrows()]]
     groups = usual.groupby("engine", sort=False)
     return {engine: group.loc[group["online_speedup"].idxmax()] for engine, group in groups}
 

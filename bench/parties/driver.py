@@ -390,8 +390,8 @@ class Parties:
         if self._prepared != batch:
             raise NotPrepared(f"nothing is prepared for a batch of {batch}; call prepare({batch}) first")
         self._prepared = None
-        images = images.to(torch.float32)  # CrypTen's scale overflows in half precision
-        images = images.clone(memory_format=torch.contiguous_format)  # a view would send all that it is from
+        # CrypTen's scale overflows in half precision. This copies: a view would send all that it is from.
+        images = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return self._call(command, lambda rank: (images if rank == 1 else None, batch))
 
     def _demand_room(self, batch: int) -> None:

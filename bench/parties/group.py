@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -80,7 +81,7 @@ class Group:
             for rank in range(count):
                 told = setting(rank, str(self.folder / "rendezvous"), self.shaper.place(rank))
                 self._processes.append(self._start(told))
-            self._await(range(count), "start")
+            self._await(self._processes, range(count), "start")
         except BaseException:
             self.kill()
             raise
@@ -95,7 +96,8 @@ class Group:
         process = _Process(title, *started, log)
         try:
             self.shaper.attach(setting.rank, process.popen.pid)
-            send(process.connection, setting)
+            with suppress(OSError):  # it is gone; the wait for its reply reports that
+                send(process.connection, setting)
         except BaseException:
             self._processes.append(process)  # so that `kill` ends it with the others
             raise
@@ -121,18 +123,19 @@ class Group:
         group. Raises NotPrepared when a process refuses. Raises ValueError, and sends nothing, when a command
         cannot travel to its process.
         """
-        if not self._processes:
+        processes = self._processes  # another thread may close the group at any moment
+        if not processes:
             raise PartyFailed("the parties are not running; open a new Parties")
         for rank, told in arguments.items():
             self.shaper.demand(rank, command, told)
         threads = [
-            threading.Thread(target=_send, args=(self._processes[rank], encode((command, told))), daemon=True)
+            threading.Thread(target=_send, args=(processes[rank], encode((command, told))), daemon=True)
             for rank, told in arguments.items()
         ]
         for thread in threads:
             thread.start()
         try:
-            replies = self._await(list(arguments), command)
+            replies = self._await(processes, list(arguments), command)
         except BaseException:
             self.kill()  # a running command cannot be cancelled
             raise
@@ -140,10 +143,9 @@ class Group:
             thread.join()
         return replies
 
-    def _await(self, ranks: Sequence[int], command: str) -> list[Any]:
+    def _await(self, processes: list[_Process], ranks: Sequence[int], command: str) -> list[Any]:
         """Waits for the replies of `ranks`; raises PartyFailed with the cause when a reply does not come."""
         deadline = time.monotonic() + self.timeout_s
-        processes = self._processes
         pending = {processes[rank].connection: rank for rank in ranks}
         others = {p.connection: rank for rank, p in enumerate(processes) if rank not in ranks}
         replies: dict[int, Any] = {}
@@ -175,7 +177,7 @@ class Group:
         if self._processes is not processes:
             raise PartyFailed(f"the parties were closed by another thread while {command!r} ran")
         if failures:
-            raise PartyFailed(self._cause(failures, command))
+            raise PartyFailed(self._cause(processes, failures, command))
         if pending:
             silent = ", ".join(processes[rank].title for rank in pending.values())
             raise PartyFailed(
@@ -185,15 +187,16 @@ class Group:
             raise NotPrepared(refusals[0])
         return [replies[rank] for rank in ranks]
 
-    def _cause(self, failures: list[tuple[int, str | None]], command: str) -> str:
+    def _cause(self, processes: list[_Process], failures: list[tuple[int, str | None]], command: str) -> str:
         """Returns the likely first cause: a process that was killed, or else the first one that reported."""
         killed = [rank for rank, trace in failures if trace is None]
         rank, trace = (killed[0], None) if killed else failures[0]
-        process = self._processes[rank]
-        if (failure := self._supervisor.failure() or self.shaper.failure()) is not None:
+        process, owner = processes[rank], self._supervisor
+        if (failure := (owner and owner.failure()) or self.shaper.failure()) is not None:
             return f"{failure}; so {process.title} failed in {command!r}"
         if trace is not None:
-            return f"{process.title} failed in {command!r}:\n{trace}"
+            last = trace.rstrip().rpartition("\n")[2].strip()
+            return f"{process.title} failed in {command!r}: {last}\n{trace}"
         try:
             code = process.popen.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
@@ -203,7 +206,7 @@ class Group:
             how = f"by signal {-code} ({signal.Signals(-code).name})"
         text = f"{process.title} died {how} in {command!r}"
         said = process.log.read_text(errors="replace")[-2000:].strip() if process.log.exists() else ""
-        traces = [f"{self._processes[r].title} then failed:\n{t}" for r, t in failures if t is not None]
+        traces = [f"{processes[r].title} then failed:\n{t}" for r, t in failures if t is not None]
         return "\n".join([text, *([f"its last words:\n{said}"] if said else []), *traces])
 
 

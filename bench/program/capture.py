@@ -148,13 +148,14 @@ def copied_for_export(model: nn.Module) -> nn.Module:
     """Returns a copy of `model` in float64 and in eval mode, without wrappers around it or its weights."""
     model = _unwrapped(model)
     _demand_plain(model)
-    # A weight that a hook computes is not a leaf, and torch copies only leaves.
-    memo = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor)
-    }
+    memo: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        # A weight that a hook computes is not a leaf, and torch copies only leaves.
+        kept = [*vars(module).values(), *module._buffers.values()]
+        memo |= {id(each): _bare(each).clone() for each in kept if isinstance(each, torch.Tensor)}
+        for parameter in module._parameters.values():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                memo[id(parameter)] = nn.Parameter(_bare(parameter).clone(), requires_grad=False)
     try:
         copied = trace(model) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
     except Exception as error:  # whatever the network's own way to be copied raises
@@ -164,12 +165,6 @@ def copied_for_export(model: nn.Module) -> nn.Module:
     copied = copied.eval().cpu().double()
     for module in list(copied.modules()):
         _bake_weights(module)
-        for name, parameter in module._parameters.items():
-            if parameter is not None and type(parameter) is not nn.Parameter:
-                module._parameters[name] = nn.Parameter(_bare(parameter), requires_grad=False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and type(buffer) is not torch.Tensor:
-                module._buffers[name] = _bare(buffer)
         for name, child in list(module.named_children()):
             if (inner := _unwrapped(child)) is not child:
                 setattr(module, name, inner)

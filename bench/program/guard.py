@@ -83,7 +83,7 @@ def own_answer(lowered: Lowered, images: Tensor) -> Tensor:
         smooth = SMOOTH.get(op) if isinstance(op, ir.PiecewiseLinear) else None
         return value_of(op, lowered.weights, *inputs) if smooth is None else smooth(*inputs)
 
-    chunks = images.to(torch.float64).split(CHUNK)
+    chunks = torch.split(images.to(torch.float64), CHUNK)
     return torch.cat([walk(lowered.program, chunk, apply) for chunk in chunks])
 
 
@@ -185,11 +185,14 @@ def demand_truncations(lowered: Lowered) -> None:
 
 
 def _loss(answer: Tensor, exact: Tensor) -> float:
-    """Returns the largest error of an answer relative to its largest number; 0 for an answer of zeros."""
+    """Returns the largest error of an answer relative to its largest number.
+
+    An error up to FLOOR in an answer of zeros is none.
+    """
     largest, error = exact.abs().max().item(), (answer - exact).abs().max().item()
-    if math.isnan(error):
-        return math.inf
-    return error / largest if largest else 0.0
+    if largest and not math.isnan(error):
+        return error / largest
+    return 0.0 if error <= FLOOR else math.inf
 
 
 def _beginning(lowered: Lowered, images: Tensor, rehearse: Rehearsal, exact: Tensor, loss: float) -> int:

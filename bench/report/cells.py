@@ -12,12 +12,12 @@ UNTRAINED = "not trained yet"
 
 
 def format_number(value: Any, scale: float = 1.0, digits: int = 3) -> str:
-    """Writes `value / scale` with significant digits, without exponent; a missing value is a dash.
+    """Writes `value / scale` with significant digits, without exponent; a dash stands for no finite number.
 
     >>> format_number(557_056, 1e3, 4), format_number(0.05518), format_number(math.nan)
     ('557.1', '0.0552', '–')
     """
-    if pd.isna(value):
+    if pd.isna(value) or math.isinf(value):
         return "–"
     value = float(value) / scale
     if value == 0:

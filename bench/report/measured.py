@@ -33,7 +33,9 @@ def counts_of(
     Without any row the share that the variant declares, if any, is applied to the baseline's ReLUs.
     """
     counts = {
-        each: row["cost"] for (name, each, _), row in rows.items() if name == variant and row["cost"]["relus"]
+        each: row["cost"]
+        for (name, each, _), row in rows.items()
+        if name == variant and each and row["cost"]["relus"] and row["cost"]["macs"]
     }
     for _, line in table[table["variant"] == variant].dropna(subset=["relus", "macs"]).iterrows():
         counts[line["width"]] = line

@@ -22,7 +22,9 @@ def tabulate_models(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
 
     Networks are those of the width that most headline rows have, each from the newest row of its variant.
     """
-    headline = [row for row in rows if row["role"] == "headline" and row["network"] is not None]
+    headline = [
+        row for row in rows if row["role"] == "headline" and row["network"] and row["network"]["linear"]
+    ]
     widths = [row["width"] for row in headline]
     width = max(widths, key=widths.count, default=None)
     known = sorted((row for row in headline if row["width"] == width), key=lambda row: row["started"])

@@ -66,7 +66,7 @@ def tabulate_pairs(table: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
                 **dict(zip(differences, (between.mean, between.low, between.high), strict=True)),
             }
             for name in ("relus", "macs"):
-                line[f"{name}_ratio"] = counts[0][name] / counts[1][name]
+                line[f"{name}_ratio"] = counts[0][name] / (counts[1][name] or math.nan)
             for engine in engines:
                 found = online_ratio(*(rows.get((name, width, engine)) for name in (senet, joint)))
                 line |= dict(
@@ -127,7 +127,9 @@ def merging_alone(table: pd.DataFrame, measured: dict, width: int) -> str:
         return ""
     counts = [counts_of(name, width, table, measured) for name in ("baseline", UNMASKED)]
     by_one_plan = difference(table, width, UNMASKED, "baseline", SEED_AND_PLAN).seeds == lost.seeds
-    fewer = {name: format_ratio(counts[0][name] / counts[1][name]) for name in ("relus", "macs")}
+    fewer = {
+        name: format_ratio(counts[0][name] / (counts[1][name] or math.nan)) for name in ("relus", "macs")
+    }
     other = "" if by_one_plan else "; of another plan"
     return (
         f"Merging alone, all other ReLUs kept (`{UNMASKED}`): **{format_points(lost.mean)}** points to the "

@@ -139,7 +139,8 @@ def _prices(case: pd.Series, layers: pd.DataFrame) -> dict[str, Any]:
         return {}
     relus = profile.loc[profile["class"] == "relu", "seconds"].sum()
     convolution_s = profile.loc[profile["kind"] == "convolution", "seconds"].median()
-    relu_s = relus / (case["batch"] * case["relus"]) if case["relus"] else math.nan
+    known = not pd.isna(case["relus"]) and case["relus"] > 0
+    relu_s = relus / (case["batch"] * case["relus"]) if known else math.nan
     return {
         "profiled": clocks_of(case["engine"])[-1],
         "relu_share": relus / profile["seconds"].sum(),

@@ -66,18 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         taken = [] if options.check else take_over(project)
         made = make_reference(project)
+        stale = find_stale(made) if options.check else write_stale(made)
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 1
-    for text in taken:
-        print(text)
     if options.check:
-        stale = find_stale(made)
         for path in stale:
             print(f"{path} is stale: run `make reference`.", file=sys.stderr)
         return int(bool(stale))
-    for path in write_stale(made):
-        print(f"{path}: written")
+    for text in (*taken, *(f"{path}: written" for path in stale)):
+        print(text)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, get_args
 from pydantic import AfterValidator, TypeAdapter
 from typing_extensions import TypedDict
 
-from pibench.models.rows import Amount, Count, Size, check, checked
+from pibench.models.rows import Amount, Count, Positive, Size, Whole, check, checked
 
 Role = Literal["headline", "link", "batch", "sweep", "extra", "protocol"]
 """Protocol: a row of one clock, which stands in no table of online seconds."""
@@ -31,8 +31,8 @@ class LinkCheckRow(TypedDict):
     shaper: str
     asked_rtt_s: Amount
     measured_rtt_s: Amount | None
-    asked_bandwidth_bits_s: Amount | None
-    measured_bandwidth_bits_s: Amount | None
+    asked_bandwidth_bits_s: Positive | None
+    measured_bandwidth_bits_s: Positive | None
     round_s: Amount | None
     round_hops: Count | None
     hop_overhead_s: float | None
@@ -116,10 +116,10 @@ class RoundTraffic(TypedDict):
 class Times(TypedDict, total=False):
     """Seconds of each round that succeeded, by the slower party's clock: `CLOCKS`, or `ONE_CLOCK` alone."""
 
-    offline_s: list[Amount]
-    online_s: list[Amount]
-    total_s: list[Amount]
-    all_phases_s: list[Amount]
+    offline_s: list[Positive]
+    online_s: list[Positive]
+    total_s: list[Positive]
+    all_phases_s: list[Positive]
 
 
 @checked
@@ -183,10 +183,10 @@ class Reference(TypedDict):
     """
 
     case: str
-    offline_s: NotRequired[list[Amount | None]]
-    online_s: NotRequired[list[Amount | None]]
-    total_s: NotRequired[list[Amount | None]]
-    all_phases_s: NotRequired[list[Amount | None]]
+    offline_s: NotRequired[list[Positive | None]]
+    online_s: NotRequired[list[Positive | None]]
+    total_s: NotRequired[list[Positive | None]]
+    all_phases_s: NotRequired[list[Positive | None]]
     link_check: NotRequired[LinkCheckRow | None]
 
 
@@ -236,7 +236,7 @@ class Row(TypedDict):
     started: str
     reference: Reference | None
     trust: NotRequired[str]
-    options: NotRequired[dict[str, str | int | bool]]
+    options: NotRequired[dict[str, str | Whole | bool]]
     traffic_of_rounds: NotRequired[list[RoundTraffic]]
     digest: NotRequired[str]
     host: NotRequired[str]

@@ -45,20 +45,24 @@ def trained(variant: Variant, plan: Plan) -> Phase:
 
 
 def tuned(
-    variant: Variant, plan: Plan, network: Callable[..., nn.Module], after: tuple[Phase, ...] = ()
+    variant: Variant,
+    plan: Plan,
+    network: Callable[..., nn.Module],
+    after: tuple[Phase, ...] = (),
+    kind: str = "tune",
 ) -> Phase:
     """Fine-tunes a network whose ReLUs are settled, as SENet does, with the baseline as teacher.
 
-    `network` makes it from the run, the baseline and the results of `after`.
+    `network` makes it from the run, the baseline and the results of `after`; `kind` names the schedule.
     """
 
     def task(run: Run, teacher: Trained, *others: Trained) -> Task:
         from pibench.models.training.tasks.distilled import Distilled
 
         model = network(run, teacher, *others)
-        return Distilled(model, plan["tune"], run.teacher(teacher), run.layout.stages)
+        return Distilled(model, plan[kind], run.teacher(teacher), run.layout.stages)
 
-    return Phase(variant.name, plan["tune"], task, (trained(variant, plan), *after))
+    return Phase(variant.name, plan[kind], task, (trained(variant, plan), *after))
 
 
 VARIANTS = (Variant("baseline", trained),)

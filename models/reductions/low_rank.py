@@ -11,7 +11,7 @@ from pibench.models.decisions import Step
 from pibench.models.layout import Layout
 from pibench.models.reductions import baseline
 from pibench.models.training.phases import Phase
-from pibench.models.training.schedules import Plan, RankSchedule, Schedules
+from pibench.models.training.schedules import Plan, RankSchedule, Schedule, Schedules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,10 +51,11 @@ FAMILIES = (
 )
 SCHEDULES: Schedules = {
     "ranks": {
-        "quick": RankSchedule(6, 0.05),
-        "standard": RankSchedule(10, 0.05),
-        "long": RankSchedule(24, 0.05),
+        "quick": RankSchedule(4, 0.05),
+        "standard": RankSchedule(8, 0.05),
+        "long": RankSchedule(10, 0.05),
     },
+    "factored": {"quick": Schedule(2, 0.02), "standard": Schedule(6, 0.02), "long": Schedule(10, 0.02)},
 }
 ENERGY = 0.9
 SHARE = 0.25
@@ -133,7 +134,7 @@ def trained(variant: Variant, plan: Plan, forms: Forms, energy: float | None) ->
 
         return copy.deepcopy(start.model)
 
-    return baseline.tuned(variant, plan, network, (pruned(variant, plan, forms, energy),))
+    return baseline.tuned(variant, plan, network, (pruned(variant, plan, forms, energy),), "factored")
 
 
 _FORMS: Mapping[str, str] = {"trp-channel": "channel", "trp-spatial": "spatial", "tucker": "tucker"}

@@ -49,7 +49,7 @@ FAMILIES = (
     ),
 )
 SCHEDULES: Schedules = {
-    "merged": {"quick": Schedule(2, 0.002), "standard": Schedule(6, 0.002), "long": Schedule(12, 0.002)},
+    "merged": {"quick": Schedule(2, 0.002), "standard": Schedule(4, 0.002), "long": Schedule(6, 0.002)},
 }
 """The rate is low, because the network is tuned with BatchNorm folded."""
 MERGE = Step("merge_linear_stretches", {"borders": "hoisted"})
@@ -77,9 +77,12 @@ def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> 
 
 
 def trained(variant: Variant, plan: Plan, source: Variant) -> Phase:
-    """Merges the stretches of the trained source and tunes the network; the teacher is the baseline."""
+    """Merges the stretches of the trained source and tunes the network; the teacher is the baseline.
+
+    Both are needed as deployed networks alone, so that stored ones serve.
+    """
     source = replace(source, network=variant.network)
-    start = last_phase(source, plan)
+    start = replace(last_phase(source, plan), row=source.name)
 
     def task(run: Run, teacher: Trained, before: Trained) -> Task:
         from pibench.models.training.relus import mask_relus
@@ -95,15 +98,15 @@ def trained(variant: Variant, plan: Plan, source: Variant) -> Phase:
         return Distilled(run.placed(model), plan["merged"], run.teacher(teacher), stages)
 
     def chosen(run: Run, task: Task) -> tuple[Step, ...]:
-        from pibench.models.training.relus import masks_of
         from pibench.models.variants import buildable
 
-        before = run.train(start)
-        structure = buildable(source).steps if before.chosen is None else before.chosen
-        empty = {name: False for name, mask in masks_of(before.model).items() if not mask.any()}
-        return (*structure, Step("linearize_relus", {"keep": empty}))
+        _, decisions = run.deployed(buildable(source), run.train(start))
+        at = [step.transform for step in decisions.steps].index("linearize_relus")
+        masks = decisions.steps[at].arguments["keep"]
+        empty = {name: False for name, kept in masks.items() if kept is False}
+        return (*decisions.steps[:at], Step("linearize_relus", {"keep": empty}))
 
-    after = (baseline.trained(variant, plan), start)
+    after = (replace(baseline.trained(variant, plan), row="baseline"), start)
     return Phase(variant.name, plan["merged"], task, after, chosen=chosen)
 
 

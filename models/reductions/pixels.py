@@ -28,7 +28,7 @@ FAMILIES = (
     ),
 )
 SCHEDULES: Schedules = {
-    "pixels": {"quick": Schedule(6, 0.05), "standard": Schedule(14, 0.05), "long": Schedule(40, 0.05)},
+    "pixels": {"quick": Schedule(6, 0.05), "standard": Schedule(14, 0.05), "long": Schedule(20, 0.05)},
 }
 
 
@@ -57,6 +57,6 @@ def trained(variant: Variant, plan: Plan) -> Phase:
 
 
 VARIANTS = tuple(
-    Variant(f"pixels-{fraction}", trained, fraction=fraction, masks=masks, finish=(FOLD, Step("mask_pixels")))
+    Variant(f"pixels-{fraction}", trained, fraction=fraction, masks=masks, finish=(Step("mask_pixels"), FOLD))
     for fraction in (0.75, 0.5)
 )

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from pibench.models import catalogue
+from pibench.models import catalogue, manifest
 from pibench.models import weights as checkpoint
 from pibench.models.data import load_cifar100
 from pibench.models.files import demand_room
@@ -26,21 +26,23 @@ from pibench.models.training.rows import (
     finish_row,
     is_published,
     put_row,
+    stored_row,
     weights_path,
 )
-from pibench.models.training.run import Run
+from pibench.models.training.run import Run, Trained
 from pibench.models.training.schedules import USUAL, Plan, unusual
 from pibench.models.variants import variant
 
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of the images, rows, checkpoints and weights."""
+    """The folders of the images, rows, checkpoints and weights, and of the project's own rows."""
 
     data: Path = Path("data")
     results: Path = Path("results")
     checkpoints: Path = Path("checkpoints")
     weights: Path = Path("results/weights")
+    reference: Path = Path("results/reference")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def usable_device(name: str) -> torch.device:
 
 def remaining(run: Run, rows: Iterable[str]) -> str:
     """Returns a text: how many epochs the rows still need, and the time at the mean pace so far."""
-    waiting = {phase.name: phase for row in rows for phase in phases(run.phase(row))}
+    waiting = {phase.name: phase for row in rows for phase in phases(run.phase(row), run.stored)}
     histories = [run.history(phase) for phase in waiting.values()]
     done = [epoch["wall_s"] for history in histories for epoch in history]
     epochs = sum(phase.schedule.epochs for phase in waiting.values()) - len(done)
@@ -153,6 +155,27 @@ def finished(rows: Iterable[str], options: Options) -> list[str]:
         stored = not published or name in manifest
         if line and stored and _same_training(row, line, options.schedules(plan), options):
             result.append(row)
+    return result
+
+
+def stored_rows(rows: Iterable[str], plan: str, options: Options) -> dict[str, Trained]:
+    """Returns the networks of finished rows that the training of `rows` may start from, by variant.
+
+    Own rows come before the project's. A row counts if its phases are those of the plan.
+    """
+    parts = options.schedules(plan)
+    wanted = {phase.row for row in rows for phase in phases(last_phase(variant(row), parts)) if phase.row}
+    result: dict[str, Trained] = {}
+    for accuracy, weights in (
+        (options.accuracy, options.folders.weights),
+        (options.folders.reference / options.accuracy.name, manifest.FOLDER),
+    ):
+        found, listed = read_rows(accuracy), read_manifest(weights)
+        for name in sorted(wanted - result.keys()):
+            row = find_row(found, name, options.width, options.seed)
+            file = checkpoint.file_name(name, options.width, options.network)
+            if row and file in listed and _same_training(name, row, parts, options):
+                result[name] = stored_row(row, weights / file)
     return result
 
 
@@ -232,6 +255,7 @@ def _train_plan(
         folders.results / "training" / (f"{name}-try" if apart else name),
         output,
         shared=[folders.checkpoints / other for other in others if other != name],
+        stored={} if options.is_try else stored_rows(rows, plan, options),
         tried=options.is_try,
         network=options.network,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ class Phase:
     transforms that made its structure, if training has chosen them. Without it they are the variant's own.
     `finish` returns the last transforms in the same way. Phases with the same name are one phase, which is
     trained once.
+
+    `row` names a variant of which this is the last phase, if only its deployed network is needed: the stored
+    network of that row then takes the place of the training, where there is one.
     """
 
     name: str
@@ -34,14 +37,18 @@ class Phase:
     settle: Callable[[Run, Any], nn.Module] | None = None
     chosen: Callable[[Run, Any], tuple[Step, ...]] | None = None
     finish: Callable[[Run, Any], tuple[Step, ...]] | None = None
+    row: str | None = None
 
 
-def phases(last: Phase) -> Iterator[Phase]:
-    """Yields the phases that lead to `last` in the order of training, `last` at the end."""
+def phases(last: Phase, stored: Collection[str] = ()) -> Iterator[Phase]:
+    """Yields the phases that lead to `last` in the order of training, `last` at the end.
+
+    Those that are needed for the rows `stored` alone are left out.
+    """
     seen: set[str] = set()
 
     def walk(phase: Phase) -> Iterator[Phase]:
-        if phase.name not in seen:
+        if phase.name not in seen and phase.row not in stored:
             seen.add(phase.name)
             for before in phase.after:
                 yield from walk(before)

@@ -1,5 +1,6 @@
 """results/accuracy.json: one row for each variant, width and seed, measured on the deployed network."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from torch import Tensor
 from pibench.models.cost import count_macs, count_relus
 from pibench.models.files import changing
 from pibench.models.machine import cpu_name
-from pibench.models.manifest import FOLDER
+from pibench.models.manifest import FOLDER, read_listed
 from pibench.models.rows import check_row, read_rows, row_key
 from pibench.models.training.files import TrainingError, write_bytes, writing
 from pibench.models.training.images import accuracy
+from pibench.models.training.loop import Outcome
 from pibench.models.training.run import Run, Trained
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, save_weights
@@ -89,6 +91,20 @@ def weights_path(folder: Path, run: Run, name: str) -> Path:
 def is_published(width: int, seed: int, tried: bool) -> bool:
     """Returns whether the weights of a row, or of a try, are part of the project."""
     return seed == 0 and width <= PUBLISHED_WIDTH and not tried
+
+
+def stored_row(row: Row, path: Path) -> Trained:
+    """Returns the network of a finished row from its weights file.
+
+    The row tells the sum of its seconds alone: each epoch gets an equal share.
+    """
+    listed, model = read_listed(path), load(path)
+    mean = row["wall_s"] / row["epochs"]
+    digest = hashlib.sha256(listed).hexdigest()
+    outcomes = tuple(
+        Outcome(name, digest, ({"wall_s": mean},) * epochs, {}) for name, epochs in row["phases"].items()
+    )
+    return Trained(model, outcomes, decisions=model.meta["decisions"])
 
 
 def finish_row(

@@ -29,13 +29,14 @@ class Trained:
     """A trained network in its training form, and all its phases in order.
 
     `chosen` are the transforms that training chose for its structure, and `finish` the last ones; None means
-    the variant's own.
+    the variant's own. A stored network is in its deployed form, and `decisions` are those of its file.
     """
 
     model: nn.Module
     phases: tuple[Outcome, ...]
     chosen: tuple[Step, ...] | None = None
     finish: tuple[Step, ...] | None = None
+    decisions: Decisions | None = None
 
     @property
     def digest(self) -> str:
@@ -58,7 +59,8 @@ class Run:
     """One seed of all variants of a network at one width: settings, folders, and the trained networks.
 
     A phase that a run of another plan has already trained is taken from its checkpoints, in the folders
-    `shared`. A run that is `tried` publishes no weights.
+    `shared`. `stored` are finished rows by variant, for phases that need a deployed network alone. A run that
+    is `tried` publishes no weights.
     """
 
     setting: Setting
@@ -68,6 +70,7 @@ class Run:
     logs: Path
     stream: TextIO | None = None
     shared: Sequence[Path] = ()
+    stored: Mapping[str, Trained] = field(default_factory=dict)
     tried: bool = False
     network: str = "resnet18"
     done: dict[str, Trained] = field(default_factory=dict)
@@ -101,6 +104,8 @@ class Run:
 
     def train(self, phase: Phase) -> Trained:
         """Trains one phase and the earlier ones, continues their training, or loads them."""
+        if phase.row is not None and phase.row in self.stored:
+            return self.stored[phase.row]
         if phase.name not in self.done:
             after = [self.train(before) for before in phase.after]
             task = phase.task(self, *after)
@@ -181,6 +186,8 @@ class Run:
 
         Masks are final, BatchNorm is folded, and the other steps of the variant's `finish` are done.
         """
+        if trained.decisions is not None:
+            return copy.deepcopy(trained.model), trained.decisions
         copied = copy.deepcopy(trained.model).cpu().to(memory_format=torch.contiguous_format).eval()
         size = self.setting.images.size
         if trained.finish is not None:

@@ -146,7 +146,8 @@ def _norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, scale: int) -> nn.BatchNorm1d |
 def _linear(layer: nn.Linear, scale: int, last: bool) -> BilinearLinear:
     c1, c2 = _scaled_pair(layer.in_features, scale)
     u1, u2 = _scaled_pair(layer.out_features, 1 if last else scale)
-    # the variance 1 / (3 C) of torch's linear layers
+    # the variance 1 / (3 C) and the bias of torch's linear layers
     left = _drawn(layer.weight, 1 / c1, u1, c1)
     right = _drawn(layer.weight, 1 / (3 * c2), u2, c2)
-    return BilinearLinear(left, right, layer.weight.new_zeros(u1 * u2))
+    bound = 1 / sqrt(c1 * c2)
+    return BilinearLinear(left, right, layer.weight.new_empty(u1 * u2).uniform_(-bound, bound))

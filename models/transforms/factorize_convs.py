@@ -20,10 +20,12 @@ merged pair again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from pibench.models.graph.convolution import bias_of, convolution, padding_obstacle, padding_of
 from pibench.models.graph.moves import callers, finish, insert_module, module_of, source, trace
@@ -139,7 +141,11 @@ def factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
 
 
 def drawn_factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
-    """Returns kernels of the shapes of `factors`, drawn from torch's global generator: N(0, 1 / fan_out)."""
+    """Returns kernels of the shapes of `factors`, drawn from torch's global generator.
+
+    Every filter has a random direction and the norm sqrt(2). Thin layers thus keep the size of their input,
+    which a drawn norm would not do for one or two filters.
+    """
     out_channels, in_channels, height, width = kernel.shape
     shapes = {
         "channel": [(rank.out, in_channels, height, width), (out_channels, rank.out, 1, 1)],
@@ -149,10 +155,8 @@ def drawn_factors(kernel: Tensor, form: str, rank: Rank) -> tuple[Tensor, ...]:
             (out_channels, rank.out, 1, 1),
         ],
     }[form]
-    made = tuple(kernel.new_empty(shape) for shape in shapes)
-    for each in made:
-        nn.init.kaiming_normal_(each, mode="fan_out", nonlinearity="linear")
-    return made
+    made = (kernel.new_empty(shape).normal_() for shape in shapes)
+    return tuple(sqrt(2) * F.normalize(each.flatten(1)).view(each.shape) for each in made)
 
 
 def obstacle(conv: nn.Conv2d) -> str | None:
