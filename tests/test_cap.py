@@ -9,7 +9,7 @@ from torch import nn
 from training_setup import tiny_images, tiny_run
 
 from pibench.measure.count import cost_of
-from pibench.models.training.channels import channel_statistics, search_channels
+from pibench.models.training.channels import GRAIN, channel_statistics, search_channels
 from pibench.models.training.rows import finish_row
 from pibench.models.transforms import prune_channels
 from pibench.models.variants import variant
@@ -41,9 +41,16 @@ def test_the_search_finds_the_fewest_channels_above_a_falling_floor():
         asked.append(missing)
         return 0.9 - 0.01 * missing
 
-    kept = search_channels(model, CONVS, statistics, accuracy, drop=0.08)
+    kept = search_channels(model, CONVS, statistics, accuracy, drop=0.085)
     missing = [whole[name] - len(kept.get(name, range(whole[name]))) for name in CONVS]
-    assert missing == [1] * 8  # a channel a layer, as the floor falls by 0.01 a layer
+    wanted = []
+    for place, name in enumerate(CONVS, start=1):  # every size, the smallest first, instead of bisection
+        step = max(1, whole[name] // GRAIN)
+        sizes = [*range(step, whole[name], step), whole[name]]
+        room = 0.085 * place / len(CONVS) / 0.01 - sum(wanted)
+        wanted.append(whole[name] - next(size for size in sizes if whole[name] - size <= room))
+    assert missing == wanted
+    assert sum(missing) == 8
     assert search_channels(model, CONVS, statistics, lambda _: 0.5, drop=0.0).keys() == set(CONVS)
     refuses = iter([0.9] + [0.0] * 100)
     assert search_channels(model, CONVS, statistics, lambda _: next(refuses), drop=0.5) == {}

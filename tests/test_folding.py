@@ -33,7 +33,7 @@ def test_one_slope_a_layer_and_its_penalty():
     task.model.eval()
     plain = Supervised(task.model, task.schedule).loss(X, LABELS)
     penalty = task.schedule.weight * 8 * (1 - 0.1**2)
-    assert float(task.loss(X, LABELS) - plain) == pytest.approx(penalty, rel=1e-4)
+    assert (task.loss(X, LABELS) - plain).item() == pytest.approx(penalty, rel=1e-4)
     soft = next(iter(task.softs.values()))
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(soft(x), 0.1 * x + 0.9 * x.relu())

@@ -122,5 +122,5 @@ def test_it_is_trained_deployed_saved_and_loaded(tmp_path):
     for ours, theirs in zip(quadratics, fitted_relus, strict=True):
         assert ours.coefficients == pytest.approx(theirs.quadratic.coefficients())
         assert torch.equal(ours.mask, theirs.mask)
-    assert read_weights(path).decisions.steps[-1].transform == "polynomial_relus"
+    assert read_weights(path).decisions.steps[-2].transform == "polynomial_relus"
     assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]

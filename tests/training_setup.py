@@ -16,6 +16,7 @@ from pibench.models.training.schedules import (
     Plan,
     RankSchedule,
     Schedule,
+    ShrinkSchedule,
     SparseSchedule,
 )
 
@@ -30,6 +31,7 @@ TINY = Plan(
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
         "hysteresis": LassoSchedule(2, 0.02, batch=BATCH),
         "gates": ConstraintSchedule(2, 0.02, batch=BATCH),
+        "shrinkage": ShrinkSchedule(2, 0.02, batch=BATCH),
         "slopes": FoldSchedule(2, 0.02, batch=BATCH),
         "statistics": Schedule(1, 1e-9, batch=BATCH),
         "pixels": Schedule(2, 0.02, batch=BATCH),

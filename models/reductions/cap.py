@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pibench.models.base import Family, Variant
 from pibench.models.decisions import Step
-from pibench.models.layout import Layout
+from pibench.models.layout import Block, Layout
 from pibench.models.reductions import baseline
 from pibench.models.training.phases import Phase
 from pibench.models.training.schedules import Plan, Schedule, Schedules
@@ -26,7 +27,7 @@ FAMILIES = (
         label="channel pruning",
         paper=_PAPER,
         summary="Channels inside the blocks are removed where accuracy allows, and the network is tuned.",
-        colour="#BCBD22",
+        colour="#66A61E",
         marker="8",
         place=86,
     ),
@@ -35,7 +36,7 @@ FAMILIES = (
         label="channel pruning, not tuned",
         paper=_PAPER,
         summary="Channels inside the blocks are removed; the next weights compensate in closed form alone.",
-        colour="#DBDB8D",
+        colour="#B3DE69",
         marker="8",
         place=87,
     ),
@@ -53,15 +54,27 @@ SHARE = 0.2
 """The share of the training images that give the statistics, as in the paper."""
 
 
-def structure(layout: Layout, share: float) -> tuple[Step, ...]:
-    """Keeps a share of every block's inner channels, the first ones, until training has found which."""
-    return (Step("prune_channels", {"kept": {block.conv2: share for block in layout.blocks}}),)
+def blocks(layout: Layout) -> Sequence[Block]:
+    """Returns the residual blocks; raises ValueError for a network without any."""
+    if not layout.blocks:
+        raise ValueError("the network has no residual blocks, inside which channels can be removed")
+    return layout.blocks
 
 
-def untuned(variant: Variant, plan: Plan, name: str, drop: float) -> Phase:
+def structure(
+    layout: Layout, share: float, among: Callable[[Layout], Sequence[Block]] = blocks
+) -> tuple[Step, ...]:
+    """Keeps a share of the blocks' inner channels, the first ones, until training has found which."""
+    return (Step("prune_channels", {"kept": {block.conv2: share for block in among(layout)}}),)
+
+
+def untuned(
+    variant: Variant, plan: Plan, name: str, drop: float, among: Callable[[Layout], Sequence[Block]] = blocks
+) -> Phase:
     """Removes channels down to an accuracy `drop` below the baseline's, on the held-out images.
 
-    The choice is noted beside the logs, so that a training that goes on need not search again.
+    Only the blocks `among` those of the network lose channels. The choice is noted beside the logs, so that a
+    training that goes on need not search again.
     """
 
     def found(run: Run, start: Trained) -> tuple[nn.Module, dict[str, list[int]]]:
@@ -70,7 +83,7 @@ def untuned(variant: Variant, plan: Plan, name: str, drop: float) -> Phase:
         from pibench.models.training.images import accuracy
         from pibench.models.transforms.prune_channels import prune_channels
 
-        images, convs = run.setting.images, [block.conv2 for block in run.layout.blocks]
+        images, convs = run.setting.images, [block.conv2 for block in among(run.layout)]
         model = run.frozen(start.model)
         with run.setting.autocast():
             sampled = images.sample(round(SHARE * len(images.labels)))

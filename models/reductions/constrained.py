@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pibench.models.base import Family, Variant
 from pibench.models.decisions import Step
 from pibench.models.layout import Layout
-from pibench.models.reductions import baseline, snl
+from pibench.models.reductions import baseline, cap, snl
 from pibench.models.training.phases import Phase
 from pibench.models.training.schedules import ConstraintSchedule, Plan, Schedules
 
@@ -53,18 +53,19 @@ SCHEDULES: Schedules = {
     },
 }
 SECONDS = {
-    "layer1.0": (1.603, 2.261, 1.369),
-    "layer1.1": (1.425, 2.309, 1.366),
-    "layer2.0": (1.074, 1.077, 0.940),
-    "layer2.1": (0.912, 0.995, 0.880),
-    "layer3.0": (0.852, 0.593, 0.921),
-    "layer3.1": (0.870, 0.568, 0.917),
-    "layer4.0": (0.977, 0.375, 1.655),
-    "layer4.1": (1.473, 0.433, 1.582),
+    "layer1.0": (3.304, 2.548, 2.150),
+    "layer1.1": (2.148, 2.468, 2.090),
+    "layer2.0": (1.529, 1.220, 1.637),
+    "layer2.1": (1.614, 1.205, 1.627),
+    "layer3.0": (1.308, 0.639, 1.403),
+    "layer3.1": (1.395, 0.666, 1.376),
+    "layer4.0": (1.431, 0.404, 2.419),
+    "layer4.1": (2.316, 0.572, 2.319),
 }
-"""Milliseconds online of each block's first convolution, middle ReLU and second convolution: the baseline of
-width 64, engine lean, loopback. They are measured; only their proportions matter."""
-SECONDS_WHOLE = 50.9
+"""Milliseconds online of each block's first convolution, middle ReLU and second convolution, as measured for
+the baseline of ResNet-18 at width 64, engine lean, loopback (`results/reference/layers.csv`). Only their
+proportions matter."""
+SECONDS_WHOLE = 57.8
 """Milliseconds of all layers there."""
 
 
@@ -92,9 +93,14 @@ def costs(run: Run, model: nn.Module, what: str) -> tuple[dict[str, float], floa
     return unit, whole - inside
 
 
-def structure(layout: Layout, share: float) -> tuple[Step, ...]:
-    """Keeps a share of every block's inner channels, the first ones, until training has found which."""
-    return (Step("prune_channels", {"kept": {block.conv2: share for block in layout.blocks}}),)
+def structure(layout: Layout, what: str, share: float) -> tuple[Step, ...]:
+    """Keeps a share of every block's inner channels, the first ones, until training has found which.
+
+    Raises ValueError for seconds of a network whose layers have not been measured.
+    """
+    if what == "seconds" and [block.name for block in layout.blocks] != list(SECONDS):
+        raise ValueError("only the layers of ResNet-18 have been measured; constrain ReLUs or MACs")
+    return cap.structure(layout, share)
 
 
 def gated(variant: Variant, plan: Plan, what: str, target: float) -> Phase:
@@ -206,7 +212,7 @@ VARIANTS = (
         Variant(
             f"constrained-{what}-{share}",
             partial(trained, what=what, target=share),
-            partial(structure, share=nominal),
+            partial(structure, what=what, share=nominal),
         )
         for what, share, nominal in (("relus", 0.75, 0.5), ("macs", 0.5, 0.5), ("seconds", 0.75, 0.5))
     ),

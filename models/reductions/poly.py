@@ -25,7 +25,7 @@ FAMILIES = (
         label="AutoReP",
         paper="AutoReP, ICCV 2023 (arXiv 2308.10134)",
         summary="A fitted quadratic stands where a ReLU is removed; scores with hysteresis choose where.",
-        colour="#8C564B",
+        colour="#E7298A",
         marker="P",
         place=24,
     ),
@@ -75,7 +75,7 @@ def trained(variant: Variant, plan: Plan) -> Phase:
         found = {name: relu for name, relu in named_relus(model).items() if isinstance(relu, HysteresisReLU)}
         scores = {}
         for name, relu in found.items():
-            score = (relu.alpha.detach() + 2 * relu.kept)[0].cpu()  # what is kept comes first
+            score = (relu.alpha.detach() + 2 * relu.kept)[0].cpu().contiguous()  # what is kept comes first
             score.view(-1)[score.argmax()] = 9.0  # a layer without a ReLU would have no quadratic
             scores[name] = score
         chosen = {}
@@ -93,7 +93,7 @@ def trained(variant: Variant, plan: Plan) -> Phase:
             for name, relu in named_relus(learnt.model).items()
             if isinstance(relu, FittedReLU)
         }
-        return (FOLD, Step("polynomial_relus", {"coefficients": coefficients}))
+        return (Step("polynomial_relus", {"coefficients": coefficients}), FOLD)
 
     return replace(baseline.tuned(variant, plan, network, (selection(variant, plan),)), finish=finish)
 
@@ -104,7 +104,7 @@ VARIANTS = tuple(
         trained,
         fraction=fraction,
         masks=masks,
-        finish=(FOLD, Step("polynomial_relus")),
+        finish=(Step("polynomial_relus"), FOLD),
     )
     for fraction in (0.09, 0.045)
 )

@@ -122,6 +122,17 @@ class FoldSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class ShrinkSchedule(Schedule):
+    """Small weights shrink by the fraction `shrink` at each step (arXiv 2303.09650).
+
+    After the fraction `settled` of all steps they are 0 for good.
+    """
+
+    shrink: float = 0.05
+    settled: float = 0.5
+
+
+@dataclass(frozen=True)
 class ConstraintSchedule(Schedule):
     """Gates under a constraint: their log-odds travel `travels` times through their range in the phase.
 

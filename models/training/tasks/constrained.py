@@ -93,5 +93,5 @@ class Constrained(Supervised):
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
         """Returns the expected cost, as a share of the whole, and the multiplier for the log."""
-        cost = float(self.violation()) + self.target
-        return {"cost": round(cost, 4), "multiplier": round(float(self.extra["multiplier"]), 4)}
+        cost = self.violation().item() + self.target
+        return {"cost": round(cost, 4), "multiplier": round(self.extra["multiplier"].item(), 4)}
