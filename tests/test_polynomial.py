@@ -14,7 +14,7 @@ from pibench.measure.count import cost_of
 from pibench.models.cost import relu_shapes
 from pibench.models.graph.polynomial import PolynomialReLU, fitted
 from pibench.models.masks import random_network_masks
-from pibench.models.training.relus import FittedReLU, HysteresisReLU, Quadratic
+from pibench.models.training.relus import SPREAD, FittedReLU, HysteresisReLU, Quadratic
 from pibench.models.training.rows import finish_row
 from pibench.models.transforms import fold_batchnorm, linearize_relus, polynomial_relus
 from pibench.models.variants import variant
@@ -80,7 +80,7 @@ def test_running_values_give_the_coefficients():
     layer = Quadratic(momentum=1.0).train()
     x = 0.5 + 2 * torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     y = layer(x)
-    wanted = fitted(x.mean().item(), x.std(correction=0).item())
+    wanted = fitted(x.mean().item(), SPREAD * x.std(correction=0).item())
     assert layer.coefficients() == pytest.approx(wanted, rel=1e-4)
     c0, c1, c2 = wanted
     torch.testing.assert_close(y, c0 + c1 * x + c2 * x * x, rtol=1e-3, atol=1e-3)

@@ -89,7 +89,8 @@ class Constrained(Supervised):
         self.dual.step()
         self.multiplier.post_step_()
         held = bool(violation <= 0)
-        self.extra["multiplier"] = torch.zeros(1) if held else self.multiplier.weight.detach().clone()
+        multiplier = self.extra["multiplier"]  # in place: a recorded step reads this tensor
+        multiplier.copy_(torch.zeros_like(multiplier) if held else self.multiplier.weight.detach())
 
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
         """Returns the expected cost, as a share of the whole, and the multiplier for the log."""
