@@ -29,22 +29,27 @@ def test_one_slope_a_layer_and_its_penalty():
     task.start(None)
     assert len(task.softs) == 8
     shares = [soft.alpha.item() for soft in task.softs.values()]
-    assert shares == pytest.approx([0.9] * 8)
+    assert shares == pytest.approx([0.5] * 8)
     task.model.eval()
     plain = Supervised(task.model, task.schedule).loss(X, LABELS)
-    penalty = task.schedule.weight * 8 * (1 - 0.1**2)
+    penalty = task.schedule.weight * 8 * (1 - 0.5**2)
     assert (task.loss(X, LABELS) - plain).item() == pytest.approx(penalty, rel=1e-4)
     soft = next(iter(task.softs.values()))
     x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(soft(x), 0.1 * x + 0.9 * x.relu())
+    torch.testing.assert_close(soft(x), 0.5 * x + 0.5 * x.relu())
     sgd, adam = task.optimizers(task.schedule, 10)
     slopes = {id(each) for group in adam.param_groups for each in group["params"]}
     assert slopes == {id(each.alpha) for each in task.softs.values()}
     assert not slopes & {id(each) for group in sgd.param_groups for each in group["params"]}
     soft.alpha.data.fill_(1.5)
-    task.after_step(1.0)
+    task.after_step(0.5)
     assert soft.alpha.item() == 1.0
-    assert task.after_epoch(None, 0)["slopes"].popitem()[1] == pytest.approx(0.1)
+    soft.alpha.data.fill_(0.25)
+    task.after_step(1.0)
+    first, *others = task.extra.values()
+    assert first.item() == pytest.approx(0.0 + 0.75)
+    assert [each.item() for each in others] == pytest.approx([1.0] * 7)
+    assert task.after_epoch(None, 0)["slopes"].popitem()[1] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("count", [5, 3])
@@ -54,10 +59,11 @@ def test_the_layers_nearest_to_the_identity_are_cut_and_merged(count, tmp_path):
     phase = next(before for before in run.phase(name).after if before.name == "folding-slopes")
     start = run.train(phase)
     blocks = run.layout.blocks
-    shares = {block.mid: start.model.get_submodule(block.mid).alpha.item() for block in blocks}
+    slopes = {block.mid: start.phases[-1].extra[block.mid].item() for block in blocks}
+    assert len(set(slopes.values())) == 8
     trained = run.trained(name)
     cut = {relu for relu, module in named_relus(trained.model).items() if isinstance(module, CutReLU)}
-    assert cut == set(sorted(shares, key=shares.get)[:count])
+    assert cut == set(sorted(slopes, key=slopes.get)[-count:])
     (step,) = trained.chosen
     assert step.arguments["keep"].keys() == cut
     x = torch.cat(list(tiny_images().sample(20)))

@@ -32,7 +32,7 @@ TINY = Plan(
         "hysteresis": LassoSchedule(2, 0.02, batch=BATCH),
         "gates": ConstraintSchedule(2, 0.02, batch=BATCH),
         "shrinkage": ShrinkSchedule(2, 0.02, batch=BATCH),
-        "slopes": FoldSchedule(2, 0.02, batch=BATCH),
+        "slopes": FoldSchedule(2, 0.02, batch=BATCH, travels=0.5),
         "statistics": Schedule(1, 1e-9, batch=BATCH),
         "pixels": Schedule(2, 0.02, batch=BATCH),
         "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),

@@ -64,7 +64,7 @@ def sloped(variant: Variant, plan: Plan) -> Phase:
 
 
 def trained(variant: Variant, plan: Plan, count: int) -> Phase:
-    """Cuts the `count` middle ReLUs that are nearest to the identity, hoists the paddings, and tunes."""
+    """Cuts the `count` middle ReLUs with the largest mean slopes, hoists the paddings, and tunes."""
 
     def network(run: Run, teacher: Trained, start: Trained) -> nn.Module:
         import copy
@@ -73,8 +73,8 @@ def trained(variant: Variant, plan: Plan, count: int) -> Phase:
 
         from pibench.models.training.relus import CutReLU, exchange_relus
 
-        shares = {block: start.model.get_submodule(block.mid).alpha.item() for block in run.layout.blocks}
-        chosen = sorted(shares, key=lambda block: shares[block])[:count]
+        slopes = {block: start.phases[-1].extra[block.mid].item() for block in run.layout.blocks}
+        chosen = sorted(slopes, key=lambda block: -slopes[block])[:count]
         model = copy.deepcopy(start.model)
         exchange_relus(
             model, {block.mid: CutReLU() if block in chosen else nn.ReLU() for block in run.layout.blocks}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pibench.models.base import FOLD, Family, Variant
@@ -14,8 +13,6 @@ from pibench.models.training.phases import Phase
 from pibench.models.training.schedules import LassoSchedule, Plan, Schedules
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pibench.models.training.loop import Task
     from pibench.models.training.run import Run, Trained
 
@@ -65,11 +62,12 @@ def selection(variant: Variant, plan: Plan) -> Phase:
 def trained(variant: Variant, plan: Plan) -> Phase:
     """Keeps the ReLUs with the highest scores, one in each layer at least, and tunes the network."""
 
-    def network(run: Run, teacher: Trained, selected: Trained) -> nn.Module:
+    def task(run: Run, teacher: Trained, selected: Trained) -> Task:
         import copy
 
         from pibench.models.masks import largest_network_masks
         from pibench.models.training.relus import FittedReLU, HysteresisReLU, exchange_relus, named_relus
+        from pibench.models.training.tasks.hysteresis import QuadraticTuning
 
         model = copy.deepcopy(selected.model)
         found = {name: relu for name, relu in named_relus(model).items() if isinstance(relu, HysteresisReLU)}
@@ -83,7 +81,7 @@ def trained(variant: Variant, plan: Plan) -> Phase:
             chosen[name] = FittedReLU(mask)
             chosen[name].quadratic.load_state_dict(found[name].quadratic.state_dict())
         exchange_relus(model, chosen)
-        return model
+        return QuadraticTuning(model, plan["tune"], run.teacher(teacher), run.layout.stages)
 
     def finish(run: Run, learnt: Any) -> tuple[Step, ...]:
         from pibench.models.training.relus import FittedReLU, named_relus
@@ -95,7 +93,8 @@ def trained(variant: Variant, plan: Plan) -> Phase:
         }
         return (Step("polynomial_relus", {"coefficients": coefficients}), FOLD)
 
-    return replace(baseline.tuned(variant, plan, network, (selection(variant, plan),)), finish=finish)
+    after = (baseline.trained(variant, plan), selection(variant, plan))
+    return Phase(variant.name, plan["tune"], task, after, finish=finish)
 
 
 VARIANTS = tuple(

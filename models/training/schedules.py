@@ -117,7 +117,7 @@ class FoldSchedule(Schedule):
     The slopes have their own Adam, whose rate lets them travel from 0 to 1 `travels` times in the phase.
     """
 
-    weight: float = 0.1
+    weight: float = 0.3
     travels: float = 4.0
 
 

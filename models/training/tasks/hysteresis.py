@@ -1,9 +1,14 @@
 """Learning which ReLUs a quadratic can replace."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pibench.models.training.loop import Setting
 from pibench.models.training.relus import HysteresisReLU
+from pibench.models.training.statistics import recompute_statistics
+from pibench.models.training.tasks.distilled import Distilled
 from pibench.models.training.tasks.lasso import Lasso
 
 
@@ -28,3 +33,20 @@ class Hysteresis(Lasso):
         for soft in self.softs.values():
             assert isinstance(soft, HysteresisReLU)
             soft.decide()
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Recomputes the BatchNorm statistics; returns the entries of the log.
+
+        Quadratics magnify what running statistics lag behind.
+        """
+        recompute_statistics(self.model, setting, self.schedule.batch, epoch)
+        return super().after_epoch(setting, epoch)
+
+
+class QuadraticTuning(Distilled):
+    """Tuning of a network with quadratics, with statistics as in `Hysteresis`."""
+
+    def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
+        """Recomputes the BatchNorm statistics."""
+        recompute_statistics(self.model, setting, self.schedule.batch, epoch)
+        return super().after_epoch(setting, epoch)
