@@ -12,9 +12,9 @@ from training_setup import tiny_images, tiny_run
 
 from pibench.measure.count import cost_of
 from pibench.models.cost import relu_shapes
-from pibench.models.graph.polynomial import PolynomialReLU, fitted
+from pibench.models.graph.polynomial import SPREAD, PolynomialReLU, fitted
 from pibench.models.masks import random_network_masks
-from pibench.models.training.relus import SPREAD, FittedReLU, HysteresisReLU, Quadratic
+from pibench.models.training.relus import FittedReLU, HysteresisReLU, Quadratic
 from pibench.models.training.rows import finish_row
 from pibench.models.transforms import fold_batchnorm, linearize_relus, polynomial_relus
 from pibench.models.variants import variant

@@ -22,7 +22,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor, fx, nn
 
-from pibench.models.graph.polynomial import Coefficients, fitted
+from pibench.models.graph.polynomial import SPREAD, Coefficients, fitted
 from pibench.models.transforms import linearize_relus
 
 
@@ -82,17 +82,12 @@ class SoftReLU(nn.Module):
         return x - self.alpha.to(x.dtype) * x.clamp(max=0)
 
 
-SPREAD = 2.0
-"""A quadratic is fitted to values that spread so many times as far as those that a layer has seen."""
-
-
 class Quadratic(nn.Module):
     """The quadratic nearest to ReLU for the values that a layer has seen: [N, C, H, W] -> the same shape.
 
     Mean and mean square of the values are running ones, as in BatchNorm; the values count as normal ones
-    (`pibench.models.graph.polynomial.fitted`). No gradient goes through the coefficients. `SPREAD` times the
-    deviation is ours: a value of z deviations grows by the factor 0.4 z + 0.5 where the fit is exact, and a
-    skip hands it to the next quadratic.
+    (`pibench.models.graph.polynomial.fitted`). No gradient goes through the coefficients. The deviation
+    is taken `SPREAD` times as large.
     """
 
     def __init__(self, momentum: float = 0.1) -> None:

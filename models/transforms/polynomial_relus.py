@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from torch import fx, nn
 
 from pibench.models.graph.moves import finish, module_of, relu_nodes, replace_module, trace
-from pibench.models.graph.polynomial import PolynomialReLU, fitted
+from pibench.models.graph.polynomial import SPREAD, PolynomialReLU, fitted
 from pibench.models.graph.relu import MaskedReLU
 
 
@@ -24,7 +24,8 @@ def polynomial_relus(
     """Puts quadratics where masked ReLUs are linear.
 
     `coefficients` are those of each layer, by the name of its ReLU; a layer that is not named, and every
-    layer without them, takes those of a standard normal input. Layers without a mask stay as they are.
+    layer without them, takes those for a normal input of deviation 2, as a sum with a skip has it. Layers
+    without a mask stay as they are.
     """
     graph = trace(model)
     relus = relu_nodes(graph)
@@ -37,5 +38,5 @@ def polynomial_relus(
             continue
         if masked.per_channel:
             raise ValueError(f"cannot put a quadratic beside {name}: its mask is one of channels")
-        replace_module(graph, node, PolynomialReLU(masked.mask, known.get(name, fitted(0.0, 1.0))))
+        replace_module(graph, node, PolynomialReLU(masked.mask, known.get(name, fitted(0.0, 2 * SPREAD))))
     return finish(graph)
