@@ -10,15 +10,18 @@ from scipy import integrate
 from torch import nn
 from training_setup import tiny_images, tiny_run
 
+from pibench.costs.predict import predict
 from pibench.measure.count import cost_of
 from pibench.models.cost import relu_shapes
 from pibench.models.graph.polynomial import SPREAD, PolynomialReLU, fitted
+from pibench.models.graph.relu import MaskedReLU
 from pibench.models.masks import random_network_masks
 from pibench.models.training.relus import FittedReLU, HysteresisReLU, Quadratic
 from pibench.models.training.rows import finish_row
 from pibench.models.transforms import fold_batchnorm, linearize_relus, polynomial_relus
 from pibench.models.variants import variant
 from pibench.models.weights import file_name, load, read_weights
+from pibench.program.lower import lower
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.7, 0.4), (-2.0, 1.5)])
@@ -124,3 +127,18 @@ def test_it_is_trained_deployed_saved_and_loaded(tmp_path):
         assert torch.equal(ours.mask, theirs.mask)
     assert read_weights(path).decisions.steps[-2].transform == "polynomial_relus"
     assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_a_quadratic_is_priced_as_a_square_at_every_position():
+    """On stock a square opens one value of 8 bytes in one round; lean also truncates the products."""
+    mask = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.1
+    x, prices = images(1, 8).float(), {}
+    for kind, relu in (("linear", MaskedReLU(mask)), ("quadratic", PolynomialReLU(mask, (0.1, 0.5, 0.3)))):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), relu, nn.Conv2d(4, 2, 3)).eval()
+        program = lower(model, x).program
+        prices[kind] = {engine: predict(program, engine) for engine in ("stock", "lean")}
+    ours, theirs = prices["quadratic"]["stock"], prices["linear"]["stock"]
+    assert (ours.rounds - theirs.rounds, ours.bytes_sent - theirs.bytes_sent) == (1, 8 * mask.numel())
+    ours, theirs = prices["quadratic"]["lean"], prices["linear"]["lean"]
+    assert ours.rounds > theirs.rounds + 1
+    assert ours.bytes_sent > theirs.bytes_sent + 8 * mask.numel()
