@@ -537,7 +537,7 @@ def make_narrow_rows(width: int = 16) -> list[dict]:
 
 
 def make_masks(seed: int = 0) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """Masks of three networks of width 16; the joint one lacks a layer."""
+    """Masks of five networks of width 16; the joint one lacks a layer."""
     rng = np.random.default_rng(seed)
     shapes = {"layer1.0.relu2": (16, 32, 32), "layer2.0.relu1": (32, 16, 16), "layer2.0.relu2": (32, 16, 16)}
     shapes["layer3.0.relu2"] = (64, 8, 8)
@@ -548,7 +548,7 @@ def make_masks(seed: int = 0) -> dict[tuple[str, int], dict[str, np.ndarray]]:
             for layer, shape in shapes.items()
             if variant != "joint-0.09" or layer != "layer2.0.relu1"
         }
-        for variant in ("senet-0.09", "joint-0.09", "snl-0.09")
+        for variant in ("senet-0.09", "joint-0.09", "snl-0.09", "poly-0.09", "constrained-masks-0.09")
     }
 
 

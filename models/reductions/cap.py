@@ -33,7 +33,7 @@ FAMILIES = (
     ),
     Family(
         name="cap-untuned",
-        label="channel pruning, not tuned",
+        label="pruning, not tuned",
         paper=_PAPER,
         summary="Channels inside the blocks are removed; the next weights compensate in closed form alone.",
         colour="#B3DE69",
