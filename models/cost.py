@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pibench.models.graph.moves import module_of, relu_nodes, trace
+from pibench.models.graph.polynomial import PolynomialReLU
 from pibench.models.graph.relu import MaskedReLU
 
 
@@ -24,13 +25,17 @@ def relu_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]
 
 
 def count_relus(model: nn.Module, example: Tensor) -> int:
-    """Counts the ReLUs that are evaluated for one image of `example` [N, ...], after masks."""
+    """Counts the ReLUs that are evaluated for one image of `example` [N, ...], after masks.
+
+    A quadratic in place of a ReLU is none.
+    """
     graph = trace(model).eval()
     shapes, kept = _relu_shapes(graph, example), 0
     for name, node in relu_nodes(graph).items():
         module = module_of(graph, node)
         kept += module.kept(shapes[name]) if isinstance(module, MaskedReLU) else prod(shapes[name])
-    return kept
+    polynomials = (module_of(graph, node, PolynomialReLU) for node in graph.graph.nodes)
+    return kept + sum(int(each.mask.count_nonzero()) for each in polynomials if each is not None)
 
 
 def count_macs(model: nn.Module, example: Tensor) -> int:

@@ -384,6 +384,8 @@ ACCURACIES = {
     "senet-0.09": 0.611,
     "senet-0.045": 0.572,
     "snl-0.09": 0.595,
+    "poly-0.09": 0.619,
+    "poly-0.045": 0.583,
     "joint": 0.649,
     "joint-0.416": 0.6485,
     "joint-0.312": 0.647,
@@ -393,8 +395,11 @@ ACCURACIES = {
     "joint-0.052": 0.605,
     "joint-0.026": 0.553,
     "joint3-0.052": 0.601,
+    "cap-joint-0.052": 0.594,
     "deepreduce": 0.57,
     "merged-exact": 0.62,
+    "folding-5": 0.624,
+    "folding-3": 0.634,
     "senet-merged-0.36": 0.642,
     "senet-merged-0.18": 0.629,
     "senet-merged-0.09": 0.604,
@@ -416,18 +421,54 @@ ACCURACIES = {
     "tucker-4": 0.609,
     "eca": 0.661,
     "eca-hard": 0.66,
+    "cap-3": 0.641,
+    "cap-10": 0.617,
+    "cap-untuned-3": 0.608,
+    "cap-untuned-10": 0.549,
+    "shrinkage-0.9": 0.646,
+    "constrained-relus-0.75": 0.626,
+    "constrained-macs-0.5": 0.627,
+    "constrained-seconds-0.75": 0.629,
+    "constrained-masks-0.09": 0.604,
 }
 """Of every variant that can be trained, in the order of reports."""
+MACS = {
+    "cap-joint-0.052": 17_000_000,
+    "folding-5": 47_000_000,
+    "folding-3": 41_000_000,
+    "cap-3": 26_500_000,
+    "cap-10": 18_000_000,
+    "cap-untuned-3": 26_500_000,
+    "cap-untuned-10": 18_000_000,
+    "constrained-relus-0.75": 19_000_000,
+    "constrained-macs-0.5": 17_500_000,
+    "constrained-seconds-0.75": 20_500_000,
+}
+"""Of those that have MACs of their own."""
+RELUS_LEFT = {
+    "folding-5": 0.62,
+    "folding-3": 0.71,
+    "cap-3": 0.89,
+    "cap-10": 0.78,
+    "cap-untuned-3": 0.89,
+    "cap-untuned-10": 0.78,
+    "constrained-relus-0.75": 0.75,
+    "constrained-macs-0.5": 0.76,
+    "constrained-seconds-0.75": 0.77,
+}
+"""Shares of the ReLUs that a structure leaves."""
 
 
 def make_accuracy_row(variant: str = "baseline", width: int = 16, seed: int = 0, **changes) -> dict:
     """A row of accuracy.json; an odd seed is 0.4 points worse, an even one from 2 on 0.4 points better."""
     fraction = 0.6 if variant in ("merged-exact", "joint") else 0.088 if variant == "deepreduce" else 1.0
+    fraction = RELUS_LEFT.get(variant, fraction)
     declared = catalogue.variants().get(variant)
     fraction = fraction if declared is None or declared.fraction is None else declared.fraction
     macs = 46_000_000 if variant == "merged-exact" else 23_000_000 if "joint" in variant else 35_000_000
     macs -= 4_000_000 * ("-merged-" in variant) + 8_000_000 * variant.startswith("trp-channel")
     macs -= 20_000_000 * variant.startswith("tucker") - 4_000_000 * variant.startswith("trp-spatial")
+    macs = MACS.get(variant, macs)
     row = {
         "variant": variant,
         "width": width,
@@ -496,7 +537,7 @@ def make_narrow_rows(width: int = 16) -> list[dict]:
 
 
 def make_masks(seed: int = 0) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """Masks of three networks of width 16; the joint one lacks a layer."""
+    """Masks of five networks of width 16; the joint one lacks a layer."""
     rng = np.random.default_rng(seed)
     shapes = {"layer1.0.relu2": (16, 32, 32), "layer2.0.relu1": (32, 16, 16), "layer2.0.relu2": (32, 16, 16)}
     shapes["layer3.0.relu2"] = (64, 8, 8)
@@ -507,7 +548,7 @@ def make_masks(seed: int = 0) -> dict[tuple[str, int], dict[str, np.ndarray]]:
             for layer, shape in shapes.items()
             if variant != "joint-0.09" or layer != "layer2.0.relu1"
         }
-        for variant in ("senet-0.09", "joint-0.09", "snl-0.09")
+        for variant in ("senet-0.09", "joint-0.09", "snl-0.09", "poly-0.09", "constrained-masks-0.09")
     }
 
 

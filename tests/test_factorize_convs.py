@@ -6,7 +6,15 @@ from networks import SMALL, difference, images, small
 from torch import nn
 
 from pibench.measure.count import cost_of
+from pibench.models.decisions import Step
 from pibench.models.graph.moves import module_of, trace
+from pibench.models.transforms import (
+    fold_batchnorm,
+    hoist_padding,
+    linearize_relus,
+    merge_convs,
+    merge_linear_stretches,
+)
 from pibench.models.transforms.factorize_convs import (
     FORMS,
     Rank,
@@ -16,6 +24,7 @@ from pibench.models.transforms.factorize_convs import (
     matrix_of,
     rank_of_energy,
 )
+from pibench.models.weights import apply
 
 TOLERANCE = 1e-10
 
@@ -132,3 +141,37 @@ def test_what_cannot_be_factored_is_refused():
         factorize_convs(model, "channel", {"fc": 1})
     with pytest.raises(ValueError, match="unknown form 'svd': known are channel, spatial, tucker"):
         factorize_convs(model, "svd", {})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_low_rank_and_merging_are_refused_on_one_pair(form):
+    """Merging multiplies factors out; low rank takes merged kernels apart: never both on one pair."""
+    model = fold_batchnorm(linearize_relus(small("resnet18"), {"layer1.0.relu1": False}))
+    low = factorize_convs(model, form, {"layer1.0.conv1": 0.5, "layer1.0.conv2": 0.5})
+    reason = r"layer1\.0\.conv[12] is of low rank, and merging would multiply its factors out: choose one"
+    for second in ("layer1.0.conv1_1", "layer1.0.conv2_0"):
+        with pytest.raises(ValueError, match=f"cannot merge {second}: {reason}"):
+            merge_convs(low, [second])
+    assert difference(low, merge_convs(low), images()) == 0
+    assert difference(low, merge_linear_stretches(low, "hoisted"), images()) == 0
+    merged = merge_convs(hoist_padding(model))
+    with pytest.raises(ValueError, match=r"cannot factor layer1\.0\.conv2: it was merged of several"):
+        factorize_convs(merged, form, {"layer1.0.conv2": 0.5})
+    names = {name for name, _ in factorize_convs(merged, form, 0.5).named_modules()}
+    assert "layer1.0.conv2" in names
+    assert "layer1.1.conv2_1" in names
+
+
+def test_a_recipe_factors_some_layers_and_merges_others():
+    model = linearize_relus(small("resnet18"), {"layer1.0.relu1": False})
+    steps = (
+        Step("factorize_convs", {"form": "channel", "ranks": {"layer2.1.conv1": 2}}),
+        *(Step("fold_batchnorm"), Step("hoist_padding"), Step("merge_convs")),
+    )
+    made = apply(model, steps)
+    names = {name for name, module in made.named_modules() if isinstance(module, nn.Conv2d)}
+    assert {"layer2.1.conv1_0", "layer2.1.conv1_1", "layer1.0.conv2"} <= names
+    assert "layer1.0.conv1" not in names
+    again = Step("factorize_convs", {"form": "channel", "ranks": {"layer1.0.conv2": 2}})
+    with pytest.raises(ValueError, match="choose one of the two"):
+        apply(model, (*steps, again))

@@ -22,6 +22,9 @@ UNTRAINED = (
     *("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5"),
     *("trp-channel-0.9", "trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-0.9", "tucker-4"),
     *("eca", "eca-hard"),
+    *("poly-0.09", "poly-0.045", "folding-5", "folding-3", "shrinkage-0.9", "cap-joint-0.052"),
+    *("cap-3", "cap-10", "cap-untuned-3", "cap-untuned-10"),
+    *("constrained-relus-0.75", "constrained-macs-0.5", "constrained-seconds-0.75", "constrained-masks-0.09"),
 )
 """Variants whose rows and weights are still to be made."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)

@@ -23,6 +23,8 @@ from pibench.models.transforms import (
     mask_pixels,
     merge_convs,
     merge_linear_stretches,
+    polynomial_relus,
+    prune_channels,
     shallow_blocks,
 )
 
@@ -72,6 +74,8 @@ APPROXIMATE_CASES = [
     (mask_pixels, masked_pixels),
     (partial(attend_channels, convs=["layer1.0.conv2"]), lambda: small("resnet18")),
     (partial(factorize_convs, form="spatial", ranks=0.25), lambda: small("resnet18")),
+    (polynomial_relus, masked_pixels),
+    (partial(prune_channels, kept={"layer1.0.conv2": 0.5}), lambda: small("resnet18")),
     (average_pools, lambda: small("vgg16")),
     (average_pools, lambda: small("resnet18-imagenet")),
 ]

@@ -8,12 +8,15 @@ from pibench.models.training.images import Images
 from pibench.models.training.loop import Setting
 from pibench.models.training.run import Run
 from pibench.models.training.schedules import (
+    ConstraintSchedule,
+    FoldSchedule,
     GateSchedule,
     LassoSchedule,
     MaskSchedule,
     Plan,
     RankSchedule,
     Schedule,
+    ShrinkSchedule,
     SparseSchedule,
 )
 
@@ -26,6 +29,11 @@ TINY = Plan(
         "gated": GateSchedule(2, 0.05, batch=BATCH, images=40),
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
+        "hysteresis": LassoSchedule(2, 0.02, batch=BATCH),
+        "gates": ConstraintSchedule(2, 0.02, batch=BATCH),
+        "shrinkage": ShrinkSchedule(2, 0.02, batch=BATCH),
+        "slopes": FoldSchedule(2, 0.02, batch=BATCH, travels=0.5),
+        "statistics": Schedule(1, 1e-9, batch=BATCH),
         "pixels": Schedule(2, 0.02, batch=BATCH),
         "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),
         "attention": Schedule(2, 0.1, batch=BATCH),

@@ -115,7 +115,8 @@ def masks(tables: Tables) -> Figure:
             axes.set_xlabel(f"{counts[name][channel]}", labelpad=2)
             if row == 0:
                 axes.set_title(f"ch. {channel}", fontweight="normal", loc="center", fontsize=7)
-        panels[row][0].set_ylabel(name, color=colour)
+        label = name if len(name) < 16 else name.replace("-", "-\n", 1)  # a row is low
+        panels[row][0].set_ylabel(label, color=colour)
     axes = right.subplots()
     for name, kept in counts.items():
         _, colour, marker = family_style(name)

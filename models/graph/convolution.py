@@ -7,6 +7,11 @@ from torch import Tensor, fx, nn
 from pibench.models.graph.moves import callers, module_of, sharing, source
 
 Pair = tuple[int, int]
+FACTOR_OF, MERGED = "factor_of", "merged"
+"""Marks in the `meta` of a convolution's node: the convolution of which it is a factor; that it was merged.
+
+Low rank and merging are inverse to each other, and each refuses what the other one has made.
+"""
 
 
 def convolution(

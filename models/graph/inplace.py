@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from pibench.models.graph.polynomial import PolynomialReLU
 from pibench.models.graph.relu import MaskedReLU
 
 ASSIGNMENTS = {
@@ -161,7 +162,7 @@ def _value(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, _Value]) 
         dropout = isinstance(module, nn.modules.dropout._DropoutNd)
         if isinstance(module, nn.Identity) or (dropout and (not module.training or module.p == 0)):
             return inputs[0]
-        if isinstance(module, MaskedReLU) or type(module).__module__ in _NEW_MODULES:
+        if isinstance(module, MaskedReLU | PolynomialReLU) or type(module).__module__ in _NEW_MODULES:
             return new
     if node.op in ("call_function", "call_method"):
         name = _name(node.target)

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from pibench.models.graph.inplace import ASSIGNMENTS, rewrite_inplace
+from pibench.models.graph.polynomial import PolynomialReLU
 from pibench.models.graph.relu import MaskedReLU
 
 _RELUS = {F.relu, torch.relu, "relu"}
@@ -33,10 +34,11 @@ for _function in (*ASSIGNMENTS, operator.setitem):
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to the modules of torch.nn and to `MaskedReLU`."""
+    """Traces down to the modules of torch.nn, to `MaskedReLU` and to `PolynomialReLU`."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, MaskedReLU) or super().is_leaf_module(module, qualified_name)
+        ours = isinstance(module, MaskedReLU | PolynomialReLU)
+        return ours or super().is_leaf_module(module, qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -45,10 +47,10 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module) -> fx.GraphModule:
     """Returns the graph of a deep copy of `model`; the model itself is never changed.
 
-    Modules of torch.nn and `MaskedReLU` become single nodes with positional arguments. A GraphModule is
-    copied. No operator of the graph works in place (see `pibench.models.graph.inplace`). Raises ValueError
-    for modules with forward hooks, for a forward that draws random numbers, and for networks that cannot be
-    written without in-place changes.
+    Modules of torch.nn, `MaskedReLU` and `PolynomialReLU` become single nodes with positional arguments. A
+    GraphModule is copied. No operator of the graph works in place (see `pibench.models.graph.inplace`).
+    Raises ValueError for modules with forward hooks, for a forward that draws random numbers, and for
+    networks that cannot be written without in-place changes.
     """
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:

@@ -63,23 +63,35 @@ def gated(variant: Variant, plan: Plan, count: int) -> Phase:
     """Learns the shallow structure by falling gates, with all its ReLUs; all its budgets share this phase."""
 
     def task(run: Run, start: Trained) -> Task:
-        import copy
-
-        from pibench.models.training.shallow import put_gate
-        from pibench.models.training.tasks.gated import Gated
-
-        structured, model = run.structured(variant), copy.deepcopy(start.model)
-        for block in least_sensitive_blocks(count, run.layout):
-            put_gate(model, structured, block)
-        return Gated(model, plan["gated"], run.teacher(start), run.layout.stages, run.frozen(start.model))
+        return gated_task(run, plan, count, run.structured(variant), start, start.model)
 
     def settle(run: Run, learnt: Task) -> nn.Module:
-        structured, state = run.structured(variant), learnt.model.state_dict()
-        structured.load_state_dict({key: state[key] for key in structured.state_dict()})
-        return run.placed(structured)
+        return without_gates(run, run.structured(variant), learnt)
 
     after = (baseline.trained(variant, plan),)
     return Phase(f"gated-{count}", plan["gated"], task, after, settle)
+
+
+def gated_task(
+    run: Run, plan: Plan, count: int, structured: nn.Module, teacher: Trained, start: nn.Module
+) -> Task:
+    """Returns the training whose gates fall, from the network `start` to the shallow network `structured`."""
+    import copy
+
+    from pibench.models.training.shallow import put_gate
+    from pibench.models.training.tasks.gated import Gated
+
+    model = copy.deepcopy(start)
+    for block in least_sensitive_blocks(count, run.layout):
+        put_gate(model, structured, block)
+    return Gated(model, plan["gated"], run.teacher(teacher), run.layout.stages, run.frozen(start))
+
+
+def without_gates(run: Run, structured: nn.Module, learnt: Task) -> nn.Module:
+    """Returns the shallow network `structured` with the weights of a training whose gates have fallen."""
+    state = learnt.model.state_dict()
+    structured.load_state_dict({key: state[key] for key in structured.state_dict()})
+    return run.placed(structured)
 
 
 def trained(variant: Variant, plan: Plan, count: int) -> Phase:

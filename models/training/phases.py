@@ -23,7 +23,8 @@ class Phase:
     `task` makes the task from the run and the results of `after`, in their order. `settle` returns the
     network for later phases when the task is done (by default the task's own). `chosen` returns the
     transforms that made its structure, if training has chosen them. Without it they are the variant's own.
-    Phases with the same name are one phase, which is trained once.
+    `finish` returns the last transforms in the same way. Phases with the same name are one phase, which is
+    trained once.
 
     `row` names a variant of which this is the last phase, if only its deployed network is needed: the stored
     network of that row then takes the place of the training, where there is one.
@@ -35,6 +36,7 @@ class Phase:
     after: tuple[Phase, ...] = ()
     settle: Callable[[Run, Any], nn.Module] | None = None
     chosen: Callable[[Run, Any], tuple[Step, ...]] | None = None
+    finish: Callable[[Run, Any], tuple[Step, ...]] | None = None
     row: str | None = None
 
 

@@ -10,14 +10,19 @@ memory format than the activation more than doubles the time of an epoch.
 `PixelReLU` gives 0 instead of x where the mask is not set, for masks of pixels.
 
 `SoftReLU` is SNL's: y = a ReLU(x) + (1 - a) x with a trained slope a in [0, 1] for every position.
+
+`HysteresisReLU` is AutoReP's while it chooses, `FittedReLU` afterwards: y = m ReLU(x) + (1 - m) p(x) with a
+quadratic p that follows the values.
 """
 
 import copy
 from collections.abc import Iterable, Mapping
+from math import pi, sqrt
 
 import torch
 from torch import Tensor, fx, nn
 
+from pibench.models.graph.polynomial import SPREAD, Coefficients, fitted
 from pibench.models.transforms import linearize_relus
 
 
@@ -75,6 +80,89 @@ class SoftReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x - self.alpha.to(x.dtype) * x.clamp(max=0)
+
+
+class Quadratic(nn.Module):
+    """The quadratic nearest to ReLU for the values that a layer has seen: [N, C, H, W] -> the same shape.
+
+    Mean and mean square of the values are running ones, as in BatchNorm; the values count as normal ones
+    (`pibench.models.graph.polynomial.fitted`). No gradient goes through the coefficients. The deviation
+    is taken `SPREAD` times as large.
+    """
+
+    def __init__(self, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("square", torch.ones(()))
+
+    def coefficients(self) -> Coefficients:
+        """Returns c0, c1, c2 for the values so far."""
+        mean = self.mean.item()
+        return fitted(mean, SPREAD * max(self.square.item() - mean**2, 1e-12) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x.float(), correction=0)
+                self.mean.lerp_(mean, self.momentum)
+                self.square.lerp_(variance + mean**2, self.momentum)
+        mean, std = self.mean, SPREAD * (self.square - self.mean**2).clamp(min=1e-12).sqrt()
+        t = mean / std
+        density = torch.exp(-t * t / 2) / sqrt(2 * pi)
+        share = (1 + torch.erf(t / sqrt(2))) / 2
+        h0, h1, h2 = mean * share + std * density, std * share, std * density / 2
+        c0, c1, c2 = h0 - h1 * t + h2 * (t * t - 1), h1 / std - 2 * h2 * t / std, h2 / std**2
+        inner = torch.addcmul(c1.to(x.dtype), x, c2.to(x.dtype))
+        return torch.addcmul(c0.to(x.dtype), x, inner)
+
+
+class _Indicator(torch.autograd.Function):
+    """Gives the kept positions; the gradient goes straight to the scores."""
+
+    @staticmethod
+    def forward(ctx, score: Tensor, kept: Tensor) -> Tensor:
+        return kept.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class HysteresisReLU(SoftReLU):
+    """Computes m ReLU(x) + (1 - m) p(x), where m follows a trained score a of every position with hysteresis.
+
+    m becomes 0 when a falls below -`threshold` and 1 when it rises above `threshold`; between them it stays.
+    Source: AutoReP (ICCV 2023, arXiv 2308.10134).
+    """
+
+    def __init__(self, shape: tuple[int, ...], threshold: float = 3e-3) -> None:
+        super().__init__(shape)
+        self.threshold = threshold
+        self.register_buffer("kept", torch.ones(1, *shape))
+        self.quadratic = Quadratic()
+
+    @torch.no_grad()
+    def decide(self) -> None:
+        """Lets the kept positions follow their scores, which stay in [-1, 1]."""
+        self.alpha.clamp_(-1, 1)
+        self.kept.masked_fill_(self.alpha < -self.threshold, 0.0)
+        self.kept.masked_fill_(self.alpha > self.threshold, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = _Indicator.apply(self.alpha, self.kept).to(x.dtype)
+        return torch.lerp(self.quadratic(x), x.relu(), kept)
+
+
+class FittedReLU(TrainingReLU):
+    """Applies ReLU where its mask is set and a fitted quadratic elsewhere."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask)
+        self.quadratic = Quadratic()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(self.quadratic(x), x.relu(), (self.lower == 0).to(x.dtype))
 
 
 class CutReLU(nn.Identity):

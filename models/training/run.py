@@ -28,13 +28,14 @@ from pibench.models.zoo import ZOO, layout_of
 class Trained:
     """A trained network in its training form, and all its phases in order.
 
-    `chosen` are the transforms that training chose for its structure; None means the variant's own. A stored
-    network is in its deployed form, and `decisions` are those of its file.
+    `chosen` are the transforms that training chose for its structure, and `finish` the last ones; None means
+    the variant's own. A stored network is in its deployed form, and `decisions` are those of its file.
     """
 
     model: nn.Module
     phases: tuple[Outcome, ...]
     chosen: tuple[Step, ...] | None = None
+    finish: tuple[Step, ...] | None = None
     decisions: Decisions | None = None
 
     @property
@@ -123,7 +124,8 @@ class Run:
             model = task.model if phase.settle is None else phase.settle(self, task)
             inherited = next((p.chosen for p in reversed(after) if p.chosen is not None), None)
             chosen = inherited if phase.chosen is None else phase.chosen(self, task)
-            self.done[phase.name] = Trained(model, (*before.values(), outcome), chosen)
+            finish = None if phase.finish is None else phase.finish(self, task)
+            self.done[phase.name] = Trained(model, (*before.values(), outcome), chosen, finish)
         return self.done[phase.name]
 
     def history(self, phase: Phase) -> Sequence[Mapping[str, Any]]:
@@ -188,5 +190,7 @@ class Run:
             return copy.deepcopy(trained.model), trained.decisions
         copied = copy.deepcopy(trained.model).cpu().to(memory_format=torch.contiguous_format).eval()
         size = self.setting.images.size
+        if trained.finish is not None:
+            variant = replace(variant, finish=trained.finish)
         decisions = variant.decisions(self.width, self.classes, size, masks_of(copied), trained.chosen)
         return variant.finished(deployed_relus(copied)).requires_grad_(False), decisions

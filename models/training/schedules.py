@@ -110,6 +110,40 @@ class LassoSchedule(Schedule):
     travels: float = 4.0
 
 
+@dataclass(frozen=True)
+class FoldSchedule(Schedule):
+    """Layer Folding's selection: `weight` is that of the penalty (arXiv 2106.09309).
+
+    The slopes have their own Adam, whose rate lets them travel from 0 to 1 `travels` times in the phase.
+    """
+
+    weight: float = 0.3
+    travels: float = 4.0
+
+
+@dataclass(frozen=True)
+class ShrinkSchedule(Schedule):
+    """Small weights shrink by the fraction `shrink` at each step (arXiv 2303.09650).
+
+    After the fraction `settled` of all steps they are 0 for good.
+    """
+
+    shrink: float = 0.05
+    settled: float = 0.5
+
+
+@dataclass(frozen=True)
+class ConstraintSchedule(Schedule):
+    """Gates under a constraint: their log-odds travel `travels` times through their range in the phase.
+
+    The multiplier of a constraint that is violated by v grows by `dual` times v in the phase (arXiv
+    2208.04425).
+    """
+
+    travels: float = 4.0
+    dual: float = 200.0
+
+
 PLANS = {
     "quick": "a first look on two cores at width 16",
     "standard": "three hours for all rows there",

@@ -19,6 +19,8 @@ from pibench.models.transforms.linearize_relus import linearize_relus
 from pibench.models.transforms.mask_pixels import mask_pixels
 from pibench.models.transforms.merge_convs import merge_convs
 from pibench.models.transforms.merge_linear_stretches import merge_linear_stretches
+from pibench.models.transforms.polynomial_relus import polynomial_relus
+from pibench.models.transforms.prune_channels import prune_channels
 from pibench.models.transforms.shallow_blocks import shallow_blocks
 
 Transform = Callable[[nn.Module], fx.GraphModule]
@@ -26,7 +28,7 @@ Transform = Callable[[nn.Module], fx.GraphModule]
 EXACT = (fold_batchnorm, absorb_skips, merge_convs, merge_linear_stretches)
 APPROXIMATE = (
     *(hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels),
-    *(factorize_convs, attend_channels),
+    *(factorize_convs, attend_channels, polynomial_relus, prune_channels),
 )
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
@@ -50,5 +52,7 @@ __all__ = [
     "mask_pixels",
     "merge_convs",
     "merge_linear_stretches",
+    "polynomial_relus",
+    "prune_channels",
     "shallow_blocks",
 ]

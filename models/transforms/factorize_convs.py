@@ -14,9 +14,8 @@ singular vectors of the unfoldings along O and C, refined by alternating least s
 
 Approximate unless the rank is full. Under MPC a layer becomes two or three, each with its own round, with
 fewer weights and operations. Sources: TRP (arXiv 1812.02402, 2004.14566) for channel and spatial, Kim et al.
-(arXiv 1511.06530) for Tucker-2. Refuses grouped and dilated convolutions, paddings other than zeros, and
-ranks outside 1 to the largest. This is the inverse of `merge_convs`; the order of a recipe must not factor a
-merged pair again.
+(arXiv 1511.06530) for Tucker-2. Refuses grouped and dilated convolutions, paddings other than zeros, ranks
+outside 1 to the largest, and a convolution that `merge_convs` has made, whose inverse this is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from pibench.models.graph.convolution import bias_of, convolution, padding_obstacle, padding_of
+from pibench.models.graph.convolution import (
+    FACTOR_OF,
+    MERGED,
+    bias_of,
+    convolution,
+    padding_obstacle,
+    padding_of,
+)
 from pibench.models.graph.moves import callers, finish, insert_module, module_of, source, trace
 
 FORMS = ("channel", "spatial", "tucker")
@@ -179,6 +185,8 @@ def suitable(model: nn.Module, form: str) -> list[str]:
         conv = module_of(graph, node, nn.Conv2d)
         if conv is None or source(node).op == "placeholder" or len(callers(graph, node.target)) > 1:
             continue
+        if MERGED in node.meta:
+            continue
         unstrided = conv.stride == (1, 1) or form == "tucker"
         if unstrided and max(conv.kernel_size) > 1 and obstacle(conv) is None:
             found.append(node.target)
@@ -211,6 +219,11 @@ def factorize_convs(
             raise ValueError(f"no convolution named {name!r} that is called once in this network")
         if reason := obstacle(conv):
             raise ValueError(f"cannot factor {name}: {reason}")
+        if MERGED in found[0].meta:
+            raise ValueError(
+                f"cannot factor {name}: it was merged of several convolutions, and low rank takes it apart "
+                "again: choose one of the two"
+            )
         most = largest_rank(conv.weight, form)
         wanted = _rank(conv.weight, form, rank)
         if not (1 <= wanted.out <= most.out and min(1, most.into) <= wanted.into <= most.into):
@@ -249,5 +262,6 @@ def _replace(
         last = place == len(kernels) - 1
         layer = convolution(kernel, bias if last else None, along, around)
         value = insert_module(graph, f"{name}_{place}", layer, value, node)
+        value.meta[FACTOR_OF] = name
     node.replace_all_uses_with(value)
     graph.graph.erase_node(node)

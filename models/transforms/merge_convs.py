@@ -10,7 +10,8 @@ This is one convolution of stride s1 s2 and padding p. Its kernel at tap t is th
 made without the zeros, with dilation g.
 
 Exact. Refuses a second convolution that pads (at its zeros Conv1 would give other values: see hoist_padding),
-groups in both convolutions, and a first convolution with other users.
+groups in both convolutions, a first convolution with other users, and factors of low rank (factorize_convs),
+which it would multiply out again.
 """
 
 from collections.abc import Collection
@@ -21,6 +22,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from pibench.models.graph.convolution import (
+    FACTOR_OF,
+    MERGED,
     Pair,
     bias_of,
     convolution,
@@ -79,7 +82,17 @@ def merge_convs(model: nn.Module, names: Collection[str] | None = None) -> fx.Gr
     gives the reason. None merges all that are possible. The merged convolution has the second one's name.
     """
     graph = trace(model)
-    for node in followers(graph, names, "merge", obstacle):
+    factors = {
+        module_of(graph, node): node.meta[FACTOR_OF] for node in graph.graph.nodes if FACTOR_OF in node.meta
+    }
+
+    def reason(first: nn.Conv2d, second: nn.Conv2d) -> str | None:
+        factored = factors.get(first) or factors.get(second)
+        if factored is None:
+            return obstacle(first, second)
+        return f"{factored} is of low rank, and merging would multiply its factors out: choose one of the two"
+
+    for node in followers(graph, names, "merge", reason):
         _merge(graph, node)
     return finish(graph)
 
@@ -103,3 +116,4 @@ def _merge(graph: fx.GraphModule, node: fx.Node) -> None:
     stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
     replace_module(graph, node, convolution(kernel, bias, stride, padding_of(first), g))
     node.args, node.kwargs = (source(source(node)),), {}
+    node.meta[MERGED] = True

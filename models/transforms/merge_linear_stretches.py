@@ -22,7 +22,7 @@ Exact with borders="exact": a convolution that pads is merged only with a part t
 With borders="hoisted" the padding moves to the head of the stretch, as in `hoist_padding`: the interior is
 exact, the border is not, and such a network is usually tuned. Refuses nothing: a part that cannot be merged
 ends a stretch (dilation, padding other than zeros, sums of different strides or sources, values that a
-nonlinearity reads too).
+nonlinearity reads too, factors of low rank).
 """
 
 from collections.abc import Callable, Iterable
@@ -33,7 +33,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from pibench.models.graph.convolution import Pair, bias_of, convolution, padding_obstacle, padding_of
+from pibench.models.graph.convolution import (
+    FACTOR_OF,
+    MERGED,
+    Pair,
+    bias_of,
+    convolution,
+    padding_obstacle,
+    padding_of,
+)
 from pibench.models.graph.moves import addends, callers, finish, module_of, replace_module, source, trace
 
 BORDERS = ("exact", "hoisted")
@@ -152,7 +160,7 @@ def _layer(graph: fx.GraphModule, node: fx.Node) -> Affine | None:
     conv = module_of(graph, node, nn.Conv2d)
     if conv is None or conv.groups != 1 or conv.dilation != (1, 1) or padding_obstacle(conv) is not None:
         return None
-    if len(callers(graph, node.target)) > 1:
+    if len(callers(graph, node.target)) > 1 or FACTOR_OF in node.meta:
         return None
     return Affine(conv.weight.detach(), bias_of(conv).detach(), conv.stride, padding_of(conv))
 
@@ -328,6 +336,7 @@ class _Stretch:
         kept = replace(made, kernel=made.kernel.to(like.dtype), bias=made.bias.to(like.dtype))
         replace_module(graph, node, _as_convolution(kept))
         node.args, node.kwargs = (first,), {}
+        node.meta[MERGED] = True
         if node is not last:
             last.replace_all_uses_with(node)
         graph.graph.eliminate_dead_code()

@@ -127,16 +127,21 @@ def producers(graph: fx.GraphModule, name: str) -> list[fx.Node]:
 
 def prune_channels(
     model: nn.Module,
-    kept: Mapping[str, Sequence[int]],
+    kept: Mapping[str, Sequence[int] | float],
     statistics: Mapping[str, Statistics] | None = None,
 ) -> fx.GraphModule:
     """Removes all input channels but `kept` of each convolution named there, and their producers.
+
+    A share in place of channels keeps so many of them, the first ones, at least one.
 
     `statistics` describe the inputs of the convolutions, by the same names. Later prunings do not change
     earlier layers. The statistics may therefore be taken once if no two named convolutions feed each other.
     """
     graph = trace(model)
     for name, channels in kept.items():
+        if isinstance(channels, float):
+            whole = module_of(graph, producers(graph, name)[-1]).in_channels
+            channels = range(max(1, round(channels * whole)))
         _prune(graph, name, list(channels), None if statistics is None else statistics[name])
     return finish(graph)
 

@@ -1,7 +1,6 @@
 """Learning while the deep branch of some blocks fades."""
 
 from collections.abc import Hashable, Iterable
-from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -9,8 +8,8 @@ from torch import nn
 from pibench.models.training.loop import Setting
 from pibench.models.training.schedules import GateSchedule
 from pibench.models.training.shallow import GatedBlock, fit_shallow
+from pibench.models.training.statistics import recompute_statistics
 from pibench.models.training.tasks.distilled import Distilled
-from pibench.models.variants import calibrate
 
 
 class Gated(Distilled):
@@ -55,11 +54,8 @@ class Gated(Distilled):
     def after_epoch(self, setting: Setting, epoch: int) -> dict[str, Any]:
         """Recomputes the BatchNorm statistics if the gate has moved in this epoch; logs the gate.
 
-        A moving gate changes the inputs of later layers faster than running statistics follow. Training uses
-        the statistics of the batch and does not depend on them.
+        A moving gate changes the inputs of later layers faster than running statistics follow.
         """
         if self.gate(epoch / self.schedule.epochs) > 0:
-            batches = setting.images.epoch(self.schedule.batch, setting.seed, epoch)
-            with setting.autocast():
-                calibrate(self.model, (x for x, _ in islice(batches, 16)))
+            recompute_statistics(self.model, setting, self.schedule.batch, epoch)
         return {"gate": self.gate((epoch + 1) / self.schedule.epochs)}

@@ -37,6 +37,15 @@ class Lasso(Supervised):
         """Returns the number of slopes above the threshold."""
         return sum(int((soft.alpha > self.schedule.threshold).sum()) for soft in self.softs.values())
 
+    def size(self) -> Tensor:
+        """Returns what the penalty weighs: the sum of all slopes."""
+        return lasso(soft.alpha for soft in self.softs.values())
+
+    def bound(self) -> None:
+        """Keeps slopes in [0, 1]."""
+        for soft in self.softs.values():
+            soft.alpha.clamp_(0, 1)
+
     def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
         """Returns the optimizers of the weights and an Adam for the slopes."""
         self.steps = steps
@@ -57,15 +66,14 @@ class Lasso(Supervised):
         loss = super().loss(x, labels)
         if self.stopped:
             return loss
-        return loss + self.extra["weight"].float() * lasso(soft.alpha for soft in self.softs.values())
+        return loss + self.extra["weight"].float() * self.size()
 
     @torch.no_grad()
     def after_step(self, done: float) -> None:
-        """Keeps slopes in [0, 1]; checks their number at regular steps."""
+        """Bounds the slopes; checks their number at regular steps."""
         for group in self.adam.param_groups:
             group["lr"] = 0.0 if self.stopped else self.pace
-        for soft in self.softs.values():
-            soft.alpha.clamp_(0, 1)
+        self.bound()
         step = round(done * self.steps)
         every = max(1, self.steps // (self.schedule.epochs * self.schedule.checks))
         if self.stopped or step % every:

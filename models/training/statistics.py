@@ -1,0 +1,21 @@
+"""The statistics of BatchNorm, computed anew where running ones lag behind."""
+
+from itertools import islice
+
+from torch import nn
+
+from pibench.models.training.loop import Setting
+from pibench.models.variants import calibrate
+
+BATCHES = 16
+"""So many batches of an epoch give the statistics."""
+
+
+def recompute_statistics(model: nn.Module, setting: Setting, batch: int, epoch: int) -> None:
+    """Sets the running statistics of every BatchNorm to those of the first batches of an epoch, in place.
+
+    Training uses the statistics of the batch and does not depend on them.
+    """
+    batches = setting.images.epoch(batch, setting.seed, epoch)
+    with setting.autocast():
+        calibrate(model, (x for x, _ in islice(batches, BATCHES)))
