@@ -72,6 +72,7 @@ SECONDS_WHOLE = 57.8
 def costs(run: Run, model: nn.Module, what: str) -> tuple[dict[str, float], float]:
     """Returns the cost of one inner channel of each block, by its middle ReLU, and the cost of all else."""
     import torch
+    from torch import nn
 
     from pibench.models.cost import count_macs, count_relus
 
@@ -82,6 +83,8 @@ def costs(run: Run, model: nn.Module, what: str) -> tuple[dict[str, float], floa
     for block in run.layout.blocks:
         channels, *map_ = shapes[block.mid]
         conv1, conv2 = model.get_submodule(block.conv1), model.get_submodule(block.conv2)
+        assert isinstance(conv1, nn.Conv2d)
+        assert isinstance(conv2, nn.Conv2d)
         unit[block.mid] = {
             "relus": float(prod(map_)),
             "macs": float(prod(map_) * (conv1.weight[0].numel() + conv2.weight[:, 0].numel())),

@@ -139,6 +139,7 @@ class HysteresisReLU(SoftReLU):
     def __init__(self, shape: tuple[int, ...], threshold: float = 3e-3) -> None:
         super().__init__(shape)
         self.threshold = threshold
+        self.kept: torch.Tensor
         self.register_buffer("kept", torch.ones(1, *shape))
         self.quadratic = Quadratic()
 
