@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import frexp
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,11 +20,11 @@ from pibench.engines.lean.node import LeanNode
 from pibench.program.ir import Affine, Operator, Program, Step
 
 
-def settings(folder: str, timeout_s: float = 20.0) -> list[Setting]:
+def settings(folder: str, timeout_s: float = 20.0, engine: str = "lean") -> list[Setting]:
     roles = ("party", "party", "dealer")
     where = f"file://{Path(folder) / 'rendezvous'}"
     return [
-        Setting("lean", role, rank, 2, where, "dealer", timeout_s, key=b"a key of the tests")
+        Setting(engine, role, rank, 2, where, "dealer", timeout_s, key=b"a key of the tests")
         for rank, role in enumerate(roles)
     ]
 
@@ -30,12 +32,12 @@ def settings(folder: str, timeout_s: float = 20.0) -> list[Setting]:
 class Trio:
     """Two parties and a dealer, each driven by a thread."""
 
-    def __init__(self, timeout_s: float = 20.0) -> None:
+    def __init__(self, timeout_s: float = 20.0, engine: str = "lean") -> None:
         self._pool = ThreadPoolExecutor(3)
         with tempfile.TemporaryDirectory() as folder:
             made = [
                 self._pool.submit(Dealer if one.role == "dealer" else LeanNode, one)
-                for one in settings(folder, timeout_s)
+                for one in settings(folder, timeout_s, engine)
             ]
             self.nodes = [future.result(timeout_s) for future in made]
 
@@ -57,7 +59,7 @@ class Trio:
     def load(self, program: Program, weights: dict[str, torch.Tensor]) -> None:
         p0, p1, dealer = self.nodes
         self.each(
-            lambda: p0.load(program, weights),
+            lambda: p0.load(program, dict(weights)),
             lambda: p1.load(program, None),
             lambda: dealer.load(program),
         )
@@ -114,13 +116,23 @@ def random_weights(made: Program, seed: int = 0) -> dict[str, torch.Tensor]:
     return weights
 
 
+def calibrated(made: Program, weights: dict[str, torch.Tensor], images: torch.Tensor) -> Program:
+    """The program with the bounds that its values keep for these images."""
+    values = _values(made, weights, images)
+    return replace(made, bounds={name: max(0, frexp(float(v.abs().max()))[1]) for name, v in values.items()})
+
+
 def plaintext(made: Program, weights: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    return _values(made, weights, images)[made.output]
+
+
+def _values(made: Program, weights: dict[str, torch.Tensor], images: torch.Tensor) -> dict[str, torch.Tensor]:
     values = {made.input: images.double()}
     for step in made.steps:
         inputs = [values[name] for name in step.inputs]
         values[step.name] = _value(step, weights, *inputs)
         assert values[step.name].shape == (len(images), *step.shape), step.name
-    return values[made.output]
+    return values
 
 
 def _value(

@@ -89,6 +89,7 @@ ROOM_OF = {
 ALLOWED = {
     ("hosts.agreement", "models"),
     ("hosts.agreement", ""),
+    ("costs.predict", "models.data"),
     ("costs.predict", "models.variants"),
     ("measure.accuracy", "models.training.files"),
     ("measure.accuracy", "models.training.rows"),

@@ -13,13 +13,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lean_harness import Trio, plaintext, program, random_weights, settings
+from lean_harness import Trio, calibrated, plaintext, program, random_weights, settings
 
 from pibench.engines import NotPrepared, Setting
-from pibench.engines.lean import ENGINE, cost, gemm, make_node, winograd
+from pibench.engines.lean import ENGINE, cost, gemm, grouped, make_node, winograd
 from pibench.engines.lean.channel import Channel, Wire
 from pibench.engines.lean.keystream import KEY_BYTES, Keystream
 from pibench.engines.lean.plan import OPENING, make_plan, value_limits
+from pibench.engines.lean.ring import arithmetic
 from pibench.program.ir import (
     Add,
     Affine,
@@ -221,36 +222,58 @@ PROGRAMS = {
 }
 
 
+def in_ring(shape, seed: int) -> torch.Tensor:
+    """Uniform words of 64 bits."""
+    return torch.randint(-(2**63), 2**63 - 1, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("word", [torch.int64, torch.int32])
 @pytest.mark.parametrize("batch", [1, 3, 70])
 @pytest.mark.parametrize(("size", "padding"), [((4, 4), 1), ((8, 5), 0), ((16, 16), 1), ((19, 22), 2)])
-def test_winograd_is_four_times_the_convolution_in_the_ring(size, padding, batch):
-    draw = torch.Generator().manual_seed(batch)
-    x, kernel = (
-        torch.randint(-(2**63), 2**63 - 1, shape, generator=draw)
-        for shape in ((batch, 3, *size), (4, 3, 3, 3))
-    )
-    expected = 4 * torch.nn.functional.conv2d(x, kernel, padding=padding)
+def test_winograd_is_four_times_the_convolution_in_the_ring(size, padding, batch, word):
+    x, kernel = in_ring((batch, 3, *size), batch), in_ring((4, 3, 3, 3), 0)
+    expected = (4 * torch.nn.functional.conv2d(x, kernel, padding=padding)).to(word)
+    x, kernel = x.to(word), kernel.to(word)
     u = winograd.arrange(kernel, tuple(expected.shape[2:]))
     got = winograd.convolve(x, u, (padding, padding), tuple(expected.shape[1:]))
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 7, 9), (4, 16, 32), (9, 33, 75), (6, 8, 64)])
-def test_products_in_the_ring(m, k, n):
-    draw = torch.Generator().manual_seed(n)
-    a, b, c = (
-        torch.randint(-(2**63), 2**63 - 1, shape, generator=draw) for shape in ((3, m, k), (3, k, n), (m, n))
-    )
-    expected = torch.stack([x @ y for x, y in zip(a, b, strict=True)])
+@pytest.mark.parametrize("word", [torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 1), (5, 7, 9), (4, 16, 32), (9, 33, 75), (6, 8, 64), (3, 5, 128)]
+)
+def test_products_in_the_ring(m, k, n, word):
+    a, b, c = (in_ring(shape, n).to(word) for shape in ((3, m, k), (3, k, n), (m, n)))
+    expected = torch.stack([x.long() @ y.long() for x, y in zip(a, b, strict=True)]).to(word)
     out = torch.empty_like(expected)
     turned = a.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(gemm.multiply(turned, b, out), expected)
     assert torch.equal(gemm.multiply(a, gemm.pack(b), out, packed=True), expected)
     total = c.clone()
     gemm.multiply(a, b, total.expand(3, m, n), add=True)
-    assert torch.equal(total, c + expected.sum(0))
+    assert torch.equal(total, c + expected.sum(0).to(word))
     with pytest.raises(ValueError, match="no product of"):
         gemm.multiply(a, b[:, :, : n - 1], out)
+    with pytest.raises(ValueError, match=r"no product of .* torch\.int"):
+        gemm.multiply(a, b, out.to(torch.int16))
+
+
+@pytest.mark.parametrize("word", [torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        conv(6, 4, groups=2, bias=False),
+        conv(8, 4, groups=4, bias=False, stride=(2, 1), padding=(0, 2)),
+        conv(4, 4, groups=4, bias=False, dilation=(2, 3)),
+        Convolution("w", None, (4, 1, 5, 2), groups=4, padding=(1, 0), stride=(2, 3)),
+    ],
+)
+def test_grouped_convolutions_in_the_ring(operator, word):
+    x, w = in_ring((2, 4, 9, 8), 1), in_ring(operator.weight_shape, 2)
+    o = operator
+    expected = torch.nn.functional.conv2d(x, w, None, o.stride, o.padding, o.dilation, o.groups)
+    assert torch.equal(grouped.convolve(o, x.to(word), w.to(word)), expected.to(word))
 
 
 @pytest.fixture(scope="module")
@@ -274,37 +297,66 @@ def test_answers_and_traffic(trio, name):
         torch.testing.assert_close(trio.infer(x).double(), expected, atol=2e-3, rtol=1e-3)
         trio.prepare(batch)
         for rank, costs in enumerate(trio.online(x, "profile")):
-            predicted = cost.step_traffic(made, batch, rank)
+            predicted = cost.step_traffic(make_plan(made), batch, rank)
             for step in costs[:-1]:
                 assert (step.rounds, step.bytes_sent) == predicted[step.name], step.name
             assert (costs[-1].rounds, costs[-1].bytes_sent) == predicted[OPENING]
-            listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic(made, batch, 2)]
+            listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic("lean", made, batch, 2)]
             assert listed == [(s.rounds, s.bytes_sent) for s in costs]
 
 
+@pytest.fixture(scope="module")
+def slim():
+    with Trio(engine="lean32") as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_answers_and_traffic_in_32_bits(slim, name):
+    """The same in words of 32 bits, with the bounds of these images: half the bytes for a word."""
+    weights = random_weights(PROGRAMS[name])
+    x = images(PROGRAMS[name], 3)
+    made = calibrated(PROGRAMS[name], weights, x)
+    expected = plaintext(made, weights, x)
+    slim.load(made, weights)
+    largest = max(1.0, expected.abs().max().item())
+    assert (slim.infer(x).double() - expected).abs().max() < 0.05 * largest
+    slim.prepare(3)
+    plan = make_plan(made, *arithmetic("lean32"))
+    for rank, costs in enumerate(slim.online(x, "profile")):
+        predicted = cost.step_traffic(plan, 3, rank)
+        assert [(s.rounds, s.bytes_sent) for s in costs[:-1]] == [predicted[s.name] for s in costs[:-1]]
+        assert (costs[-1].rounds, costs[-1].bytes_sent) == predicted[OPENING]
+        listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic("lean32", made, 3, 2)]
+        assert listed == [(s.rounds, s.bytes_sent) for s in costs]
+
+
+def layers(name: str, batch: int = 1, rank: int = 0):
+    return cost.step_traffic(make_plan(PROGRAMS[name]), batch, rank)
+
+
 def test_the_cost_of_layers_in_numbers():
-    made = PROGRAMS["fused masked relu"]
-    steps = cost.step_traffic(made, batch=3)
+    steps = layers("fused masked relu", batch=3)
     n, linear = 3 * 6, 3 * (192 - 6)
     assert steps["a"] == (1, 8 * 3 * 192)
     assert steps["b"] == (5, 1680 * 1 + 8 * n + 8 * linear)
-    assert cost.step_traffic(PROGRAMS["masked relu"], batch=3)["a"] == (5, 1680 + 8 * n)
-    assert cost.step_traffic(PROGRAMS["nothing kept"])["b"] == (0, 0)
-    pool = cost.step_traffic(PROGRAMS["max pool"])["a"]
+    assert layers("masked relu", batch=3)["a"] == (5, 1680 + 8 * n)
+    assert layers("nothing kept")["b"] == (0, 0)
+    pool = layers("max pool")["a"]
     assert pool == (10, (1680 * 2 + 8 * 96) + (1680 * 1 + 8 * 48))
-    assert cost.step_traffic(PROGRAMS["multiply"])["c"] == (3, (8 + 8 + 16) * 192)
-    assert cost.step_traffic(PROGRAMS["square"])["a"] == (1, 8 * 192)
-    gated = cost.step_traffic(PROGRAMS["multiply by one of each channel"])["c"]
+    assert layers("multiply")["c"] == (3, (8 + 8 + 16) * 192)
+    assert layers("square")["a"] == (1, 8 * 192)
+    gated = layers("multiply by one of each channel")["c"]
     assert gated == (3, 8 * (192 + 3) + 8 * (192 + 3))  # both are truncated first
-    assert cost.step_traffic(PROGRAMS["five knots"])["a"] == (5, 1680 * 5 * 3 + 8 * 5 * 192)
-    leaky = cost.step_traffic(PROGRAMS["leaky relu of a product"])["b"]
+    assert layers("five knots")["a"] == (5, 1680 * 5 * 3 + 8 * 5 * 192)
+    leaky = layers("leaky relu of a product")["b"]
     assert leaky == (5, 1680 * 3 + 8 * 192 + 8 * 192)
     for name in ("shift", "rearrange", "combine"):
-        assert cost.step_traffic(PROGRAMS[name])["b"] == (0, 0), name
-    pooled = cost.step_traffic(PROGRAMS["pool and classifier"])
+        assert layers(name)["b"] == (0, 0), name
+    pooled = layers("pool and classifier")
     assert [pooled[name] for name in "cde"] == [(0, 0), (0, 0), (1, 8 * 4)]
     assert pooled[OPENING] == (2, 8 * 3 + 8 * 3)
-    assert cost.step_traffic(PROGRAMS["pool and classifier"], rank=1)[OPENING] == (2, 8 * 3)
+    assert layers("pool and classifier", rank=1)[OPENING] == (2, 8 * 3)
 
 
 def test_a_value_at_double_scale_is_truncated_once():

@@ -77,8 +77,10 @@ def engines_with_a_law() -> list[str]:
 def predict(program: Program, engine: str, batch: int = 1, parties: int = 2) -> Prediction:
     """Predicts rounds, hops and bytes of one inference of `batch` images, step by step.
 
-    Raises ValueError for an engine without a cost model, a number of parties that it cannot run with, or an
-    empty batch. Raises NotImplementedError for an operator that the engine does not have.
+    The traffic of an engine that is calibrated depends on the program's bounds
+    (`pibench.program.lower.Lowered.calibrated`). Raises ValueError for an engine without a cost model, a
+    number of parties that it cannot run with, or an empty batch. Raises NotImplementedError for an operator
+    that the engine does not have.
     """
     known = ENGINES.get(engine)
     if known is None or known.traffic is None:
@@ -132,8 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> None:
     """Prints what the command line asks for, or writes it."""
-    import torch
-
+    from pibench.models.data import default_images
     from pibench.models.variants import variant
     from pibench.program.lower import lower
 
@@ -143,7 +144,7 @@ def _show(options: argparse.Namespace) -> None:
             replace_file(options.literature, text.encode())
         return
     for name in options.variants:
-        program = lower(variant(name).build(options.width), torch.zeros(1, 3, 32, 32)).program
+        program = lower(variant(name).build(options.width), default_images(4)[0]).calibrated().program
         for engine in [options.engine] if options.engine else engines_with_a_law():
             if options.parties not in ENGINES[engine].parties and not options.engine:
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,8 @@ class Engine:
 
     Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
     returns why no command can install them here, or None. With `all_listen` every party listens and every
-    other party may call it, as with gloo. Each party then needs an address that the others reach. Without
+    other party may call it, as with gloo. Each party then needs an address that the others reach. With
+    `calibrated` the program must carry public bounds of its values, from the example that is loaded. Without
     `steady_traffic` the traffic of two inferences of one network may differ a little. `two_hosts` is true if
     a party may run on another host.
 
@@ -126,6 +127,7 @@ class Engine:
     unsuited: Callable[[], str | None] = suited
     steady_traffic: bool = True
     all_listen: bool = False
+    calibrated: bool = False
     two_hosts: bool = False
     offered: bool = True
 
@@ -255,8 +257,11 @@ class Node(ABC):
         self.program: Program | None = None
 
     @abstractmethod
-    def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
-        """Shares the weights. `weights` (float64) are given to party 0 alone; the others receive None."""
+    def load(self, program: Program, weights: MutableMapping[str, torch.Tensor] | None) -> None:
+        """Shares the weights. `weights` (float64) are given to party 0 alone; the others receive None.
+
+        The node may take weights out of the mapping, so that their memory is free as soon as they are shared.
+        """
 
     @abstractmethod
     def forget(self) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from math import log2
 from numbers import Real
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -166,6 +167,7 @@ class Parties:
         self._prepared: int | None = None
         self._check = check
         self._reach = 0.0  # the largest number of images that was judged
+        self._fits: torch.Tensor | None = None  # the last images whose values all fit a calibrated ring
         self._scale = 0.0  # the largest number of the answer to the example
 
     # Opening and closing.
@@ -227,6 +229,18 @@ class Parties:
         """Process ids of the parties, then of the helpers; empty when the group is gone."""
         return self.group.pids
 
+    @property
+    def headroom_bits(self) -> float | None:
+        """The least number of bits between the largest value that the example takes and its limit.
+
+        None without a loaded network, and for an engine that is not calibrated.
+        """
+        if self.lowered is None or not self._known.calibrated:
+            return None
+        limits = self._known.value_limits(self.lowered.program)
+        largest = self.lowered.largest
+        return min(log2(limits[name] / value) for name, value in largest.items() if value > 0)
+
     # Commands.
 
     @_alone
@@ -241,6 +255,8 @@ class Parties:
         """
         demand_descriptors(DESCRIPTORS_OF_A_LOAD)
         lowered = lower(model, example, output)
+        if self._known.calibrated:
+            lowered = lowered.calibrated()
         wide = widest(plain(example, "the example"))
         exact = exact_answer(lowered, wide)
         demand_faithful(lowered, exact, answer_of(model, wide, output))
@@ -253,6 +269,7 @@ class Parties:
         )
         self.lowered = lowered
         self._reach = lowered.largest[lowered.program.input]
+        self._fits = None
         self._scale = exact.abs().max().item()
         self.set_up = SetUp(
             max(reply["seconds"] for reply in replies[: self.count]),
@@ -447,6 +464,12 @@ class Parties:
                     f"the images reach {reach:.3g}, where up to {self._reach:.3g} was checked: {error}"
                 ) from error
             self._reach = reach
+        if self._known.calibrated and not (self._fits is not None and torch.equal(self._fits, images)):
+            try:
+                self._loaded().on(images).demand(self._known.value_limits(self._loaded().program))
+            except ExportError as error:
+                raise ValueError(f"the images leave the range of the calibration: {error}") from error
+            self._fits = images.clone()
         return images
 
     def _judge(self, lowered: Lowered, images: torch.Tensor, exact: torch.Tensor) -> None:

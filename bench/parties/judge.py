@@ -49,15 +49,19 @@ def judge_answer(engine: Engine, lowered: Lowered, images: Tensor, answer: Tenso
 
 
 def _demand_held(engine: Engine, lowered: Lowered) -> None:
-    lowered.demand(engine.value_limits(lowered.program))
+    try:
+        limits = engine.value_limits(lowered.program)
+    except ValueError as error:  # no scales hold the calibrated values
+        raise ExportError(str(error)) from error
+    lowered.demand(limits)
     if not engine.exact_truncation:
         demand_truncations(lowered)
 
 
 def _elsewhere(engine: Engine, lowered: Lowered) -> str:
-    """Names another engine that can hold the values, as the end of a sentence; empty if there is none."""
-    for name, other in ENGINES.items():
-        if not other.offered or name == engine.name:
+    """Names the fastest other engine that can hold the values, as the end of a sentence, if there is one."""
+    for name, other in sorted(ENGINES.items(), key=lambda item: item[1].compute):
+        if not other.offered or other.calibrated or name == engine.name:
             continue
         try:
             with warnings.catch_warnings():

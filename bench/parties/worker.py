@@ -51,8 +51,8 @@ class Session:
             return {}
         self.node.forget()
         reset_peak_memory()
-        if weights is not None:
-            weights = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+        for name, weight in (weights or {}).items():
+            weights[name] = torch.from_numpy(weight)
         meter = self.node.meter
         rounds, sent = meter.rounds, meter.bytes_sent
         started = time.perf_counter()

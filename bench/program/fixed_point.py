@@ -31,13 +31,13 @@ def toward_zero(values: Tensor) -> Tensor:
     return torch.trunc(values.detach().to(torch.float64) * 2.0**BITS) * 2.0**-BITS
 
 
-def truncated(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns `values`, multiples of 2^-s for s <= 40, rounded to 16 fractional bits, down or up at random.
+def truncated(values: Tensor, generator: torch.Generator, bits: int = BITS) -> Tensor:
+    """Returns `values`, multiples of 2^-s, rounded to `bits` fractional bits, down or up at random.
 
-    torch draws 24 bits for a float32. No more than 24 bits are cut off, so the probabilities are exact.
+    torch draws 24 bits for a float32. If s - bits <= 24, the probabilities are exact.
     """
     up = torch.rand(values.shape, generator=generator, dtype=torch.float32)
-    return values.mul(2.0**BITS).add_(up).floor_().mul_(2.0**-BITS)
+    return values.mul(2.0**bits).add_(up).floor_().mul_(2.0**-bits)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ is public (architecture, shapes, positions of masks). Weights are not in it. The
 0 alone, as a mapping from the names that the steps use. This module needs only numpy.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -276,12 +277,17 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Steps in an order that can be run, from the value `input` to the value `output`."""
+    """Steps in an order that can be run, from the value `input` to the value `output`.
+
+    `bounds` are public exponents: every absolute value of the value called `name` stays below 2^bounds[name]
+    for the images of the calibration (`pibench.program.calibration`). They are empty without one.
+    """
 
     input: str
     input_shape: tuple[int, ...]
     steps: tuple[Step, ...]
     output: str
+    bounds: Mapping[str, int] = field(default_factory=dict)
 
     def last_uses(self) -> dict[str, str]:
         """Maps each value to the step after which it is no longer needed; the output is never listed."""

@@ -60,6 +60,14 @@ class Lowered:
         labels = {step.name: f"the value of {step.name!r}" for step in self.program.steps}
         return _valued(self.program, self.weights, images.detach().to("cpu", torch.float64), labels)
 
+    def calibrated(self) -> Lowered:
+        """Returns the same network whose program tells the bounds of its values on the example.
+
+        A bound is the exponent of a power of two, at least 0. All parties and the dealer learn it.
+        """
+        bounds = {name: max(0, math.frexp(largest)[1]) for name, largest in self.largest.items()}
+        return replace(self, program=replace(self.program, bounds=bounds))
+
     def demand(self, limits: Mapping[str, float]) -> None:
         """Raises ExportError if a value reaches its limit; limits are by the names of the program.
 

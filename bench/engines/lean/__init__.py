@@ -1,17 +1,19 @@
-"""The lean engine: two semi-honest parties, and a dealer that is idle online.
+"""The lean engines: two semi-honest parties, and a dealer that is idle online.
 
-Shares are additive in Z_2^64, with 16 fractional bits. `plan` decides which gadgets each step needs. `relu`
-and `linear` define what the gadgets compute, `material` the randomness that the dealer deals for them, and
-`kernels` their compiled inner part. `channel` carries the words and `keystream` makes them. `node` and
-`dealer` are the processes.
+Shares are additive. `lean` has words of 64 bits, with 16 fractional bits. `lean32` has words of 32 bits, with
+8 fractional bits of values and 12 of weights; the program tells it how large each value was for the example
+(`ring`). `plan` decides which gadgets each step needs. `relu` and `linear` define what the gadgets compute,
+`material` the randomness that the dealer deals for them, and `kernels` their compiled inner part. `channel`
+carries the words and `keystream` makes them. `node` and `dealer` are the processes.
 
-Values must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound of each.
+Values of `lean` must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pibench.engines.base import Engine, Helper, Node, Setting, StepTraffic
 from pibench.program.ir import Program, Step
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 def make_node(setting: Setting) -> Node | Helper:
     """Builds the process's part of the engine and connects it to the others."""
     if setting.parties not in ENGINE.parties:
-        raise ValueError(f"the lean engine runs with 2 parties, not {setting.parties}; use engine='stock'")
+        raise ValueError(f"the lean engines run with 2 parties, not {setting.parties}; use engine='stock'")
     import torch
 
     from pibench.engines.lean.dealer import Dealer
@@ -35,21 +37,23 @@ def make_node(setting: Setting) -> Node | Helper:
     return Dealer(setting) if setting.role == "dealer" else LeanNode(setting)
 
 
-def value_limits(program: Program) -> dict[str, float]:
+def value_limits(engine: str, program: Program) -> dict[str, float]:
     """Maps each value to its bound: the absolute value must stay below it (`plan.value_limits`)."""
     from pibench.engines.lean import plan
+    from pibench.engines.lean.ring import arithmetic
 
-    return plan.value_limits(program)
+    return plan.value_limits(program, *arithmetic(engine))
 
 
-def traffic(program: Program, batch: int, parties: int) -> list[StepTraffic]:
+def traffic(engine: str, program: Program, batch: int, parties: int) -> list[StepTraffic]:
     """Returns the traffic of every step and of the opening (`cost`)."""
     from pibench.engines.lean.cost import traffic
 
-    return traffic(program, batch, parties)
+    return traffic(engine, program, batch, parties)
 
 
 def rehearse(
+    engine: str,
     program: Program,
     weights: Mapping[str, torch.Tensor],
     images: torch.Tensor,
@@ -58,7 +62,7 @@ def rehearse(
     """Computes an answer in the engine's fixed point, in plaintext (`plaintext`)."""
     from pibench.engines.lean.plaintext import evaluate
 
-    return evaluate(program, weights, images, after)
+    return evaluate(program, weights, images, after, engine=engine)
 
 
 def compile_all() -> None:
@@ -71,27 +75,41 @@ def compile_all() -> None:
     except ValueError as error:
         remedy = "unset NUMBA_NUM_THREADS, or set it to 1 or more"
         raise ValueError(f"numba cannot be imported ({error}): {remedy}") from error
-    from pibench.engines.lean import gemm, kernels, winograd  # noqa: F401 (compiled on import)
+    from pibench.engines.lean import gemm, grouped, kernels, winograd  # noqa: F401 (compiled on import)
 
 
-ENGINE = Engine(
-    name="lean",
-    label="lean (ours)",
-    trust="two semi-honest parties; a dealer in a process of its own, idle online",
-    parties=(2,),
-    providers={"dealer": ("dealer",)},
-    make_node=make_node,
-    value_limits=value_limits,
-    traffic=traffic,
-    compile_all=compile_all,
-    rehearse=rehearse,
-    exact_truncation=True,
-    line="-",
-    filled=True,
-    bytes_per_relu=131,
-    compute=0.1,
-    waiting=0.2,
-    modules=("numba", "cryptography"),
-    install="pip install -e '.[bench]'",
-    two_hosts=True,
+def _engine(name: str, label: str, line: str, filled: bool, **known: Any) -> Engine:
+    """Describes one ring; `known` are its estimates, its options and what else it has of its own."""
+    return Engine(
+        name=name,
+        label=label,
+        trust="two semi-honest parties; a dealer in a process of its own, idle online",
+        parties=(2,),
+        providers={"dealer": ("dealer",)},
+        make_node=make_node,
+        value_limits=partial(value_limits, name),
+        traffic=partial(traffic, name),
+        compile_all=compile_all,
+        rehearse=partial(rehearse, name),
+        exact_truncation=True,
+        line=line,
+        filled=filled,
+        waiting=0.2,
+        modules=("numba", "cryptography"),
+        install="pip install -e '.[bench]'",
+        two_hosts=True,
+        **known,
+    )
+
+
+ENGINE = _engine("lean", "lean (ours)", "-", True, bytes_per_relu=131, compute=0.1)
+LEAN32 = _engine(
+    "lean32",
+    "lean, 32 bits (ours)",
+    "-",
+    False,
+    bytes_per_relu=65,
+    compute=0.06,
+    calibrated=True,
+    options={"ring_bits": 32, "fraction_bits": 10, "weight_fraction_bits": 14},
 )

@@ -14,6 +14,7 @@ from pibench.engines.lean.keystream import Keystream, fresh_key
 from pibench.engines.lean.linear import lowering
 from pibench.engines.lean.memory import Workspace
 from pibench.engines.lean.plan import Bilinear, Plan, make_plan
+from pibench.engines.lean.ring import arithmetic
 from pibench.program.ir import Program
 
 DEALER_RANK = 2
@@ -26,6 +27,7 @@ class Dealer(Helper):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._channels, self._store = connect(setting, WORLD)
+        self._ring, self._compare = arithmetic(setting.engine)
         self._space = Workspace()
         self._plan: Plan | None = None
         self._masks: dict[str, torch.Tensor] = {}
@@ -33,7 +35,7 @@ class Dealer(Helper):
 
     def load(self, program: Program) -> None:
         """Sends fresh keys and expands the parties' shares of the weight masks B."""
-        self._plan = make_plan(program)
+        self._plan = make_plan(program, self._ring, self._compare)
         keys = fresh_key(), fresh_key()
         for rank, key in enumerate(keys):
             self._channels[rank].send(key)
@@ -43,8 +45,8 @@ class Dealer(Helper):
             if isinstance(gadget, Bilinear):
                 shape = gadget.step.operator.weight_shape
                 size = torch.Size(shape).numel()
-                mask = self.streams[0].words(size)
-                mask += self.streams[1].words(size)
+                mask = self.streams[0].words(size, self._ring.signed)
+                mask += self.streams[1].words(size, self._ring.signed)
                 self._masks[name] = lowering(gadget.step).arrange(torch.from_numpy(mask).view(shape))
 
     def prepare(self, batch: int) -> int:
@@ -53,7 +55,7 @@ class Dealer(Helper):
             raise RuntimeError("the dealer was asked to prepare before it knew a program: call load first")
         sent = 0
         for name, gadget in self._plan.gadgets():
-            shape = material.layout(gadget, batch)
+            shape = material.layout(self._ring, gadget, batch)
             drawn, dealt = material.part_bytes(shape.drawn) // 8, material.part_bytes(shape.dealt) // 8
             if not dealt:
                 continue
@@ -64,9 +66,9 @@ class Dealer(Helper):
             self.streams[1].fill(corrections)
 
             def product(a, name=name, gadget=gadget):
-                x = torch.from_numpy(a.view("int64")).view(batch, *gadget.step.input_shapes[0])
+                x = torch.from_numpy(a.view(self._ring.signed)).view(batch, *gadget.step.input_shapes[0])
                 y = lowering(gadget.step).apply(x, self._masks[name])
-                return y.reshape(-1).numpy().view("uint64")
+                return y.reshape(-1).numpy().view(self._ring.word)
 
             material.deal(
                 gadget,

@@ -1,32 +1,99 @@
 """Compiled kernels of the ReLU: bit-slicing, the carry tree, the select, and the dealer's products.
 
+Shares are words of 64 or of 32 bits; every kernel exists for both. The sign of a value that fits in k bits is
+bit k - 1 of the sum of its shares modulo 2^k, so a comparison looks at the k lowest bits alone: `positions`,
+one of `POSITIONS`, at most the bits of a word.
+
 Bit-sliced data is cut into *tiles* of `TILE` blocks. A block is 64 elements, and a row of a tile holds one
 64-bit word for each block. In a full tile that begins at element s, bit k of block j's word belongs to
 element s + k * TILE + j. Elementwise butterflies therefore turn rows of 64 elements into rows of 64 bits. The
 last tile may hold fewer blocks, t < TILE. Its element is s + k * t + j, so that exactly ceil(n / 64) blocks
 carry data. Its rows are padded to TILE in memory and packed before they are sent (`pack_tail`).
 
-All arrays are flat, and uint64 if nothing else is said. Inner loops run over the TILE words of a row, with
-constant offsets, so that the compiler turns them into vector instructions.
+All arrays are flat. Rows are uint64; shares are uint64 or uint32. Inner loops run over the TILE words of a
+row, with constant offsets, so that the compiler turns them into vector instructions.
 
-Rows of a tile's masks (`MASKS` of them, drawn by each party): 63 for the generate bits, 7 for each of the 20
-upper nodes and 6 for the last, 1 for the select. Rows of a tile's products (`PRODUCTS`, dealt): 63 for the
-generate bits, 22 for each of the 20 nodes and 15 for the last.
+The carry tree has nodes of four children in one or two levels, and a last node of two to four (`levels`).
+Rows of a tile's masks, drawn by each party: one for each generate bit, 7 for each node, 2 (c - 1) for the
+last node of c children, 1 for the select (`masks_of`). Rows of a tile's products, dealt: one for each
+generate bit, 22 for each node; 1, 5 or 15 for the last (`products_of`). Both lie in memory in the order of
+the rounds, each part with the rows of all tiles, so that a round reads one stretch of memory from its
+beginning to its end.
 """
 
 import numpy as np
 from numba import int64 as signed
 from numba import njit, uint16, uint32, uint64, void
+from numba.extending import register_jitable
 
 from pibench.engines.lean.compiled import compiled
 
 TILE = 8
-BITS = 63
-TREE = 7 * 20 + 6
-MASKS = BITS + TREE + 1
-PRODUCTS = BITS + 22 * 20 + 15
+POSITIONS = (16, 32, 48, 64)
+"""The numbers of low bits that a comparison can look at."""
 
-_words = uint64[::1]
+
+@register_jitable
+def levels(positions):
+    """Returns the nodes of the first and of the second level, and the children of the last node."""
+    first = positions // 4
+    second = positions // 16 if positions > 16 else 0
+    return first, second, second if second > 0 else first
+
+
+@register_jitable
+def tree_of(positions):
+    """Returns the rows that the carry tree opens: 7 for each node, 2 (c - 1) for the last."""
+    first, second, last = levels(positions)
+    return 7 * (first + second) + 2 * (last - 1)
+
+
+@register_jitable
+def masks_of(positions):
+    """Returns the rows of masks of a tile."""
+    return positions + tree_of(positions)
+
+
+@register_jitable
+def products_of(positions):
+    """Returns the rows of products of a tile."""
+    first, second, last = levels(positions)
+    return positions - 1 + 22 * (first + second) + (1 if last == 2 else 5 if last == 3 else 15)
+
+
+@register_jitable
+def _gates(positions, words):
+    """Returns the tiles of which masks of this size are, and the words of their generate bits."""
+    count = words // (masks_of(positions) * TILE)
+    return count, count * (positions - 1) * TILE
+
+
+@register_jitable
+def _level_masks(positions, words, level):
+    """Returns where the masks of a level of nodes (2: the last node) begin."""
+    first, second, _ = levels(positions)
+    count, at = _gates(positions, words)
+    return at + count * 7 * TILE * (0 if level == 0 else first if level == 1 else first + second)
+
+
+@register_jitable
+def _level_products(positions, words, level):
+    """Returns where the products of a level of nodes (2: the last node) begin, for masks of this size."""
+    first, second, _ = levels(positions)
+    count, at = _gates(positions, words)
+    return at + count * 22 * TILE * (0 if level == 0 else first if level == 1 else first + second)
+
+
+@register_jitable
+def _select_masks(positions, words):
+    """Returns where the masks of the selects begin."""
+    _, _, last = levels(positions)
+    count, _ = _gates(positions, words)
+    return _level_masks(positions, words, 2) + count * 2 * (last - 1) * TILE
+
+
+_rows = uint64[::1]
+_wide, _slim = uint64[::1], uint32[::1]
 _ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 _SIX_MASKS = tuple(
     np.uint64(m)
@@ -41,7 +108,7 @@ _SIX_MASKS = tuple(
 )
 _M32, _M16, _M8, _M4, _M2, _M1 = _SIX_MASKS
 _S32, _S16, _S8, _S4, _S2, _S1 = (np.uint64(s) for s in (32, 16, 8, 4, 2, 1))
-_U0, _U1, _U63 = np.uint64(0), np.uint64(1), np.uint64(63)
+_U0, _U1 = np.uint64(0), np.uint64(1)
 
 
 def blocks(n: int) -> int:
@@ -127,34 +194,94 @@ def _transpose(w, at):
             w[i + 7 * TILE] = y
 
 
-@compiled(void(_words, _words, _words, _words), nogil=True)
-def slice_bits(x, masks, rows, message):
-    """Round 1: bit-slices x [n] into `rows` (64 a tile) and masks the lower 63: message = rows ^ mask."""
+@njit(inline="always")
+def _transpose_halves(w):
+    """Transposes each block's two 32 x 32 bit matrices, in the lower and upper halves of its 32 words."""
+    for g in range(4):
+        for j in range(TILE):
+            i = g * TILE + j
+            a = w[i]
+            b = w[i + 4 * TILE]
+            c = w[i + 8 * TILE]
+            d = w[i + 12 * TILE]
+            e = w[i + 16 * TILE]
+            f = w[i + 20 * TILE]
+            x = w[i + 24 * TILE]
+            y = w[i + 28 * TILE]
+            a, e = _swap(a, e, _S16, _M16)
+            b, f = _swap(b, f, _S16, _M16)
+            c, x = _swap(c, x, _S16, _M16)
+            d, y = _swap(d, y, _S16, _M16)
+            a, c = _swap(a, c, _S8, _M8)
+            b, d = _swap(b, d, _S8, _M8)
+            e, x = _swap(e, x, _S8, _M8)
+            f, y = _swap(f, y, _S8, _M8)
+            a, b = _swap(a, b, _S4, _M4)
+            c, d = _swap(c, d, _S4, _M4)
+            e, f = _swap(e, f, _S4, _M4)
+            x, y = _swap(x, y, _S4, _M4)
+            w[i] = a
+            w[i + 4 * TILE] = b
+            w[i + 8 * TILE] = c
+            w[i + 12 * TILE] = d
+            w[i + 16 * TILE] = e
+            w[i + 20 * TILE] = f
+            w[i + 24 * TILE] = x
+            w[i + 28 * TILE] = y
+    for g in range(8):
+        for j in range(TILE):
+            i = 4 * g * TILE + j
+            a = w[i]
+            b = w[i + TILE]
+            c = w[i + 2 * TILE]
+            d = w[i + 3 * TILE]
+            a, c = _swap(a, c, _S2, _M2)
+            b, d = _swap(b, d, _S2, _M2)
+            a, b = _swap(a, b, _S1, _M1)
+            c, d = _swap(c, d, _S1, _M1)
+            w[i] = a
+            w[i + TILE] = b
+            w[i + 2 * TILE] = c
+            w[i + 3 * TILE] = d
+
+
+@compiled([void(x, signed, _rows, _rows, _rows) for x in (_wide, _slim)], nogil=True)
+def slice_bits(x, positions, masks, rows, message):
+    """Round 1: bit-slices x [n] into `rows`, `positions` a tile, and masks all but the last of a tile.
+
+    message = rows ^ mask.
+    """
     n = x.size
     width = 64 * TILE
-    count = (n + width - 1) // width
-    for tile in range(count):
-        at = tile * width
+    w = np.empty(width, np.uint64)
+    for tile in range((n + width - 1) // width):
         start = tile * width
-        if start + width <= n:
-            for k in range(64):
-                for j in range(TILE):
-                    rows[at + k * TILE + j] = x[start + k * TILE + j]
-        else:
-            live = (n - start + 63) // 64
+        live = min(TILE, (n - start + 63) // 64)
+        full = start + width <= n
+        if x.itemsize == 8:
             for k in range(64):
                 for j in range(TILE):
                     i = start + k * live + j
-                    rows[at + k * TILE + j] = x[i] if j < live and i < n else _U0
-        _transpose(rows, at)
-        m = tile * MASKS * TILE
-        o = tile * BITS * TILE
-        for k in range(BITS):
-            for j in range(TILE):
-                message[o + k * TILE + j] = rows[at + k * TILE + j] ^ masks[m + k * TILE + j]
+                    w[k * TILE + j] = x[i] if full or (j < live and i < n) else _U0
+            _transpose(w, 0)
+        else:
+            for k in range(32):
+                for j in range(TILE):
+                    i = start + k * live + j
+                    low = np.uint64(x[i]) if full or (j < live and i < n) else _U0
+                    i += 32 * live
+                    high = np.uint64(x[i]) if full or (j < live and i < n) else _U0
+                    w[k * TILE + j] = low | (high << _S32)
+            _transpose_halves(w)
+        r = tile * positions * TILE
+        o = tile * (positions - 1) * TILE
+        for i in range(positions * TILE):
+            rows[r + i] = w[i]
+        for i in range((positions - 1) * TILE):
+            message[o + i] = w[i] ^ masks[o + i]
 
 
-@compiled(void(_words, signed, signed, signed), nogil=True)
+@compiled(void(_rows, signed, signed, signed), nogil=True)
 def pack_tail(message, rows, full, live):
     """Packs the last tile's rows from TILE words to `live` ones, in place, after `full` whole tiles."""
     at = full * rows * TILE
@@ -163,7 +290,7 @@ def pack_tail(message, rows, full, live):
             message[at + r * live + j] = message[at + r * TILE + j]
 
 
-@compiled(void(_words, signed, signed, signed), nogil=True)
+@compiled(void(_rows, signed, signed, signed), nogil=True)
 def unpack_tail(message, rows, full, live):
     """Reverses `pack_tail` and fills the gaps with zeros."""
     at = full * rows * TILE
@@ -174,47 +301,69 @@ def unpack_tail(message, rows, full, live):
             message[at + r * TILE + j] = message[at + r * live + j] if j < live else _U0
 
 
-@compiled(void(signed, _words, _words, _words, _words, _words, _words, _words), nogil=True)
-def generate(rank, rows, sent, got, masks, products, message, tops):
-    """Round 2: shares G = x_0 AND x_1 and masks the inputs of the 16 upper nodes.
+@njit(inline="always")
+def _mask_inputs(p, g, at, children, full, masks, m, message, b, tops, t):
+    """Masks a node's inputs P_(c-1) .. P_1, G_(c-2) .. G_0 (and P_0 if `full`); keeps G_(c-1).
+
+    Rows of `p` and `g` from `at` on belong to its `children`, in order.
+    """
+    last = children - 1
+    for row in range(last):
+        for j in range(TILE):
+            message[b + row * TILE + j] = p[at + (last - row) * TILE + j] ^ masks[m + row * TILE + j]
+    for row in range(last):
+        for j in range(TILE):
+            i = (last + row) * TILE + j
+            message[b + i] = g[at + (last - 1 - row) * TILE + j] ^ masks[m + i]
+    for j in range(TILE):
+        tops[t + j] = g[at + last * TILE + j]
+    if full:
+        for j in range(TILE):
+            i = 2 * last * TILE + j
+            message[b + i] = p[at + j] ^ masks[m + i]
+
+
+@compiled(void(signed, signed, _rows, _rows, _rows, _rows, _rows, _rows, _rows), nogil=True)
+def generate(rank, positions, rows, sent, got, masks, products, message, tops):
+    """Round 2: shares G = x_0 AND x_1 and masks the inputs of the nodes of the first level.
 
     With the opened d = x_0 ^ a and e = x_1 ^ b: x_0 x_1 = x_0 e ^ d b ^ a b. Party 0 takes x_0 e, party 1
-    takes d b. `tops` keeps G3 of each node.
+    takes d b. `tops` keeps G3 of each node. Position 0 is the identity, P = 1 and G = 0.
     """
     one = _ONES if rank == 0 else _U0
+    first, _, _ = levels(positions)
+    bits = (positions - 1) * TILE
+    nodes = _level_masks(positions, masks.size, 0)
     g = np.empty(64 * TILE, np.uint64)
     p = np.empty(64 * TILE, np.uint64)
-    for tile in range(rows.size // (64 * TILE)):
-        r = tile * 64 * TILE
-        o = tile * BITS * TILE
-        m = tile * MASKS * TILE
-        c = tile * PRODUCTS * TILE
+    for tile in range(rows.size // (positions * TILE)):
+        r = tile * positions * TILE
+        o = tile * bits
         for j in range(TILE):
             p[j] = one
             g[j] = _U0
         if rank == 0:
-            for i in range(BITS * TILE):
-                g[TILE + i] = (rows[r + i] & got[o + i]) ^ products[c + i]
+            for i in range(bits):
+                g[TILE + i] = (rows[r + i] & got[o + i]) ^ products[o + i]
         else:
-            for i in range(BITS * TILE):
-                g[TILE + i] = (masks[m + i] & got[o + i]) ^ products[c + i]
-        for i in range(BITS * TILE):
+            for i in range(bits):
+                g[TILE + i] = (masks[o + i] & got[o + i]) ^ products[o + i]
+        for i in range(bits):
             p[TILE + i] = rows[r + i]
-        t = tile * 16 * TILE
-        w = tile * 112 * TILE
-        m += BITS * TILE
-        for node in range(16):
-            for j in range(TILE):
-                a = 4 * node * TILE + j
-                b = 7 * node * TILE + j
-                message[w + b] = p[a + 3 * TILE] ^ masks[m + b]
-                message[w + b + TILE] = p[a + 2 * TILE] ^ masks[m + b + TILE]
-                message[w + b + 2 * TILE] = p[a + TILE] ^ masks[m + b + 2 * TILE]
-                message[w + b + 3 * TILE] = g[a + 2 * TILE] ^ masks[m + b + 3 * TILE]
-                message[w + b + 4 * TILE] = g[a + TILE] ^ masks[m + b + 4 * TILE]
-                message[w + b + 5 * TILE] = g[a] ^ masks[m + b + 5 * TILE]
-                message[w + b + 6 * TILE] = p[a] ^ masks[m + b + 6 * TILE]
-                tops[t + node * TILE + j] = g[a + 3 * TILE]
+        for node in range(first):
+            _mask_inputs(
+                p,
+                g,
+                4 * node * TILE,
+                4,
+                True,
+                masks,
+                nodes + (tile * first + node) * 7 * TILE,
+                message,
+                (tile * first + node) * 7 * TILE,
+                tops,
+                (tile * first + node) * TILE,
+            )
 
 
 @njit(inline="always")
@@ -262,40 +411,74 @@ def _node(one, sent, got, w, masks, m, products, c, tops, t, up_p, up_g, u, full
             up_p[u + j] = (p0 & w_1) ^ (p1 & v_0) ^ v_i0
 
 
-@compiled(void(signed, signed, _words, _words, _words, _words, _words, _words, _words), nogil=True)
-def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
-    """Rounds 3 and 4: evaluates the nodes of `level` (0 or 1) and masks the inputs of the next level.
+@njit(inline="always")
+def _last_node(children, one, sent, got, w, masks, m, products, c, tops, t, out):
+    """Evaluates G' of the last node on a row of words: of four children, or of three or two."""
+    if children == 4:
+        _node(one, sent, got, w, masks, m, products, c, tops, t, out, out, 0, False)
+        return
+    for j in range(TILE):
+        k = m + j
+        i = c + j
+        if children == 3:
+            p2 = sent[w + j] ^ got[w + j]
+            p1 = sent[w + TILE + j] ^ got[w + TILE + j]
+            g1 = sent[w + 2 * TILE + j] ^ got[w + 2 * TILE + j]
+            g0 = sent[w + 3 * TILE + j] ^ got[w + 3 * TILE + j]
+            u_1 = (p2 & one) ^ masks[k]
+            u_i = (p2 & masks[k + TILE]) ^ products[i]
+            u_c1 = (p2 & masks[k + 2 * TILE]) ^ products[i + TILE]
+            u_c0 = (p2 & masks[k + 3 * TILE]) ^ products[i + 2 * TILE]
+            u_ic0 = (p2 & products[i + 3 * TILE]) ^ products[i + 4 * TILE]
+            v_1 = (p1 & u_1) ^ u_i
+            v_c0 = (p1 & u_c0) ^ u_ic0
+            out[j] = tops[t + j] ^ (g1 & u_1) ^ u_c1 ^ (g0 & v_1) ^ v_c0
+        else:
+            p1 = sent[w + j] ^ got[w + j]
+            g0 = sent[w + TILE + j] ^ got[w + TILE + j]
+            u_1 = (p1 & one) ^ masks[k]
+            u_c0 = (p1 & masks[k + TILE]) ^ products[i]
+            out[j] = tops[t + j] ^ (g0 & u_1) ^ u_c0
+
+
+@compiled(void(signed, signed, signed, _rows, _rows, _rows, _rows, _rows, _rows, _rows), nogil=True)
+def fold(rank, positions, level, sent, got, masks, products, tops, message, up_tops):
+    """Evaluates the nodes of `level` (0 or 1) and masks the inputs of the next level, or of the last node.
 
     G' = G3 ^ P3 G2 ^ P3 P2 G1 ^ P3 P2 P1 G0 and P' = P3 P2 P1 P0. Each opened input p is P ^ a, and each g is
     G ^ c. The dealt products of masks (22 a node) make every monomial linear in shares.
     """
     one = _ONES if rank == 0 else _U0
-    if level == 0:
-        count, below, base = 16, 0, 16
-    else:
-        count, below, base = 4, 16, 20
-    inputs = 7 if level == 0 else 6
-    up = count // 4
+    first, second, last = levels(positions)
+    ends = level == 1 or second == 0
+    count = first if level == 0 else second
+    up = 1 if ends else second
+    children = last if ends else 4
+    inputs = 2 * (children - 1) if ends else 7
+    own, above_own = (
+        _level_masks(positions, masks.size, level),
+        _level_masks(positions, masks.size, 2 if ends else 1),
+    )
+    dealt = _level_products(positions, masks.size, level)
     p = np.empty(4 * TILE, np.uint64)
     g = np.empty(4 * TILE, np.uint64)
     for tile in range(tops.size // (count * TILE)):
         w = tile * 7 * count * TILE
-        m = (tile * MASKS + BITS) * TILE
-        c = (tile * PRODUCTS + BITS) * TILE
+        m = own + w
+        c = dealt + tile * 22 * count * TILE
         t = tile * count * TILE
-        o = tile * inputs * up * TILE
         for above in range(up):
-            for child in range(4):
-                q = 4 * above + child
+            for child in range(children):
+                q = children * above + child
                 _node(
                     one,
                     sent,
                     got,
                     w + 7 * q * TILE,
                     masks,
-                    m + 7 * (below + q) * TILE,
+                    m + 7 * q * TILE,
                     products,
-                    c + 22 * (below + q) * TILE,
+                    c + 22 * q * TILE,
                     tops,
                     t + q * TILE,
                     p,
@@ -303,113 +486,125 @@ def fold(rank, level, sent, got, masks, products, tops, message, up_tops):
                     child * TILE,
                     True,
                 )
-            b = o + inputs * above * TILE
-            a = m + 7 * (base + above) * TILE
-            for j in range(TILE):
-                message[b + j] = p[3 * TILE + j] ^ masks[a + j]
-                message[b + TILE + j] = p[2 * TILE + j] ^ masks[a + TILE + j]
-                message[b + 2 * TILE + j] = p[TILE + j] ^ masks[a + 2 * TILE + j]
-                message[b + 3 * TILE + j] = g[2 * TILE + j] ^ masks[a + 3 * TILE + j]
-                message[b + 4 * TILE + j] = g[TILE + j] ^ masks[a + 4 * TILE + j]
-                message[b + 5 * TILE + j] = g[j] ^ masks[a + 5 * TILE + j]
-                up_tops[(tile * up + above) * TILE + j] = g[3 * TILE + j]
-            if level == 0:
-                for j in range(TILE):
-                    message[b + 6 * TILE + j] = p[j] ^ masks[a + 6 * TILE + j]
+            _mask_inputs(
+                p,
+                g,
+                0,
+                children,
+                not ends,
+                masks,
+                above_own + (tile * up + above) * inputs * TILE,
+                message,
+                (tile * up + above) * inputs * TILE,
+                up_tops,
+                (tile * up + above) * TILE,
+            )
 
 
-@compiled(void(signed, _words, _words, _words, _words, _words, _words, _words), nogil=True)
-def sign(rank, sent, got, masks, products, tops, rows, message):
-    """Round 5, bits: evaluates the last node and masks b = NOT msb(x), message = b ^ rho, a row a tile."""
+@compiled(void(signed, signed, _rows, _rows, _rows, _rows, _rows, _rows, _rows), nogil=True)
+def sign(rank, positions, sent, got, masks, products, tops, rows, message):
+    """Last round: evaluates the last node and masks b, the NOT of the sign: message = b ^ rho."""
     one = _ONES if rank == 0 else _U0
+    _, _, last = levels(positions)
+    inputs = 2 * (last - 1)
+    dealt = 1 if last == 2 else 5 if last == 3 else 15
+    own, selects = _level_masks(positions, masks.size, 2), _select_masks(positions, masks.size)
+    c = _level_products(positions, masks.size, 2)
     g = np.empty(TILE, np.uint64)
     for tile in range(tops.size // TILE):
-        m = (tile * MASKS + BITS) * TILE
-        _node(
+        _last_node(
+            last,
             one,
             sent,
             got,
-            tile * 6 * TILE,
+            tile * inputs * TILE,
             masks,
-            m + 140 * TILE,
+            own + tile * inputs * TILE,
             products,
-            (tile * PRODUCTS + BITS + 440) * TILE,
+            c + tile * dealt * TILE,
             tops,
             tile * TILE,
             g,
-            g,
-            0,
-            False,
         )
         for j in range(TILE):
-            b = g[j] ^ rows[(tile * 64 + 63) * TILE + j] ^ one
-            message[tile * TILE + j] = b ^ masks[m + TREE * TILE + j]
+            b = g[j] ^ rows[(tile * positions + positions - 1) * TILE + j] ^ one
+            message[tile * TILE + j] = b ^ masks[selects + tile * TILE + j]
 
 
-@compiled(void(_words, _words, uint64, _words), nogil=True)
+@compiled([void(w, w, uint64, w) for w in (_wide, _slim)], nogil=True)
 def add_mask(x, r, offset, message):
     """Computes the opened word of a truncation: c = x + r + offset."""
     for i in range(x.size):
         message[i] = x[i] + r[i] + offset
 
 
-@compiled(void(_words, _words, _words), nogil=True)
+@compiled([void(w, w, w) for w in (_wide, _slim)], nogil=True)
 def subtract(x, a, message):
     """Computes the opened word of a product: eps = x - a."""
     for i in range(x.size):
         message[i] = x[i] - a[i]
 
 
-@njit(inline="always")
-def _truncated(first, c, u, mu, f):
-    """Returns a share of t = T - U - 2^(64-f) m mu (see pibench.engines.lean.relu)."""
-    lead = (c >> f) - (_U1 << (np.uint64(62) - f))
-    wrap = (_U0 - (c >> _U63)) & (np.uint64(mu) << (np.uint64(64) - f))
-    return (first & lead) - u - wrap
-
-
 def _truncate(rank, f, c0, c1, u, mu, y):
+    word = y.dtype.type
+    bits = np.uint64(8 * y.itemsize)
     first = _ONES if rank == 0 else _U0
+    back = bits - f
+    half = _U1 << (bits - np.uint64(2) - f)
+    top = bits - _U1
     for i in range(y.size):
-        y[i] = _truncated(first, c0[i] + c1[i], u[i], mu[i], f)
+        c = np.uint64(word(c0[i] + c1[i]))
+        lead = (c >> f) - half
+        y[i] = (first & lead) - u[i] - ((_U0 - (c >> top)) & (np.uint64(mu[i]) << back))
+
+
+@njit(inline="always")
+def _spread_bits(words, at, live, bits):
+    """Sets bits[k * live + j] = bit k of words[at + j]: one for each element of a tile, in order."""
+    if live == TILE:
+        for k in range(64):
+            for j in range(TILE):
+                bits[k * TILE + j] = (words[at + j] >> np.uint64(k)) & _U1
+    else:
+        for k in range(64):
+            for j in range(live):
+                bits[k * live + j] = (words[at + j] >> np.uint64(k)) & _U1
 
 
 def _select_truncate(rank, f, z0, z1, c0, c1, rho, rho_u, u, mu, rho_mu, y):
+    word = y.dtype.type
+    size = np.uint64(8 * y.itemsize)
+    f = f & (size - _U1)  # the compiler then knows that a shifted word stays one
     first = _ONES if rank == 0 else _U0
+    back = (size - f) & (size - _U1)
+    half = _U1 << (size - np.uint64(2) - f)
+    top = size - _U1
     n = y.size
     width = 64 * TILE
-    back = np.uint64(64) - f
-    half = _U1 << (np.uint64(62) - f)
+    bits = np.empty(width, y.dtype)
+    opened = np.empty(TILE, np.uint64)
     for tile in range((n + width - 1) // width):
         start = tile * width
         live = min(TILE, (n - start + 63) // 64)
-        for k in range(64):
-            s = np.uint64(k)
-            base = start + k * live
-            for j in range(min(live, n - base)):
-                i = base + j
-                z = ((z0[tile * TILE + j] ^ z1[tile * TILE + j]) >> s) & _U1
-                c = c0[i] + c1[i]
-                lead = (c >> f) - half
-                high = _U0 - (c >> _U63)
-                whole = (first & lead) - u[i] - (high & (np.uint64(mu[i]) << back))
-                part = lead * rho[i] - rho_u[i] - (high & (np.uint64(rho_mu[i]) << back))
-                # z = 0: part; z = 1: whole - part
-                y[i] = part + (_U0 - z) * (part + part - whole)
+        for j in range(TILE):
+            opened[j] = z0[tile * TILE + j] ^ z1[tile * TILE + j]
+        _spread_bits(opened, 0, live, bits)
+        for q in range(min(width, n - start)):
+            i = start + q
+            c = word(c0[i] + c1[i])
+            lead = word((c >> f) - half)
+            high = word(_U0 - (c >> top))
+            whole = word((first & lead) - u[i] - (high & word(np.uint64(mu[i]) << back)))
+            part = word(lead * rho[i] - rho_u[i] - (high & word(np.uint64(rho_mu[i]) << back)))
+            # bit 0: part; bit 1: whole - part
+            y[i] = part + (_U0 - bits[q]) * (part + part - whole)
 
 
-_small, _wide = uint16[::1], uint32[::1]
-truncate = compiled([void(signed, uint64, _words, _words, _words, m, _words) for m in (_small, _wide)])(
-    _truncate
-)
-truncate.__doc__ = (
-    """Computes t = floor(z / 2^f) from the opened c = z + 2^62 + r, shared as c0 + c1; within one unit."""
-)
+_KINDS = [(word, mu) for word in (_wide, _slim) for mu in (uint16[::1], uint32[::1])]
+truncate = compiled([void(signed, uint64, w, w, w, m, w) for w, m in _KINDS])(_truncate)
+truncate.__doc__ = """Computes floor(z / 2^f), within one unit, from the opened c0 + c1 = z + 2^(l-2) + r."""
 select_truncate = compiled(
-    [
-        void(signed, uint64, _words, _words, _words, _words, _words, _words, _words, m, m, _words)
-        for m in (_small, _wide)
-    ],
+    [void(signed, uint64, _rows, _rows, w, w, w, w, w, m, m, w) for w, m in _KINDS],
     nogil=True,
 )(_select_truncate)
 select_truncate.__doc__ = (
@@ -417,22 +612,24 @@ select_truncate.__doc__ = (
 )
 
 
-@compiled(void(signed, _words, _words, _words, _words, _words, _words, _words, _words), nogil=True)
+@compiled([void(signed, _rows, _rows, w, w, w, w, w, w) for w in (_wide, _slim)], nogil=True)
 def select(rank, z0, z1, e0, e1, x, rho, rho_a, y):
     """Selects y = b x from the opened z = b ^ rho and eps = x - a: z x + (1 - 2 z)(eps rho + rho a)."""
+    word = y.dtype.type
     n = y.size
     width = 64 * TILE
+    bits = np.empty(width, y.dtype)
+    opened = np.empty(TILE, np.uint64)
     for tile in range((n + width - 1) // width):
         start = tile * width
         live = min(TILE, (n - start + 63) // 64)
-        for k in range(64):
-            s = np.uint64(k)
-            base = start + k * live
-            for j in range(min(live, n - base)):
-                i = base + j
-                z = ((z0[tile * TILE + j] ^ z1[tile * TILE + j]) >> s) & _U1
-                part = (e0[i] + e1[i]) * rho[i] + rho_a[i]
-                y[i] = part + (_U0 - z) * (part + part - x[i])
+        for j in range(TILE):
+            opened[j] = z0[tile * TILE + j] ^ z1[tile * TILE + j]
+        _spread_bits(opened, 0, live, bits)
+        for q in range(min(width, n - start)):
+            i = start + q
+            part = word(word(e0[i] + e1[i]) * rho[i] + rho_a[i])
+            y[i] = part + (_U0 - bits[q]) * (part + part - x[i])
 
 
 @njit(inline="always")
@@ -475,84 +672,122 @@ def _deal_node(a, b, m, out, c, full):
             out[i + 21 * TILE] ^= a321 & a0
 
 
-@compiled(void(_words, _words, _words), nogil=True)
-def deal_products(a, b, products):
+@njit(inline="always")
+def _deal_last(children, a, b, m, out, c):
+    if children == 4:
+        _deal_node(a, b, m, out, c, False)
+        return
+    for j in range(TILE):
+        k = m + j
+        i = c + j
+        if children == 3:
+            a2 = a[k] ^ b[k]
+            a1 = a[k + TILE] ^ b[k + TILE]
+            c1 = a[k + 2 * TILE] ^ b[k + 2 * TILE]
+            c0 = a[k + 3 * TILE] ^ b[k + 3 * TILE]
+            out[i] ^= a2 & a1
+            out[i + TILE] ^= a2 & c1
+            out[i + 2 * TILE] ^= a2 & c0
+            out[i + 3 * TILE] ^= a1 & c0
+            out[i + 4 * TILE] ^= a2 & a1 & c0
+        else:
+            out[i] ^= (a[k] ^ b[k]) & (a[k + TILE] ^ b[k + TILE])
+
+
+@compiled(void(signed, _rows, _rows, _rows), nogil=True)
+def deal_products(positions, a, b, products):
     """Turns party 1's shares of the mask products into party 0's, in place, at the dealer.
 
     `a` and `b` are the masks of parties 0 and 1. The product of a generate bit is a AND b. The inputs of a
     node have the masks a ^ b. Its products are the monomials that `fold` needs, in the order of `fold`.
     """
-    for tile in range(a.size // (MASKS * TILE)):
-        m = tile * MASKS * TILE
-        c = tile * PRODUCTS * TILE
-        for i in range(BITS * TILE):
-            products[c + i] ^= a[m + i] & b[m + i]
-        m += BITS * TILE
-        c += BITS * TILE
-        for node in range(20):
-            _deal_node(a, b, m + 7 * node * TILE, products, c + 22 * node * TILE, True)
-        _deal_node(a, b, m + 140 * TILE, products, c + 440 * TILE, False)
+    first, second, last = levels(positions)
+    count, bits = _gates(positions, a.size)
+    for i in range(bits):
+        products[i] ^= a[i] & b[i]
+    for node in range(count * (first + second)):
+        _deal_node(a, b, bits + 7 * node * TILE, products, bits + 22 * node * TILE, True)
+    m, c = _level_masks(positions, a.size, 2), _level_products(positions, a.size, 2)
+    inputs, dealt = 2 * (last - 1), 1 if last == 2 else 5 if last == 3 else 15
+    for tile in range(count):
+        _deal_last(last, a, b, m + tile * inputs * TILE, products, c + tile * dealt * TILE)
+
+
+@njit(inline="always")
+def _high(r, f, bits):
+    """Returns the signed shift r >> f of a word of `bits` bits, as uint64."""
+    spare = np.int64(64 - bits)
+    return np.uint64(np.int64(np.uint64(r) << np.uint64(spare)) >> (spare + np.int64(f)))
 
 
 def _deal_truncate(f, r0, r1, u, mu):
+    word = r0.dtype.type
+    bits = 8 * r0.itemsize
+    top = np.uint64(bits - 1)
     for i in range(r0.size):
-        r = r0[i] + r1[i]
-        u[i] = np.uint64(np.int64(r) >> np.int64(f)) - u[i]
-        mu[i] = (r >> _U63) - mu[i]
+        r = word(r0[i] + r1[i])
+        u[i] = _high(r, f, bits) - u[i]
+        mu[i] = (np.uint64(r) >> top) - mu[i]
 
 
-def _deal_select_truncate(f, a, b, r0, r1, rho, rho_u, u, mu, rho_mu):
+def _deal_select_truncate(positions, f, a, b, r0, r1, rho, rho_u, u, mu, rho_mu):
+    word = r0.dtype.type
+    size = np.uint64(8 * r0.itemsize)
+    f = f & (size - _U1)
+    top = size - _U1
     n = r0.size
     width = 64 * TILE
-    shift = np.int64(f)
+    bits, high, sign = np.empty(width, r0.dtype), np.empty(width, r0.dtype), np.empty(width, r0.dtype)
+    drawn = np.empty(TILE, np.uint64)
+    selects = _select_masks(positions, a.size)
     for tile in range((n + width - 1) // width):
         start = tile * width
         live = min(TILE, (n - start + 63) // 64)
-        row = (tile * MASKS + BITS + TREE) * TILE
-        for k in range(64):
-            s = np.uint64(k)
-            base = start + k * live
-            for j in range(min(live, n - base)):
-                i = base + j
-                bit = ((a[row + j] ^ b[row + j]) >> s) & _U1
-                keep = _U0 - bit
-                r = r0[i] + r1[i]
-                high = np.uint64(np.int64(r) >> shift)
-                rho[i] = bit - rho[i]
-                rho_u[i] = (high & keep) - rho_u[i]
-                u[i] = high - u[i]
-                mu[i] = (r >> _U63) - mu[i]
-                rho_mu[i] = ((r >> _U63) & bit) - rho_mu[i]
+        for j in range(TILE):
+            drawn[j] = a[selects + tile * TILE + j] ^ b[selects + tile * TILE + j]
+        _spread_bits(drawn, 0, live, bits)
+        count = min(width, n - start)
+        # Loops of few arrays: the compiler gives up where it must compare too many of them for overlaps.
+        for q in range(count):
+            r = word(r0[start + q] + r1[start + q])
+            fill = word(_U0 - (r >> top))
+            high[q] = word((r ^ fill) >> f) ^ fill  # the signed shift
+            sign[q] = r >> top
+        for q in range(count):
+            rho[start + q] = bits[q] - rho[start + q]
+            u[start + q] = high[q] - u[start + q]
+        for q in range(count):
+            rho_u[start + q] = (high[q] & word(_U0 - bits[q])) - rho_u[start + q]
+        for q in range(count):
+            mu[start + q] = sign[q] - mu[start + q]
+            rho_mu[start + q] = (sign[q] & bits[q]) - rho_mu[start + q]
 
 
-deal_truncate = compiled([void(uint64, _words, _words, _words, m) for m in (_small, _wide)], nogil=True)(
-    _deal_truncate
-)
+deal_truncate = compiled([void(uint64, w, w, w, m) for w, m in _KINDS], nogil=True)(_deal_truncate)
 deal_truncate.__doc__ = """Computes the corrections of U = r >> f (signed) and mu = msb(r) in place."""
 deal_select_truncate = compiled(
-    [void(uint64, _words, _words, _words, _words, _words, _words, _words, m, m) for m in (_small, _wide)],
+    [void(signed, uint64, _rows, _rows, w, w, w, w, w, m, m) for w, m in _KINDS],
     nogil=True,
 )(_deal_select_truncate)
 deal_select_truncate.__doc__ = """Computes the corrections of rho, rho U, U, mu and rho mu in place."""
 
 
-@compiled(void(_words, _words, _words, _words, _words, _words), nogil=True)
-def deal_select(a, b, a0, a1, rho, rho_a):
-    """Computes the corrections of rho and rho a in place, at the dealer.
-
-    The bit rho is in the masks a and b.
-    """
+@compiled([void(signed, _rows, _rows, w, w, w, w) for w in (_wide, _slim)], nogil=True)
+def deal_select(positions, a, b, a0, a1, rho, rho_a):
+    """Computes the corrections of rho and rho a in place, at the dealer."""
     n = a0.size
     width = 64 * TILE
+    bits = np.empty(width, a0.dtype)
+    drawn = np.empty(TILE, np.uint64)
+    selects = _select_masks(positions, a.size)
     for tile in range((n + width - 1) // width):
         start = tile * width
         live = min(TILE, (n - start + 63) // 64)
-        row = (tile * MASKS + BITS + TREE) * TILE
-        for k in range(64):
-            s = np.uint64(k)
-            base = start + k * live
-            for j in range(min(live, n - base)):
-                i = base + j
-                bit = ((a[row + j] ^ b[row + j]) >> s) & _U1
-                rho[i] = bit - rho[i]
-                rho_a[i] = ((a0[i] + a1[i]) & (_U0 - bit)) - rho_a[i]
+        for j in range(TILE):
+            drawn[j] = a[selects + tile * TILE + j] ^ b[selects + tile * TILE + j]
+        _spread_bits(drawn, 0, live, bits)
+        for q in range(min(width, n - start)):
+            i = start + q
+            bit = bits[q]
+            rho[i] = bit - rho[i]
+            rho_a[i] = ((a0[i] + a1[i]) & (_U0 - bit)) - rho_a[i]

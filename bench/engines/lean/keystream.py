@@ -37,9 +37,9 @@ class Keystream:
         self.position += len(view)
         return self.name, start, self.position
 
-    def words(self, count: int) -> np.ndarray:
-        """Returns the next `count` words as int64."""
-        out = np.empty(count, np.int64)
+    def words(self, count: int, word: type[np.signedinteger] = np.int64) -> np.ndarray:
+        """Returns the next `count` words of a signed type."""
+        out = np.empty(count, word)
         self.fill(out)
         return out
 

@@ -1,4 +1,4 @@
-"""Products with fixed weights over Z_2^64: a convolution or a linear layer as one integer bilinear map.
+"""Products with fixed weights over Z_2^l: a convolution or a linear layer as one integer bilinear map.
 
 [x * W] = eps * [W] + [a * W], where eps = x - a is open. [a * W] = [a * B] + [a] * delta, where [a * B] is
 dealt and delta = W - B was opened once at load. B is fresh at every load (Beaver, CRYPTO 1991, for a bilinear
@@ -11,7 +11,7 @@ There are four lowerings:
 - Maps of few pixels become one product [N H' W', C] @ [C, O] for each place of the kernel, so that the long
   dimension is the inner one.
 - Other convolutions gather the windows of each image and multiply.
-- Grouped convolutions run in torch.
+- Grouped convolutions run row by row (`grouped`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 
-from pibench.engines.lean import gemm, winograd
+from pibench.engines.lean import gemm, grouped, winograd
 from pibench.program.ir import Affine, Convolution, Linear, Step
 
 _FEW_PIXELS = 16
@@ -51,7 +51,7 @@ def lowering(step: Step) -> Lowering:
     if isinstance(operator, Linear):
         return Lowering(lambda w: gemm.pack(w.t()[None]), _by_rows)
     if operator.groups > 1:
-        return Lowering(torch.clone, lambda x, w: _by_torch(operator, x, w))
+        return Lowering(torch.clone, lambda x, w: grouped.convolve(operator, x, w))
     if _suits_winograd(step):
         pixels = step.shape[1], step.shape[2]
         return Lowering(
@@ -85,13 +85,9 @@ def bias_shape(step: Step) -> tuple[int, ...]:
 def _by_rows(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Maps [..., C] to [..., O]."""
     o = w.shape[-1] if w.dim() == 3 else w.shape[1] * w.shape[3]
-    y = torch.empty(*x.shape[:-1], o, dtype=torch.int64)
+    y = torch.empty(*x.shape[:-1], o, dtype=x.dtype)
     gemm.multiply(x.reshape(1, -1, x.shape[-1]), w, y.view(1, -1, o), packed=True)
     return y
-
-
-def _by_torch(operator: Convolution, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(x, w, None, operator.stride, operator.padding, operator.dilation, operator.groups)
 
 
 def _by_windows(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -104,8 +100,8 @@ def _by_windows(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         x = F.pad(x, (pw, pw, ph, ph))
     x = x.contiguous()
     image, channel, row, _ = x.stride()
-    y = torch.empty(x.shape[0], o, height, width, dtype=torch.int64)
-    gathered = torch.empty(1, c * kh * kw, height * width, dtype=torch.int64)
+    y = torch.empty(x.shape[0], o, height, width, dtype=x.dtype)
+    gathered = torch.empty(1, c * kh * kw, height * width, dtype=x.dtype)
     windows = gathered.view(c, kh, kw, height, width)
     strides = (channel, dh * row, dw, sh * row, sw)
     for i in range(x.shape[0]):
@@ -126,6 +122,6 @@ def _by_places(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     places = last.as_strided(
         (kh, kw, n, height, width, c), (dh * row, dw * column, image, sh * row, sw * column, 1)
     )
-    y = torch.zeros(n * height * width, o, dtype=torch.int64)
+    y = torch.zeros(n * height * width, o, dtype=x.dtype)
     gemm.multiply(places.reshape(kh * kw, -1, c), w, y.expand(kh * kw, -1, -1), packed=True, add=True)
     return y.view(n, height, width, o).permute(0, 3, 1, 2).contiguous()

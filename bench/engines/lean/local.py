@@ -13,6 +13,7 @@ from pibench.engines.lean.keystream import Keystream, fresh_key
 from pibench.engines.lean.material import Material
 from pibench.engines.lean.memory import Arena, Workspace
 from pibench.engines.lean.plan import Gadget, Rectification
+from pibench.engines.lean.ring import WIDE, Ring
 
 T = TypeVar("T")
 
@@ -53,15 +54,16 @@ def run_both(party: Callable[[int, relu.Exchange], T], timeout_s: float = 60.0) 
 class LocalDealer:
     """Deals a gadget's material to two parties in this process; the next call reuses the memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, ring: Ring = WIDE) -> None:
         keys = fresh_key(), fresh_key()
+        self._ring = ring
         self._dealer = [Keystream(key) for key in keys]
         self._parties = [Keystream(key) for key in keys]
         self._arenas = [Arena() for _ in range(4)]
 
     def deal(self, gadget: Gadget, batch: int = 1) -> tuple[Material, Material]:
         """Returns the materials of party 0 and party 1."""
-        shape = material.layout(gadget, batch)
+        shape = material.layout(self._ring, gadget, batch)
         for arena in self._arenas:
             arena.reset(shape.nbytes)
         first, second = (
@@ -76,8 +78,8 @@ class LocalDealer:
             words[:] = corrections
 
         return (
-            material.expand(self._parties[0], self._arenas[2], gadget, batch, receive),
-            material.expand(self._parties[1], self._arenas[3], gadget, batch),
+            material.expand(self._ring, self._parties[0], self._arenas[2], gadget, batch, receive),
+            material.expand(self._ring, self._parties[1], self._arenas[3], gadget, batch),
         )
 
 
@@ -95,42 +97,54 @@ class Check(NamedTuple):
 class LocalRelu:
     """Evaluates the ReLU of whole arrays by the protocol, with both parties in this process."""
 
-    def __init__(self) -> None:
-        self._dealer = LocalDealer()
+    def __init__(self, ring: Ring = WIDE, positions: int | None = None) -> None:
+        self._ring = ring
+        self._positions = positions or ring.bits
+        self._dealer = LocalDealer(ring)
         self._spaces = (Workspace(), Workspace())
         self._shares = Keystream(fresh_key())
 
     def __call__(self, z: np.ndarray, shift: int) -> np.ndarray:
-        """Returns max(z, 0) >> shift for int64 z: shares it anew, evaluates it and opens the result."""
-        materials = self._dealer.deal(Rectification(z.size, 0, shift))
-        other = self._shares.words(z.size)
-        shares = (z - other).view(np.uint64), other.view(np.uint64)
-        none = np.empty(0, np.uint64)
+        """Returns max(z, 0) >> shift for signed words z: shares, evaluates and opens it."""
+        word, signed = self._ring.word, self._ring.signed
+        materials = self._dealer.deal(Rectification(z.size, 0, shift, self._positions))
+        other = self._shares.words(z.size, signed)
+        shares = (z - other).view(word), other.view(word)
+        none = np.empty(0, word)
 
         def party(rank: int, exchange: relu.Exchange) -> np.ndarray:
-            y = np.empty(z.size, np.uint64)
+            y = np.empty(z.size, word)
             fields, space = materials[rank].fields, self._spaces[rank]
-            relu.rectify(rank, exchange, shares[rank], none, shift, fields, space, y, none)
+            relu.rectify(rank, exchange, shares[rank], none, shift, self._positions, fields, space, y, none)
             return y
 
         y0, y1 = run_both(party)
-        return (y0 + y1).view(np.int64)
+        return (y0 + y1).view(signed)
 
 
 def check_relu(
-    elements: int, mean: float = 6e3, shift: int = 16, chunk: int = 1 << 19, seed: int = 0
+    elements: int,
+    mean: float = 6e3,
+    shift: int = 16,
+    chunk: int = 1 << 19,
+    seed: int = 0,
+    ring: Ring = WIDE,
+    positions: int | None = None,
 ) -> Check:
     """Compares `elements` fused ReLUs with the exact ones; the values have mean |v| = `mean`.
 
-    The values have a two-sided exponential distribution, at scale 16 + shift. The function works in chunks,
+    The values have a two-sided exponential distribution, at the scale `shift` above that of `ring`, and are
+    cut at half the range of the `positions` that are compared (default: all). The function works in chunks,
     so memory does not grow with `elements`: 1e8 elements take about half a minute on two cores.
     """
     draw = np.random.default_rng(seed)
-    relu_of = LocalRelu()
+    relu_of = LocalRelu(ring, positions)
+    most = 2.0 ** (min(ring.top, (positions or ring.bits) - 1)) - 1
     failures = worst = done = 0
     while done < elements:
         n = min(chunk, elements - done)
-        z = (draw.exponential(mean, n) * draw.choice((-1.0, 1.0), n) * 2.0 ** (16 + shift)).astype(np.int64)
+        z = draw.exponential(mean, n) * draw.choice((-1.0, 1.0), n) * 2.0 ** (ring.fraction + shift)
+        z = np.clip(z, -most, most).astype(ring.signed)
         difference = np.abs(relu_of(z, shift) - (np.maximum(z, 0) >> shift))
         failures += int(np.count_nonzero(difference > 1))
         worst = max(worst, int(difference.max()))

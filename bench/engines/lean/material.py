@@ -7,7 +7,7 @@ part, and only to party 0.
 
 A truncation by f draws r and deals U = r >> f (signed) and mu = msb(r). Only mu modulo 2^f matters, so its
 shares have 16 bits (32 if f > 16). A fused ReLU deals rho, rho U, U, mu, rho mu and the products of bit
-masks: 93 bytes an element. It draws 34 bytes an element.
+masks: 93 bytes an element of 64 bits that all are compared. It draws 34 bytes an element.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pibench.engines.lean import kernels
 from pibench.engines.lean.keystream import Keystream
 from pibench.engines.lean.memory import Arena
 from pibench.engines.lean.plan import Beaver, Bilinear, Broadcast, Gadget, Opening, Rectification, Truncation
+from pibench.engines.lean.ring import Ring
 
 Fields = tuple[tuple[str, type, int], ...]
 Range = tuple[str, int, int]
@@ -51,31 +52,31 @@ class Material:
     ranges: list[Range] = field(default_factory=list)
 
 
-def layout(gadget: Gadget, batch: int) -> Layout:
-    """Returns the fields that `gadget` consumes for `batch` images."""
-    u64 = np.uint64
+def layout(ring: Ring, gadget: Gadget, batch: int) -> Layout:
+    """Returns the fields that `gadget` consumes for `batch` images, in words of `ring`."""
+    word = ring.word
     match gadget:
         case Truncation():
             n, bit = batch * gadget.count, _bit_type(gadget.shift)
-            return Layout((("r", u64, n),), (("u", u64, n), ("mu", bit, n)))
+            return Layout((("r", word, n),), (("u", word, n), ("mu", bit, n)))
         case Rectification():
             n, m, bit = batch * gadget.kept, batch * gadget.linear, _bit_type(gadget.shift)
             words = kernels.tiles(n) * kernels.TILE
-            masks = ("masks", u64, words * kernels.MASKS)
-            products = ("products", u64, words * kernels.PRODUCTS)
+            masks = ("masks", np.uint64, words * kernels.masks_of(gadget.positions))
+            products = ("products", np.uint64, words * kernels.products_of(gadget.positions))
             if gadget.shift == 0:
-                return Layout((masks, ("a", u64, n)), (products, ("rho", u64, n), ("rho_a", u64, n)))
-            fused = (("rho", u64, n), ("rho_u", u64, n), ("u", u64, n), ("mu", bit, n), ("rho_mu", bit, n))
-            linear = (("rest_u", u64, m), ("rest_mu", bit, m))
-            return Layout((masks, ("r", u64, n), ("rest_r", u64, m)), (products, *fused, *linear))
+                return Layout((masks, ("a", word, n)), (products, ("rho", word, n), ("rho_a", word, n)))
+            fused = (("rho", word, n), ("rho_u", word, n), ("u", word, n), ("mu", bit, n), ("rho_mu", bit, n))
+            linear = (("rest_u", word, m), ("rest_mu", bit, m))
+            return Layout((masks, ("r", word, n), ("rest_r", word, m)), (products, *fused, *linear))
         case Bilinear():
-            return Layout((("a", u64, batch * gadget.count),), (("c", u64, batch * gadget.outputs),))
+            return Layout((("a", word, batch * gadget.count),), (("c", word, batch * gadget.outputs),))
         case Beaver():
             n = batch * gadget.count
-            return Layout((("a", u64, n * gadget.operands),), (("c", u64, n),))
+            return Layout((("a", word, n * gadget.operands),), (("c", word, n),))
         case Broadcast():
             n, m = gadget.counts
-            return Layout((("a", u64, batch * n), ("b", u64, batch * m)), (("c", u64, batch * n),))
+            return Layout((("a", word, batch * n), ("b", word, batch * m)), (("c", word, batch * n),))
         case Opening():
             return Layout((), ())
 
@@ -103,6 +104,7 @@ def expand_part(stream: Keystream, arena: Arena, fields: Fields) -> dict[str, np
 
 
 def expand(
+    ring: Ring,
     stream: Keystream,
     arena: Arena,
     gadget: Gadget,
@@ -114,7 +116,7 @@ def expand(
     Party 1 expands both parts from its stream. Party 0 expands the drawn part and gets the dealt part from
     `receive(words)`.
     """
-    shape = layout(gadget, batch)
+    shape = layout(ring, gadget, batch)
     drawn, dealt = arena.cut(part_bytes(shape.drawn)), arena.cut(part_bytes(shape.dealt))
     ranges = [stream.fill(drawn)] if drawn.size else []
     if dealt.size:
@@ -142,11 +144,12 @@ def deal(
             kernels.deal_truncate(gadget.shift, first["r"], second["r"], out["u"], out["mu"])
         case Rectification():
             a, b = first["masks"], second["masks"]
-            kernels.deal_products(a, b, out["products"])
+            kernels.deal_products(gadget.positions, a, b, out["products"])
             if gadget.shift == 0:
-                kernels.deal_select(a, b, first["a"], second["a"], out["rho"], out["rho_a"])
+                kernels.deal_select(gadget.positions, a, b, first["a"], second["a"], out["rho"], out["rho_a"])
                 return
             kernels.deal_select_truncate(
+                gadget.positions,
                 gadget.shift,
                 a,
                 b,

@@ -56,15 +56,16 @@ class Arena:
 
 
 class Workspace:
-    """Named scratch arrays of uint64 that grow to the largest requested size."""
+    """Named scratch arrays that grow to the largest requested size."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, np.ndarray] = {}
 
-    def words(self, name: str, count: int) -> np.ndarray:
+    def words(self, name: str, count: int, word: type[np.unsignedinteger] = np.uint64) -> np.ndarray:
         """Returns the first `count` words of the array called `name`; their content is arbitrary."""
+        size = -(-count * np.dtype(word).itemsize // 8)
         block = self._blocks.get(name)
-        if block is None or block.size < count:
+        if block is None or block.size < size:
             self._blocks.pop(name, None)
-            block = self._blocks[name] = np.empty(count, np.uint64)
-        return block[:count]
+            block = self._blocks[name] = np.empty(size, np.uint64)
+        return block.view(word)[:count]

@@ -1,8 +1,9 @@
-"""A party of the lean engine: additive shares in Z_2^64, with steps that follow the plan."""
+"""A party of the lean engine: additive shares in Z_2^l, with steps that follow the plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from math import prod
@@ -19,7 +20,8 @@ from pibench.engines.lean.keystream import KEY_BYTES, Keystream, fresh_key
 from pibench.engines.lean.linear import Lowering, bias_shape, lowering
 from pibench.engines.lean.material import Material
 from pibench.engines.lean.memory import Arena, Workspace, release_blocks
-from pibench.engines.lean.plan import BASE, OPENING, Bilinear, Plan, StepPlan, make_plan
+from pibench.engines.lean.plan import OPENING, Bilinear, Plan, StepPlan, make_plan
+from pibench.engines.lean.ring import Ring, arithmetic
 from pibench.program.ir import (
     Add,
     Affine,
@@ -45,13 +47,10 @@ from pibench.program.ir import (
 )
 from pibench.program.plaintext import rearranged
 
-_LOWEST = -(1 << 62)
-"""Padding of a maximum: below every value, and its difference to one does not wrap."""
-
 
 @dataclass
 class Shared:
-    """A party's share of a tensor [N, ...] (int64) at `scale` fractional bits."""
+    """A party's share of a tensor [N, ...] (signed words of the ring) at `scale` fractional bits."""
 
     tensor: torch.Tensor
     scale: int
@@ -88,9 +87,9 @@ class Bundle:
         return items.pop(0)
 
 
-def encode(values: torch.Tensor, scale: int) -> torch.Tensor:
-    """Returns round(v 2^scale) as int64."""
-    return torch.round(values.detach().to(torch.float64) * 2.0**scale).to(torch.int64)
+def encode(values: torch.Tensor, scale: int, ring: Ring) -> torch.Tensor:
+    """Returns round(v 2^scale) modulo 2^l, as signed words of the ring."""
+    return torch.round(values.detach().to(torch.float64) * 2.0**scale).to(torch.int64).to(ring.torch)
 
 
 class LeanNode(Node):
@@ -102,6 +101,8 @@ class LeanNode(Node):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        self._arithmetic = arithmetic(setting.engine)
+        self.ring, _ = self._arithmetic
         channels, self._store = connect(setting, WORLD)
         self.peer = channels[1 - self.rank]
         self._dealer = channels[DEALER_RANK]
@@ -138,54 +139,59 @@ class LeanNode(Node):
         self._space, self._arena = Workspace(), Arena()
         release_blocks()
 
-    def load(self, program: Program, weights: Mapping[str, torch.Tensor] | None) -> None:
+    def load(self, program: Program, weights: MutableMapping[str, torch.Tensor] | None) -> None:
         """Shares the weights W and opens W - B, once; B and all keys are fresh.
 
         Party 1 expands its share of W from a key that the parties have in common. W itself is therefore never
-        sent.
+        sent. Every layer's W is dropped from `weights` as soon as it is shared.
         """
         if self.rank == 0 and weights is None:
             raise ValueError("party 0 holds the weights: load(program, weights) needs them there")
         self.forget()
-        self.program, self._plan = program, make_plan(program)
+        self.program, self._plan = program, make_plan(program, *self._arithmetic)
+        self.ring = self._plan.ring
         key = bytearray(KEY_BYTES)
         self._dealer.receive(key)
         self._stream = Keystream(bytes(key))
         self._pair = Keystream(self._agree())
         layers = [(name, g.step) for name, g in self._plan.gadgets() if isinstance(g, Bilinear)]
         sizes = [prod(step.operator.weight_shape) for _, step in layers]
+        uses = Counter(step.operator.weight for _, step in layers)
         shares = []
-        for (_, step), size in zip(layers, sizes, strict=True):
+        for (name, step), size in zip(layers, sizes, strict=True):
             share = self._drawn(self._pair, size)
             if self.rank == 0:
-                own = encode(weights[step.operator.weight], BASE).reshape(-1).numpy()
+                weight = step.operator.weight
+                own = encode(weights[weight], self._plan.steps[name].weights, self.ring).reshape(-1).numpy()
                 np.subtract(own, share, out=share)
+                del own
+                uses[weight] -= 1
+                if not uses[weight]:
+                    del weights[weight]
             shares.append(share)
         opened = self._opened(shares, sum(sizes))
-        at = 0
-        for i, ((name, step), size) in enumerate(zip(layers, sizes, strict=True)):
+        for (name, step), size in zip(reversed(layers), reversed(sizes), strict=True):
             how, shape = lowering(step), step.operator.weight_shape
-            share, shares[i] = shares[i], None
-            delta = opened[at : at + size]
+            share = shares.pop()
+            delta = opened[opened.size - size :].copy()
+            opened.resize(opened.size - size, refcheck=False)  # its memory is free for the next layers
             bias = None
             if self.rank == 0 and step.operator.bias is not None:
                 scale = self._plan.steps[name].scale
-                bias = encode(weights[step.operator.bias], scale).view(bias_shape(step))
+                bias = encode(weights[step.operator.bias], scale, self.ring).view(bias_shape(step))
             arranged = (how.arrange(torch.from_numpy(part).view(shape)) for part in (share, delta))
             self._weights[name] = Weights(how, *arranged, bias)
-            at += size
-            del share, arranged
+            del share, delta, arranged
             release_blocks()  # otherwise the peak holds every share twice
-        del opened
         if self.rank == 0:
             for name, plan in self._plan.steps.items():
                 if isinstance(plan.step.operator, Shift):
-                    self._shifts[name] = encode(weights[plan.step.operator.bias], plan.scale)
+                    self._shifts[name] = encode(weights[plan.step.operator.bias], plan.scale, self.ring)
         release_blocks()
 
     def _opened(self, shares: list[np.ndarray], size: int) -> np.ndarray:
         """Opens W - B of all layers in a row, in one round."""
-        delta, at = np.empty(size, np.int64), 0
+        delta, at = np.empty(size, self.ring.signed), 0
         for share in shares:
             part = delta[at : at + share.size]
             self.consumed.append(self._stream.fill(part))
@@ -206,7 +212,7 @@ class LeanNode(Node):
         return key.tobytes()
 
     def _drawn(self, stream: Keystream, count: int) -> np.ndarray:
-        words = np.empty(count, np.int64)
+        words = np.empty(count, self.ring.signed)
         self.consumed.append(stream.fill(words))
         return words
 
@@ -216,18 +222,18 @@ class LeanNode(Node):
         """Takes the memory for a batch before the offline phase is timed; drops earlier preparations."""
         self._prepared = self._bundle = None
         gadgets = self._loaded().gadgets()
-        self._arena.reset(sum(material.layout(gadget, batch).nbytes for _, gadget in gadgets))
+        self._arena.reset(sum(material.layout(self.ring, gadget, batch).nbytes for _, gadget in gadgets))
 
     def prepare(self, batch: int) -> int:
         """Expands, or receives, one inference's randomness; drops earlier preparations. Returns its bytes."""
         plan = self._loaded()
         self._prepared = self._bundle = None
         gadgets = plan.gadgets()
-        self._arena.reset(sum(material.layout(gadget, batch).nbytes for _, gadget in gadgets))
+        self._arena.reset(sum(material.layout(self.ring, gadget, batch).nbytes for _, gadget in gadgets))
         bundle = Bundle(batch)
         receive = self._dealer.receive if self.rank == 0 else None
         for key, gadget in gadgets:
-            item = material.expand(self._stream, self._arena, gadget, batch, receive)
+            item = material.expand(self.ring, self._stream, self._arena, gadget, batch, receive)
             if isinstance(gadget, Bilinear):
                 weights = self._weights[key]
                 a = _tensor(item.fields["a"], (batch, *gadget.step.input_shapes[0]))
@@ -271,19 +277,20 @@ class LeanNode(Node):
         if self.rank == 1 and (images is None or tuple(images.shape) != shape):
             have = "none" if images is None else str(tuple(images.shape))
             raise ValueError(f"party 1 holds the images: expected shape {shape}, got {have}")
+        base = self.ring.fraction
         mask = torch.from_numpy(self._drawn(self._pair, prod(shape))).view(shape)
-        return Shared(mask if self.rank == 0 else encode(images, BASE) - mask, BASE)
+        return Shared(mask if self.rank == 0 else encode(images, base, self.ring) - mask, base)
 
     def apply(self, step: Step, *inputs: Shared) -> Shared:
         """Truncates the inputs that the plan truncates, then runs the step."""
         plan = self._plan.steps[step.name]
         for name in plan.truncate:
             self._truncate(step.name, inputs[step.inputs.index(name)])
-        tensor = self._apply(step.operator, plan, *inputs)
+        tensor = self._rule(type(step.operator))(self, step.operator, plan, *inputs)
         return Shared(tensor, plan.scale)
 
     def reveal(self, value: Shared) -> torch.Tensor | None:
-        """Truncates the logits to 16 fractional bits and opens them to party 1."""
+        """Truncates the logits to the fractional bits of the ring and opens them to party 1."""
         if self._plan.truncate_output:
             self._truncate(OPENING, value)
         self._take(OPENING)
@@ -294,19 +301,23 @@ class LeanNode(Node):
         other = np.empty_like(words)
         self._exchange(words[:0], other)
         other += words
-        return _tensor(other, value.tensor.shape).to(torch.float64).mul_(2.0**-BASE).float()
+        return _tensor(other, value.tensor.shape).to(torch.float64).mul_(2.0**-self.ring.fraction).float()
 
     def _truncate(self, key: str, value: Shared) -> None:
-        """Brings a value down to 16 fractional bits, for this use and every later one."""
+        """Brings a value down to the fractional bits of the ring, for this use and every later one."""
+        base = self.ring.fraction
         words = _words(value.tensor)
         out = torch.empty_like(value.tensor, memory_format=torch.contiguous_format)
         fields = self._take(key)
-        relu.truncate(self.rank, self._exchange, words, value.scale - BASE, fields, self._space, _words(out))
-        value.tensor, value.scale = out, BASE
+        relu.truncate(self.rank, self._exchange, words, value.scale - base, fields, self._space, _words(out))
+        value.tensor, value.scale = out, base
 
     @singledispatchmethod
     def _apply(self, operator: object, plan: StepPlan, *inputs: Shared) -> torch.Tensor:
         raise NotImplementedError(type(operator).__name__)
+
+    _rule = staticmethod(_apply.dispatcher.dispatch)
+    """Finds the rule of an operator's class in a tenth of the time that the method itself takes."""
 
     @_apply.register(Convolution)
     @_apply.register(Linear)
@@ -322,11 +333,11 @@ class LeanNode(Node):
         if plan.kept is not None and plan.kept.numel() == 0:
             return x.tensor
         if plan.kept is None:
-            return self._rectify(plan, x.tensor, x.scale - BASE)
+            return self._rectify(plan, x.tensor, x.scale - self.ring.fraction)
         flat = x.tensor.reshape(x.tensor.shape[0], -1)
         rest = flat.index_select(1, plan.rest)
         y = torch.empty_like(flat)
-        shift = x.scale - BASE
+        shift = x.scale - self.ring.fraction
         if shift:
             rest_y = torch.empty_like(rest)
             y[:, plan.kept] = self._rectify(plan, flat.index_select(1, plan.kept), shift, rest, rest_y)
@@ -338,13 +349,14 @@ class LeanNode(Node):
 
     def _rectify(self, plan, x, shift, rest=None, rest_y=None) -> torch.Tensor:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        none = np.empty(0, np.uint64)
+        none = np.empty(0, self.ring.word)
         relu.rectify(
             self.rank,
             self._exchange,
             _words(x),
             none if rest is None else _words(rest),
             shift,
+            plan.positions,
             self._take(plan.step.name),
             self._space,
             _words(y),
@@ -357,7 +369,9 @@ class LeanNode(Node):
         (kh, kw), (ph, pw) = operator.kernel, operator.padding
         padded = x.tensor
         if ph or pw:
-            padded = F.pad(padded, (pw, pw, ph, ph), value=_LOWEST if self.rank == 0 else 0)
+            # Below every value, and a difference to one has its sign in the bits that are compared.
+            lowest = -(1 << (plan.positions - 2)) if self.rank == 0 else 0
+            padded = F.pad(padded, (pw, pw, ph, ph), value=lowest)
         left = _windows(padded, (kh, kw), operator.stride, operator.dilation, plan.step.shape)
         while len(left) > 1:
             pairs = len(left) // 2
@@ -371,7 +385,7 @@ class LeanNode(Node):
     def _(self, operator: AveragePool, plan, x):
         (ph, pw), (h, w) = operator.padding, x.tensor.shape[2:]
         if operator.kernel == (h, w) and not (ph or pw):
-            y = x.tensor.sum((2, 3), keepdim=True)
+            y = x.tensor.sum((2, 3), keepdim=True, dtype=x.tensor.dtype)
         else:
             padded = F.pad(x.tensor, (pw, pw, ph, ph)) if ph or pw else x.tensor
             windows = _windows(padded, operator.kernel, operator.stride, (1, 1), plan.step.shape)
@@ -382,7 +396,7 @@ class LeanNode(Node):
 
     @_apply.register
     def _(self, operator: Mean, plan, x):
-        y = x.tensor.sum(operator.dims, keepdim=operator.keepdim)
+        y = x.tensor.sum(operator.dims, keepdim=operator.keepdim, dtype=x.tensor.dtype)
         return y if plan.factor == 1 else y.mul_(plan.factor)
 
     @_apply.register
@@ -407,11 +421,11 @@ class LeanNode(Node):
     @_apply.register
     def _(self, operator: PiecewiseLinear, plan, x):
         """Compares with all knots at once: [K, N, ...] values x - t_k, which party 0 shifts."""
-        shift = x.scale - BASE
+        shift = x.scale - self.ring.fraction
         above = x.tensor.expand(len(operator.knots), *x.tensor.shape).clone()
         if self.rank == 0:
             knots = torch.tensor(operator.knots, dtype=torch.float64)
-            above -= encode(knots, x.scale).view(-1, *[1] * x.tensor.dim())
+            above -= encode(knots, x.scale, self.ring).view(-1, *[1] * x.tensor.dim())
         slope, *jumps = plan.factors
         own, own_y = x.tensor, x.tensor
         if shift and slope:
@@ -429,7 +443,7 @@ class LeanNode(Node):
     @_apply.register
     def _(self, operator: Weigh, plan, x):
         bits = plan.scale - x.scale
-        return x.tensor * encode(torch.as_tensor(operator.factors), bits)
+        return x.tensor * encode(torch.as_tensor(operator.factors), bits, self.ring)
 
     @_apply.register
     def _(self, operator: Rearrange, plan, x):
@@ -437,14 +451,14 @@ class LeanNode(Node):
 
     @_apply.register
     def _(self, operator: Sum, plan, x):
-        return x.tensor.sum(operator.dims, keepdim=operator.keepdim)
+        return x.tensor.sum(operator.dims, keepdim=operator.keepdim, dtype=x.tensor.dtype)
 
     @_apply.register(Multiply)
     @_apply.register(Square)
     def _(self, operator, plan, *inputs):
         fields = self._take(plan.step.name)
         if len(set(plan.step.input_shapes)) > 1:
-            x, y = (value.tensor.contiguous().numpy().view(np.uint64) for value in inputs)
+            x, y = (value.tensor.contiguous().numpy().view(self.ring.word) for value in inputs)
             product = relu.multiply_repeated(self.rank, self._exchange, x, y, fields, self._space)
             return _tensor(product, x.shape)
         operands = tuple(_words(value.tensor) for value in inputs)
@@ -465,12 +479,12 @@ class LeanNode(Node):
 
 
 def _words(tensor: torch.Tensor) -> np.ndarray:
-    """Returns a tensor's elements as flat uint64 (the same memory if it is contiguous)."""
-    return tensor.contiguous().view(-1).numpy().view(np.uint64)
+    """Returns a tensor's elements as flat unsigned words (the same memory if it is contiguous)."""
+    return tensor.contiguous().view(-1).numpy().view(f"uint{8 * tensor.dtype.itemsize}")
 
 
 def _tensor(words: np.ndarray, shape) -> torch.Tensor:
-    return torch.from_numpy(words.view(np.int64)).view(tuple(shape))
+    return torch.from_numpy(words.view(f"int{8 * words.itemsize}")).view(tuple(shape))
 
 
 def _windows(

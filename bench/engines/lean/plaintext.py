@@ -1,8 +1,8 @@
 """A program in plaintext, in the fixed point of the lean engine: the parties' computation without parties.
 
 The plan of `pibench.engines.lean.plan` gives the fractional bits of each value and the place of each
-truncation. This module follows the same plan. Inputs and weights are rounded to 16 fractional bits. Sums and
-products are exact. A truncation by f bits gives
+truncation. This module follows the same plan. Inputs and weights are rounded to the bits that it gives them
+(16 on 64 bits). Sums and products are exact. A truncation by f bits gives
 
     t = floor((z + r) / 2^f),   r uniform in [0, 2^f).
 
@@ -12,8 +12,8 @@ Here r comes from a seeded generator. A logit of the parties and a logit of this
 same distribution. They are the same number wherever nothing is cut off.
 
 A value z / 2^s is held as a float64. It is exact, in any order of summation, as long as every partial sum
-stays under 2^53 units of 2^-s. This is far under the 2^62 of the ring. Each step bounds its partial sums from
-the actual inputs, and `PrecisionError` refuses a network that could exceed the bound.
+stays under 2^53 units of 2^-s. This is far under the 2^62 of a ring of 64 bits. Each step bounds its partial
+sums from the actual inputs, and `PrecisionError` refuses a network that could exceed the bound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pibench.engines.lean.plan import BASE, Plan, StepPlan, make_plan
+from pibench.engines.lean.plan import Plan, StepPlan, make_plan
+from pibench.engines.lean.ring import Ring, arithmetic
 from pibench.program.fixed_point import nearest, truncated
 from pibench.program.ir import (
     Add,
@@ -69,16 +70,16 @@ class FixedPoint:
     weights: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, program: Program, stored: Mapping[str, Tensor]) -> FixedPoint:
-        """Rounds the weights: kernels to 16 fractional bits, each bias to the bits of its layer's output."""
-        plan = make_plan(program)
+    def of(cls, program: Program, stored: Mapping[str, Tensor], engine: str = "lean") -> FixedPoint:
+        """Rounds the weights: kernels to the bits of their step, each bias to those of its layer's output."""
+        plan = make_plan(program, *arithmetic(engine))
         weights = {}
         for entry in plan.steps.values():
             operator = entry.step.operator
             if isinstance(operator, Shift):
                 weights[_bias(entry)] = nearest(stored[operator.bias], entry.scale)
             elif isinstance(operator, Convolution | Linear | Affine):
-                weights[operator.weight] = nearest(stored[operator.weight])
+                weights[_kernel(entry)] = nearest(stored[operator.weight], entry.weights)
                 if operator.bias is not None:
                     weights[_bias(entry)] = nearest(stored[operator.bias], entry.scale)
         return cls(plan, weights)
@@ -97,14 +98,15 @@ class FixedPoint:
         Truncations draw from `generator`; `after` receives the value of every step. Raises PrecisionError if
         `exact` and float64 might not be exact. Without `exact`, sums beyond 53 bits lose their last bits.
         """
-        run = _Run(self.weights, generator, exact)
+        ring = self.plan.ring
+        run = _Run(self.weights, generator, exact, ring)
         program = self.plan.program
-        values = {program.input: nearest(images)}
+        values = {program.input: nearest(images, ring.fraction)}
         last = program.last_uses()
         for step in program.steps:
             entry = self.plan.steps[step.name]
             for name in entry.truncate:
-                values[name] = truncated(values[name], generator)
+                values[name] = run.truncated(values[name])
             inputs = [values[name] for name in step.inputs]
             values[step.name] = _apply(step.operator, entry, run, *inputs)
             if after is not None:
@@ -112,7 +114,7 @@ class FixedPoint:
             for name in {name for name in step.inputs if last.get(name) == step.name}:
                 del values[name]
         output = values[program.output]
-        return truncated(output, generator) if self.plan.truncate_output else output
+        return run.truncated(output) if self.plan.truncate_output else output
 
 
 def evaluate(
@@ -120,24 +122,36 @@ def evaluate(
     weights: Mapping[str, Tensor],
     images: Tensor,
     after: Callable[[Step, Tensor], None] | None = None,
+    *,
+    engine: str = "lean",
 ) -> Tensor:
     """Returns the output [N, ...] of one inference as the parties have it, to the precision of float64."""
     draw = torch.Generator().manual_seed(0)
-    return FixedPoint.of(program, weights).logits(images, draw, after, exact=False)
+    return FixedPoint.of(program, weights, engine).logits(images, draw, after, exact=False)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The common state of the steps of one evaluation: weights, draws, and whether sums must be exact."""
+    """The common state of an evaluation's steps: weights, draws, whether sums must be exact, the ring."""
 
     weights: Mapping[str, Tensor]
     generator: torch.Generator
     exact: bool
+    ring: Ring
+
+    def truncated(self, values: Tensor) -> Tensor:
+        """Rounds to the fractional bits of the ring, down or up at random."""
+        return truncated(values, self.generator, self.ring.fraction)
 
 
 def _bias(entry: StepPlan) -> str:
     """Returns the name of a layer's bias; two layers may share one bias at different scales."""
     return f"{entry.step.operator.bias} of {entry.step.name}"
+
+
+def _kernel(entry: StepPlan) -> str:
+    """Returns the name of a layer's rounded weight; two layers may share one weight at different scales."""
+    return f"{entry.step.operator.weight} of {entry.step.name}"
 
 
 def _largest(x: Tensor) -> float:
@@ -171,14 +185,14 @@ def _apply(operator: object, entry: StepPlan, run: _Run, *inputs: Tensor):
 
 @_apply.register
 def _(o: Convolution, entry, run, x):
-    weight, bias = run.weights[o.weight], None if o.bias is None else run.weights[_bias(entry)]
+    weight, bias = run.weights[_kernel(entry)], None if o.bias is None else run.weights[_bias(entry)]
     _demand_bilinear(run, x, weight, bias, entry)
     return F.conv2d(x, weight, bias, o.stride, o.padding, o.dilation, o.groups)
 
 
 @_apply.register
 def _(o: Linear, entry, run, x):
-    weight, bias = run.weights[o.weight], None if o.bias is None else run.weights[_bias(entry)]
+    weight, bias = run.weights[_kernel(entry)], None if o.bias is None else run.weights[_bias(entry)]
     _demand_bilinear(run, x, weight, bias, entry)
     return F.linear(x, weight, bias)
 
@@ -193,7 +207,7 @@ def _(o: Relu, entry, run, x):
         flat, kept = x.flatten(1).clone(), torch.from_numpy(o.kept)
         flat[:, kept] = flat[:, kept].relu()
         y = flat.view_as(x)
-    return truncated(y, run.generator) if entry.scales[0] > BASE else y
+    return run.truncated(y) if entry.scales[0] > run.ring.fraction else y
 
 
 def _mean(run: _Run, total: Tensor, x: Tensor, window: int, entry: StepPlan) -> Tensor:
@@ -240,7 +254,7 @@ def _(o: Square, entry, run, x):
 
 @_apply.register
 def _(o: Scale, entry, run, x):
-    factor = entry.factor * 2.0**-BASE
+    factor = entry.factor * 2.0 ** (entry.scales[0] - entry.scale)
     _demand(run, _largest(x) * abs(factor), entry.scale, entry)
     return x * factor
 
@@ -275,7 +289,7 @@ def _(o: Shift, entry, run, x):
 
 @_apply.register
 def _(o: Affine, entry, run, x):
-    weight, bias = run.weights[o.weight], None if o.bias is None else run.weights[_bias(entry)]
+    weight, bias = run.weights[_kernel(entry)], None if o.bias is None else run.weights[_bias(entry)]
     most = _largest(weight) * _largest(x) + (0.0 if bias is None else _largest(bias))
     _demand(run, most, entry.scale, entry)
     return x * weight if bias is None else x * weight + bias
@@ -301,14 +315,15 @@ def _(o: Combine, entry, run, *inputs):
 def _(o: PiecewiseLinear, entry, run, x):
     scale = entry.scales[0]
     knots = nearest(torch.tensor(o.knots), scale)
-    slope, *jumps = (factor * 2.0 ** (BASE - entry.scale) for factor in entry.factors)
+    base = run.ring.fraction
+    slope, *jumps = (factor * 2.0 ** (base - entry.scale) for factor in entry.factors)
     most = _largest(x) + _largest(knots)
     _demand(run, most, scale, entry)
     _demand(run, most * (abs(slope) + sum(map(abs, jumps))) + abs(o.offset), entry.scale, entry)
     positive = (x - knots.view(-1, *[1] * x.dim())).relu_()
-    if scale > BASE:
-        positive = truncated(positive, run.generator)
-        x = truncated(x, run.generator) if slope else x
+    if scale > base:
+        positive = run.truncated(positive)
+        x = run.truncated(x) if slope else x
     y = slope * x + nearest(torch.tensor(o.offset, dtype=torch.float64), entry.scale)
     for jump, part in zip(jumps, positive, strict=True):
         y += jump * part

@@ -1,15 +1,20 @@
 """The plan of a program: the gadgets (the protocols that talk) and scales of each step, before any run.
 
 Every tensor carries its scale, the number of its fractional bits. A value v is the ring element z = round(v
-2^scale). |z| < 2^62 must hold, so |v| < 2^(62 - scale): 2^30 at the scale of a product (32), 2^28 at the
-scale of a Winograd convolution (34). `value_limits` returns the bound of every value.
+2^scale). |z| < 2^(l - 2) must hold for words of l bits. On 64 bits therefore |v| < 2^30 at the scale of a
+product (32), and 2^28 at the scale of a Winograd convolution (34). `value_limits` returns the bound of every
+value.
 
-- A ReLU takes any scale and returns 16.
+- A ReLU takes any scale and returns the ring's `fraction`: 16 bits on 64, 10 to 8 on 32.
 - Sums align scales by shifting left.
 - Pooling by 2^b adds b to the scale. It is a sum without a product, and exact.
-- Linear layers accept up to `LINEAR_LIMIT` bits without truncation, so that average pooling before the
-  classifier costs nothing.
+- Linear layers accept some more bits without truncation, so that average pooling before the classifier costs
+  nothing.
 - Other consumers truncate first, and only when they must. A value is truncated at most once.
+
+On 64 bits the largest scales are constants. On 32 bits they come from the program's `bounds`: a value that
+stays below 2^b may have l - 2 - b - headroom fractional bits. A layer whose output leaves no room for all
+fractional bits of its weights gets fewer of them.
 
 Party, dealer and cost model read the same plan, so they always agree about the needs of a step.
 """
@@ -17,13 +22,15 @@ Party, dealer and cost model read the same plan, so they always agree about the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from math import ceil, log2, prod
 
 import torch
 
+from pibench.engines.lean.kernels import POSITIONS
 from pibench.engines.lean.linear import lowering
+from pibench.engines.lean.ring import WIDE, Ring
 from pibench.program.ir import (
     Add,
     Affine,
@@ -48,12 +55,14 @@ from pibench.program.ir import (
     Weigh,
 )
 
-BASE = 16
-"""Fractional bits of inputs, weights, ReLU outputs and logits."""
 LINEAR_LIMIT = 24
-"""A linear layer takes inputs of at most this scale without truncation."""
+"""On 64 bits a linear layer takes inputs of at most this scale without truncation."""
 VALUE_LIMIT = 40
-"""No value has a larger scale than this."""
+"""On 64 bits no value has a larger scale than this."""
+COMPARE_HEADROOM = 2
+"""Bits that a comparison looks at above the bound of its values and their sign."""
+LEAST_WEIGHTS = 9
+"""Weights never have fewer fractional bits than this."""
 OPENING = "(open)"
 """Key of the plan entry that ends a run."""
 
@@ -71,13 +80,18 @@ class Truncation:
 class Rectification:
     """Computes the ReLU of `kept` elements an image and truncates them by `shift`, if that is not 0.
 
-    `linear` more elements are only truncated.
+    `linear` more elements are only truncated. A comparison looks at the `positions` lowest bits.
     """
 
     kept: int
     linear: int
     shift: int
-    rounds = 5
+    positions: int = 64
+
+    @property
+    def rounds(self) -> int:
+        """Five; a small carry tree has a level less."""
+        return 5 if self.positions > 16 else 4
 
 
 @dataclass(frozen=True)
@@ -129,9 +143,9 @@ class StepPlan:
     """A step with its gadgets in the order of their use.
 
     `truncate` names the inputs that the first gadgets truncate. `scales` are the inputs' scales after that.
-    `factor` is the public multiplier of pooling and scaling. `factors` are those of a sum, or of a piecewise
-    linear function (slope, then jumps). `kept` are the positions that a masked ReLU evaluates, and `rest` the
-    positions that it leaves linear.
+    `weights` are the fractional bits of stored weights. `factor` is the public multiplier of pooling and
+    scaling. `factors` are those of a sum, or of a piecewise linear function (slope, then jumps). `kept` are
+    the positions that a masked ReLU evaluates, and `rest` the positions that it leaves linear.
     """
 
     step: Step
@@ -139,10 +153,16 @@ class StepPlan:
     truncate: tuple[str, ...]
     scales: tuple[int, ...]
     scale: int
+    weights: int = 0
     factor: int = 1
     factors: tuple[int, ...] = ()
     kept: torch.Tensor | None = None
     rest: torch.Tensor | None = None
+
+    @property
+    def positions(self) -> int:
+        """The low bits that the step's comparisons look at."""
+        return next(gadget.positions for gadget in self.gadgets if isinstance(gadget, Rectification))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +170,7 @@ class Plan:
     """The plans of all steps, by name, and of the opening."""
 
     program: Program
+    ring: Ring
     steps: dict[str, StepPlan]
     truncate_output: bool
     opening: tuple[Gadget, ...]
@@ -163,29 +184,80 @@ class Plan:
 class _Scales:
     """The scales of values while the steps are planned in order."""
 
-    def __init__(self, program: Program) -> None:
-        self.of = {program.input: BASE}
+    def __init__(self, program: Program, ring: Ring, compare: bool) -> None:
+        if ring.headroom is not None and not program.bounds:
+            raise ValueError(
+                f"a ring of {ring.bits} bits needs a program with calibrated bounds of its values"
+            )
+        self.ring = ring
+        self.base = ring.fraction
+        self.compare = compare
+        self.of = {program.input: self.base}
         self.size = {program.input: prod(program.input_shape)}
         self.truncated: list[str] = []
         self.gadgets: list[Gadget] = []
+        self._bounds = program.bounds
+        self._rooms: dict[str, int] = {}
+        if ring.headroom is not None:
+            for step in reversed(program.steps):
+                if isinstance(step.operator, Add | Combine | Concatenate | Flatten | Rearrange | Shift):
+                    room = self.room(step.name)
+                    self._rooms |= {name: min(self.room(name), room) for name in step.inputs}
+
+    def room(self, name: str) -> int:
+        """Returns the largest scale with which a value and the sums that it is a part of have room."""
+        return self._rooms.get(name, self.limit(name))
+
+    def limit(self, name: str) -> int:
+        """Returns the largest scale that a value may have."""
+        if self.ring.headroom is None:
+            return VALUE_LIMIT
+        return self.ring.top - self.ring.headroom - self._bounds[name]
+
+    def positions(self, name: str, scale: int, more: int = 0) -> int:
+        """Returns how many low bits decide the sign of a value, up to `more` bits larger than its bound."""
+        if not self.compare:
+            return self.ring.bits
+        needed = scale + self._bounds[name] + more + COMPARE_HEADROOM + 1
+        return next((bits for bits in POSITIONS if needed <= bits <= self.ring.bits), self.ring.bits)
 
     def at_most(self, limit: int, *names: str) -> list[int]:
-        """Truncates the values whose scale is above `limit` to 16; returns the scales of `names`."""
+        """Truncates the values whose scale is above `limit`; returns the scales of `names`."""
         for name in names:
-            if self.of[name] > limit:
-                self.gadgets.append(Truncation(self.size[name], self.of[name] - BASE))
+            if self.of[name] > max(limit, self.base):
+                self.gadgets.append(Truncation(self.size[name], self.of[name] - self.base))
                 self.truncated.append(name)
-                self.of[name] = BASE
+                self.of[name] = self.base
         return [self.of[name] for name in names]
 
 
-def make_plan(program: Program) -> Plan:
-    """Plans every step of the program."""
-    scales = _Scales(program)
+def make_plan(program: Program, ring: Ring = WIDE, compare: bool = False) -> Plan:
+    """Plans every step of the program.
+
+    With `compare` a comparison looks only at as many bits as the program's bounds and the ring's headroom
+    need. `Plan.ring` has the fractional bits that fit. Raises ValueError for bounds that the ring cannot hold
+    with the fewest, naming the step, and for none at all.
+    """
+    try:
+        return _plan_all(program, ring, compare)
+    except _TooLargeError:
+        if ring.least is None or ring.fraction <= ring.least:
+            raise
+        return make_plan(program, replace(ring, fraction=ring.fraction - 1), compare)
+
+
+class _TooLargeError(ValueError):
+    """A value leaves no room for the fractional bits of a ring."""
+
+
+def _plan_all(program: Program, ring: Ring, compare: bool) -> Plan:
+    scales = _Scales(program, ring, compare)
     steps: dict[str, StepPlan] = {}
     for step in program.steps:
         scales.truncated, scales.gadgets = [], []
         made = _plan(step.operator, step, scales)
+        if made["scale"] > scales.limit(step.name):
+            raise _too_large(step, scales, made["scale"])
         steps[step.name] = StepPlan(
             step=step,
             gadgets=tuple(scales.gadgets),
@@ -196,16 +268,34 @@ def make_plan(program: Program) -> Plan:
         scales.of[step.name] = made["scale"]
         scales.size[step.name] = step.size
     scales.truncated, scales.gadgets = [], []
-    scales.at_most(BASE, program.output)
+    scales.at_most(scales.base, program.output)
     scales.gadgets.append(Opening(scales.size[program.output]))
-    return Plan(program, steps, bool(scales.truncated), tuple(scales.gadgets))
+    return Plan(program, ring, steps, bool(scales.truncated), tuple(scales.gadgets))
 
 
-def value_limits(program: Program) -> dict[str, float]:
-    """Maps each value to its bound 2^(62 - scale): the absolute value must stay below it."""
-    plan = make_plan(program)
-    limits = {program.input: 2.0 ** (62 - BASE)}
-    return limits | {name: 2.0 ** (62 - entry.scale) for name, entry in plan.steps.items()}
+def _too_large(step: Step, scales: _Scales, scale: int) -> _TooLargeError:
+    return _TooLargeError(
+        f"step {step.name!r} has values that need {scale - scales.limit(step.name)} more bits than a ring of "
+        f"{scales.ring.bits} bits has: scale the network down before this layer"
+    )
+
+
+def value_limits(program: Program, ring: Ring = WIDE, compare: bool = False) -> dict[str, float]:
+    """Maps each value to its bound 2^(l - 2 - scale): the absolute value must stay below it.
+
+    Where a comparison looks at k bits only, its operand must stay below 2^(k - 1 - scale).
+    """
+    plan = make_plan(program, ring, compare)
+    limits = {program.input: 2.0 ** (ring.top - plan.ring.fraction)}
+    limits |= {name: 2.0 ** (ring.top - entry.scale) for name, entry in plan.steps.items()}
+    for entry in plan.steps.values():
+        if any(isinstance(gadget, Rectification) for gadget in entry.gadgets):
+            (name,) = entry.step.inputs
+            # The operand of a maximum or of a knot is a difference, up to twice as large as the values.
+            spare = 0 if isinstance(entry.step.operator, Relu) else 1
+            held = entry.positions - 1 - spare - entry.scales[0]
+            limits[name] = min(limits[name], 2.0**held)
+    return limits
 
 
 @singledispatch
@@ -221,9 +311,18 @@ def _plan(operator: object, step: Step, scales: _Scales) -> dict:
 @_plan.register(Affine)
 def _(operator, step, scales):
     gain = lowering(step).gain
-    (scale,) = scales.at_most(min(LINEAR_LIMIT, VALUE_LIMIT - BASE - gain), *step.inputs)
+    weights = scales.ring.weights
+    if scales.ring.headroom is None:
+        (scale,) = scales.at_most(min(LINEAR_LIMIT, VALUE_LIMIT - weights - gain), *step.inputs)
+    else:
+        room = scales.limit(step.name) - gain
+        (scale,) = scales.at_most(room - LEAST_WEIGHTS, *step.inputs)
+        within_sums = max(LEAST_WEIGHTS, scales.room(step.name) - gain - scale)  # else a sum truncates it
+        weights = min(weights, room - scale, within_sums)
+        if weights < LEAST_WEIGHTS:
+            raise _too_large(step, scales, scale + LEAST_WEIGHTS + gain)
     scales.gadgets.append(Bilinear(step, step.input_size, step.size))
-    return {"scale": scale + BASE + gain}
+    return {"scale": scale + weights + gain, "weights": weights}
 
 
 @_plan.register
@@ -242,72 +341,91 @@ def _(operator: Relu, step, scales):
             return {"scale": scale, "kept": kept, "rest": rest}
         if count == step.size:
             kept = rest = None
-    shift = scale - BASE
-    scales.gadgets.append(Rectification(count, step.size - count if shift else 0, shift))
-    return {"scale": BASE, "kept": kept, "rest": rest}
+    shift = scale - scales.base
+    positions = scales.positions(step.inputs[0], scale)
+    scales.gadgets.append(Rectification(count, step.size - count if shift else 0, shift, positions))
+    return {"scale": scales.base, "kept": kept, "rest": rest}
 
 
-def _encoded(factors: Iterable[float], integer: bool) -> tuple[int, tuple[int, ...]]:
-    """Returns the fractional bits that factors need (none for whole numbers), and the encoded factors."""
-    bits = 0 if integer else BASE
+def _encoded(factors: Iterable[float], integer: bool, room: int) -> tuple[int, tuple[int, ...]]:
+    """Returns the fractional bits of factors (whole numbers: none, else `room`) and the encoded factors."""
+    bits = 0 if integer else room
     return bits, tuple(round(factor * 2**bits) for factor in factors)
 
 
 @_plan.register
 def _(operator: PiecewiseLinear, step, scales):
     """Plans all knots at once; where the slope needs x itself, x is truncated in the same rounds."""
-    shift = scales.of[step.inputs[0]] - BASE
+    (name,) = step.inputs
+    scale = scales.of[name]
+    shift = scale - scales.base
     linear = step.size if shift and operator.slope else 0
-    scales.gadgets.append(Rectification(len(operator.knots) * step.size, linear, shift))
-    bits, factors = _encoded((operator.slope, *operator.jumps), operator.integer)
-    return {"scale": BASE + bits, "factors": factors}
+    count = len(operator.knots) * step.size
+    # The knots lie among the values; a difference to one is at most twice as large as they or it.
+    more = 1 + max(0, ceil(log2(max(1.0, *map(abs, operator.knots)))))
+    scales.gadgets.append(Rectification(count, linear, shift, scales.positions(name, scale, more)))
+    room = min(scales.ring.weights, scales.limit(step.name) - scales.base)
+    bits, factors = _encoded((operator.slope, *operator.jumps), operator.integer, room)
+    return {"scale": scales.base + bits, "factors": factors}
 
 
 @_plan.register
 def _(operator: Combine, step, scales):
-    bits, factors = _encoded(operator.factors, operator.integer)
-    used = scales.at_most(VALUE_LIMIT - bits, *dict.fromkeys(step.inputs))
+    limit = scales.limit(step.name)
+    bits, factors = _encoded(
+        operator.factors, operator.integer, min(scales.ring.weights, limit - scales.base)
+    )
+    used = scales.at_most(limit - bits, *dict.fromkeys(step.inputs))
     return {"scale": max(used) + bits, "factors": factors}
 
 
-def _mean(name: str, window: int, scales: _Scales) -> dict:
-    """Returns b more fractional bits if window = 2^b, else a rounded 1 / window of relative error < 2^-17."""
+def _mean(step: Step, window: int, scales: _Scales) -> dict:
+    """Returns b more fractional bits if window = 2^b, else a rounded 1 / window.
+
+    Its relative error is below 2^-(w + 1) with w fractional bits of weights.
+    """
     exact = window & (window - 1) == 0
-    bits = ceil(log2(window)) + (0 if exact else BASE)
-    (scale,) = scales.at_most(VALUE_LIMIT - bits, name)
+    limit = scales.limit(step.name)
+    bits = ceil(log2(window)) + (
+        0 if exact else min(scales.ring.weights, limit - scales.base - ceil(log2(window)))
+    )
+    (scale,) = scales.at_most(limit - bits, *step.inputs)
     return {"scale": scale + bits, "factor": 1 if exact else round(2**bits / window)}
 
 
 @_plan.register
 def _(operator: AveragePool, step, scales):
-    return _mean(step.inputs[0], prod(operator.kernel), scales)
+    return _mean(step, prod(operator.kernel), scales)
 
 
 @_plan.register
 def _(operator: Mean, step, scales):
-    return _mean(step.inputs[0], step.input_size // step.size, scales)
+    return _mean(step, step.input_size // step.size, scales)
 
 
 @_plan.register
 def _(operator: MaxPool, step, scales):
+    (name,) = step.inputs
+    (scale,) = scales.at_most(scales.limit(name) - (scales.ring.headroom is not None), name)  # differences
+    positions = scales.positions(name, scale, 2)
     left = prod(operator.kernel)
     while left > 1:
         pairs = left // 2
-        scales.gadgets.append(Rectification(pairs * step.size, 0, 0))
+        scales.gadgets.append(Rectification(pairs * step.size, 0, 0, positions))
         left -= pairs
-    return {"scale": scales.of[step.inputs[0]]}
+    return {"scale": scale}
 
 
 @_plan.register(Add)
 @_plan.register(Concatenate)
 def _(operator, step, scales):
-    return {"scale": max(scales.of[name] for name in step.inputs)}
+    return {"scale": max(scales.at_most(scales.limit(step.name), *step.inputs))}
 
 
 @_plan.register(Multiply)
 @_plan.register(Square)
 def _(operator, step, scales):
-    used = scales.at_most(VALUE_LIMIT // 2, *step.inputs)
+    used = scales.at_most(scales.limit(step.name) // 2, *step.inputs)
     if len(set(step.input_shapes)) > 1:
         scales.gadgets.append(Broadcast(*step.input_shapes))
     else:
@@ -317,14 +435,17 @@ def _(operator, step, scales):
 
 @_plan.register
 def _(operator: Scale, step, scales):
-    (scale,) = scales.at_most(VALUE_LIMIT - BASE, *step.inputs)
-    return {"scale": scale + BASE, "factor": round(operator.factor * 2**BASE)}
+    limit = scales.limit(step.name)
+    bits = min(scales.ring.weights, limit - scales.base)
+    (scale,) = scales.at_most(limit - bits, *step.inputs)
+    return {"scale": scale + bits, "factor": round(operator.factor * 2**bits)}
 
 
 @_plan.register
 def _(operator: Weigh, step, scales):
-    bits = 0 if operator.integer else BASE
-    (scale,) = scales.at_most(VALUE_LIMIT - bits, *step.inputs)
+    limit = scales.limit(step.name)
+    bits = 0 if operator.integer else min(scales.ring.weights, limit - scales.base)
+    (scale,) = scales.at_most(limit - bits, *step.inputs)
     return {"scale": scale + bits}
 
 
@@ -333,4 +454,4 @@ def _(operator: Weigh, step, scales):
 @_plan.register(Shift)
 @_plan.register(Sum)
 def _(operator, step, scales):
-    return {"scale": scales.of[step.inputs[0]]}
+    return {"scale": scales.at_most(scales.limit(step.name), *step.inputs)[0]}
