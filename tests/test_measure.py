@@ -92,6 +92,9 @@ class Counted:
         self.asked.append(f"{self.name} offline")
         return 1.0
 
+    def plaintext(self) -> float:
+        return 0.1
+
     def infer(self) -> None:
         self.asked.append(f"{self.name} online")
 
@@ -268,7 +271,7 @@ def test_cases_are_distinct_and_their_references_are_cases():
     cases = default_cases()
     assert len({case.id for case in cases}) == len(cases)
     assert {case.reference.id for case in cases if case.reference} <= {case.id for case in cases}
-    for engine in ("stock", "lean"):
+    for engine in ("stock", "lean", "lean32"):
         assert {case.variant for case in cases if case.engine == engine and case.role == "headline"} >= {
             "baseline",
             "senet-0.09",
@@ -276,7 +279,7 @@ def test_cases_are_distinct_and_their_references_are_cases():
             "merged-exact",
         }
     spu = {"spu-semi2k", "spu-aby3", "spu-cheetah"}
-    assert {case.engine for case in smoke_cases()} == {"stock", "lean"} | spu
+    assert {case.engine for case in smoke_cases()} == {"stock", "lean", "lean32"} | spu
     assert all(case.width == 8 and case.rounds == 1 for case in smoke_cases())
     lean = select(cases, "lean")
     assert all(case.reference is None or case.reference.engine == "lean" for case in lean)

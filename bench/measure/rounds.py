@@ -24,10 +24,12 @@ from pibench.parties.driver import Traffic
 class Rounds:
     """Seconds and traffic of the rounds of one case, in order; None for the seconds of a wrong answer.
 
-    For an engine with one clock, `online_s` holds the whole inference.
+    For an engine with one clock, `online_s` holds the whole inference. `plaintext_s` are the seconds of the
+    network itself, right before each round.
     """
 
     clocks: tuple[str, ...]
+    plaintext_s: list[float] = field(default_factory=list)
     offline_s: list[float | None] = field(default_factory=list)
     online_s: list[float | None] = field(default_factory=list)
     traffic: list[Traffic] = field(default_factory=list)
@@ -75,6 +77,7 @@ class Measurement:
     def before(self) -> None:
         """Runs the part of a round before the timed phase."""
         interrupt.demand_none()
+        self.rounds.plaintext_s.append(self.subject.plaintext())
         if self.reference is not None:
             offline = self.reference.prepare()
             right = self.reference.right(self.reference.infer())

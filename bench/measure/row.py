@@ -74,6 +74,8 @@ def row_of(
             "dealt_bytes": offline.dealt_bytes,
         },
         "times": times,
+        "plaintext_s": [measurement.rounds.plaintext_s[i] for i in kept],
+        **({} if subject.headroom_bits is None else {"headroom_bits": subject.headroom_bits}),
         "reference": paired
         and {"case": case.reference.id, "link_check": reference.link_check.as_dict(), **paired},
         "peak_memory_bytes_by_party": list(subject.parties.peak_memory()),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import time
+
 import torch
 from torch import nn
 
@@ -23,6 +26,7 @@ class Subject:
             )
         self.parties = parties
         self.images = images[:batch].clone()  # a view would send every image each time
+        self._plain = copy.deepcopy(model).float().eval()
         self.truth = truth_of(model, images).first(batch)
         self.max_error = 0.0  # of the right answers
         self.attempted = 0
@@ -47,6 +51,23 @@ class Subject:
         self.traffic = self.parties.sent
         return logits
 
+    def plaintext(self) -> float:
+        """Runs the network itself on the batch, in float32 and on one thread; returns the seconds.
+
+        This is what privacy is compared with. No party computes at the same time, and a run before it warms
+        the caches.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                self._plain(self.images)
+                started = time.perf_counter()
+                self._plain(self.images)
+                return time.perf_counter() - started
+        finally:
+            torch.set_num_threads(threads)
+
     def right(self, logits: torch.Tensor) -> bool:
         """Judges the answer of a round and counts it."""
         self.attempted += 1
@@ -55,6 +76,14 @@ class Subject:
             return False
         self.max_error = max(self.max_error, self.truth.errors(logits).max().item())
         return True
+
+    @property
+    def headroom_bits(self) -> float | None:
+        """The bits that stay free above the largest value, at the step with the fewest.
+
+        None for an engine that is not calibrated.
+        """
+        return self.parties.headroom_bits
 
     @property
     def expected_failures(self) -> float:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pibench.measure.case import Case
 from pibench.models.catalogue import variant_names
-from pibench.store.settings import LINKED, TRAINED_WIDTH
+from pibench.store.settings import ENGINES, LINKED, TRAINED_WIDTH
 
 HEADLINE = (
     "baseline",
@@ -34,6 +34,7 @@ SHAPED = ("lan", "wan")
 
 STOCK = Case("baseline")
 LEAN = Case("baseline", engine="lean", profiles=9, reference=STOCK)
+LEAN32 = replace(LEAN, engine="lean32", reference=replace(LEAN, reference=None))
 SEMI2K = Case("baseline", engine="spu-semi2k", role="protocol", rounds=6, profiles=1)
 ABY3 = replace(SEMI2K, engine="spu-aby3", parties=3)
 CHEETAH = replace(SEMI2K, engine="spu-cheetah", warm_up=False)
@@ -46,16 +47,21 @@ def default_cases() -> tuple[Case, ...]:
     return (
         STOCK,
         LEAN,
+        LEAN32,
         *(replace(STOCK, variant=variant, reference=STOCK, rounds=3, profiles=1) for variant in reduced),
         *(replace(LEAN, variant=variant, reference=LEAN, rounds=12) for variant in reduced),
+        *(replace(LEAN32, variant=variant, reference=LEAN32, rounds=12) for variant in reduced),
         *(
-            replace(LEAN, batch=size, role="batch", rounds=3, profiles=1, reference=None)
+            replace(lean, batch=size, role="batch", rounds=3, profiles=1, reference=None)
+            for lean in (LEAN, LEAN32)
             for size in (2, 4, 8)
         ),
         *(_linked(STOCK, variant, "lan", rounds=2) for variant in LINKED),
         *(_linked(LEAN, variant, "lan", rounds=9) for variant in LINKED),
+        *(_linked(LEAN32, variant, "lan", rounds=9) for variant in LINKED),
         *(_linked(STOCK, variant, "wan", rounds=1) for variant in LINKED),
         *(_linked(LEAN, variant, "wan", rounds=2) for variant in LINKED),
+        *(_linked(LEAN32, variant, "wan", rounds=2) for variant in LINKED),
     )
 
 
@@ -110,9 +116,11 @@ def sweep_cases() -> tuple[Case, ...]:
 def extra_cases() -> tuple[Case, ...]:
     """Returns what `make bench` has no time for: 16 images at once, CrypTen's TTP, three parties."""
     batch = replace(STOCK, batch=16, role="batch", rounds=1, warm_up=False, profiles=0)
+    lean = replace(LEAN, batch=16, role="batch", rounds=2, warm_up=False, profiles=1, reference=batch)
     return (
         batch,
-        replace(LEAN, batch=16, role="batch", rounds=2, warm_up=False, profiles=1, reference=batch),
+        lean,
+        replace(lean, engine="lean32", rounds=3, reference=replace(lean, reference=None)),
         replace(STOCK, provider="TTP", role="extra", rounds=5, profiles=1),
         replace(STOCK, parties=3, role="extra", rounds=5, profiles=1),
     )
@@ -125,7 +133,11 @@ def protocol_cases() -> tuple[Case, ...]:
     a minute and a half: its rounds are not paired, since a partner for each would double an hour, and its
     first round needs no warm-up, for SPU's parties have met and made their keys when a network is loaded.
     """
-    usual = [case for case in default_cases() if case.role == "headline" and case.variant in COMPARED]
+    usual = [
+        case
+        for case in default_cases()
+        if case.role == "headline" and case.variant in COMPARED and case.engine in ENGINES
+    ]
     return (
         *usual,
         *(

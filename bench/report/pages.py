@@ -13,6 +13,7 @@ from pibench.report.engines import engines_section
 from pibench.report.headline import headline_section
 from pibench.report.links import links_section
 from pibench.report.models import models_section
+from pibench.report.plaintext import plaintext_section
 from pibench.report.protocols_section import protocols_section
 
 
@@ -60,10 +61,12 @@ PAGES = {
         {},
     ),
     "engines": Page(
-        "Two engines",
-        "The same baseline network on both engines. What the engines are: "
+        "The engines side by side",
+        "The same networks on each engine, and in plaintext. What the engines are: "
         "[docs/engines.md](docs/engines.md).",
-        lambda report: engines_section(report.summary),
+        lambda report: "\n\n".join(
+            part for part in (engines_section(report.summary), plaintext_section(report.summary)) if part
+        ),
         {
             "stock_vs_lean": "How the shares of linear and ReLU time change from stock to lean",
             "batch": "Online seconds per image against the batch size",

@@ -37,7 +37,8 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
     so on. Beside them is what the arithmetic model makes of the same case on loopback, `loopback_case`:
     `modelled_online_s`, its parts, and `model_error` = modelled / emulated - 1. A loopback line has the parts
     alone: the model's split of its measured median. A row of one clock has its times in columns
-    `all_phases_median_s` and so on, and no value in those of the phases.
+    `all_phases_median_s` and so on, and no value in those of the phases. `plaintext_median_s` is the network
+    itself in float32 on one thread, and `online_over_plaintext` how many times longer the parties take.
     """
     rows = list(rows)
     frame = _frame([_summarize_row(row) | model_link(row, rows) for row in rows])
@@ -106,6 +107,12 @@ def _summarize_row(row: Row) -> dict[str, Any]:
     for clock in ("online", "total", *one_clock):
         median = line[f"{prefix}{clock}_median_s"]
         line[f"{prefix}{clock}_images_per_s"] = row["batch"] / median if median else math.nan
+    found = spread(row.get("plaintext_s", []))
+    line["plaintext_median_s"] = plain = found["median_s"]
+    for clock in ("online", "total", *one_clock):
+        median = line[f"{prefix}{clock}_median_s"]
+        line[f"{prefix}{clock}_over_plaintext"] = median / plain if plain else math.nan
+    line["headroom_bits"] = row.get("headroom_bits", math.nan)
     reference = row["reference"]
     line["reference_case"] = reference["case"] if reference else None
     for clock in clocks:

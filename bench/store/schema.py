@@ -198,9 +198,11 @@ class Row(TypedDict):
     price, `reference` for a case that was measured alone. `trust` names whom the parties must trust.
     `options` tells how the engine computes: fraction bits, and the choices that its protocol offers.
     `traffic_of_rounds` stands beside the times of an engine whose traffic varies; `traffic` is then that of
-    the repetition with the median of the bytes. `digest` stands for all that determines the row
+    the repetition with the median of the bytes. `plaintext_s` are seconds of the network itself, in float32
+    and on one thread, before each round. `headroom_bits` are the free bits of a ring that is calibrated.
+    `digest` stands for all that determines the row
     (`pibench.measure.digest`); rows of two hosts have none. `host` names the computer. Rows of older runs
-    lack these five.
+    lack these seven.
     """
 
     case: str
@@ -238,6 +240,8 @@ class Row(TypedDict):
     trust: NotRequired[str]
     options: NotRequired[dict[str, str | Whole | bool]]
     traffic_of_rounds: NotRequired[list[RoundTraffic]]
+    plaintext_s: NotRequired[list[Amount]]
+    headroom_bits: NotRequired[float]
     digest: NotRequired[str]
     host: NotRequired[str]
 
