@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = (
     "api",
     "models.graph.attention",
+    "models.graph.polynomial",
     "models.transforms.bilinear_layers",
     "links.link",
     "links.model",

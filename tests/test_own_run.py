@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CASES = "lean and loopback and b1 and baseline"
+CASES = "lean and not lean32 and loopback and b1 and baseline"
 
 
 def git(folder, *arguments):

@@ -37,7 +37,7 @@ from pibench.engines import ENGINES
 from pibench.engines.base import Setting
 from pibench.engines.lean.channel import connect
 from pibench.engines.lean.node import encode
-from pibench.engines.lean.plan import BASE
+from pibench.engines.lean.ring import WIDE
 from pibench.hosts import join
 from pibench.hosts.agreement import checksum
 from pibench.hosts.messages import Say
@@ -236,7 +236,7 @@ def test_a_dealer_and_a_party_together_know_the_weights():
         trio.load(made, weights)
         _, party, dealer = trio.nodes
         ((name, held),) = party._weights.items()
-        plain = held.lowering.arrange(encode(weights["w"], BASE).view(shape))
+        plain = held.lowering.arrange(encode(weights["w"], WIDE.weights, WIDE).view(shape))
         assert torch.equal(held.delta + dealer._masks[name], plain)
 
 

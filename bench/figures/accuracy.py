@@ -92,8 +92,8 @@ def accuracy_vs_macs(tables: Tables) -> Figure:
     _legend(figure, _family_handles(points), 4, "center")
     add_small_print(
         figure,
-        "At the points: share of ReLUs kept, as in the names; all: all that merging leaves. "
-        + _said(tables.accuracy),
+        "At the points, where there is room: share of ReLUs kept, as in the names; all: all that merging "
+        "leaves. " + _said(tables.accuracy),
     )
     _label_shares(axes, points, millions)
     return figure
@@ -127,8 +127,9 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
     add_caption(
         figure,
         cases,
-        "Accuracy and latency of the same networks. Horizontal bars: 95 % intervals. At the points: share of "
-        "ReLUs kept; all: all that merging leaves. The panels' scales differ. " + _said(tables.accuracy),
+        "Accuracy and latency of the same networks. Horizontal bars: 95 % intervals. At the points, where "
+        "there is room: share of ReLUs kept; all: all that merging leaves. The panels' scales differ. "
+        + _said(tables.accuracy),
     )
     for each in labelled:
         _label_shares(*each)

@@ -61,7 +61,7 @@ def layer_profile(tables: Tables, engine: str) -> Figure:
     add_legend(figure, {name: (name, *looks[name]) for name in looks})
     add_caption(
         figure,
-        shown.reset_index(),
+        shown.copy().reset_index(),  # in one piece: wide tables come in many
         "A profiled inference, layers in the order of execution; a layer without a bar is not in that "
         "network. Steps that take under 0.2 % of the time and send nothing are summed as other steps.",
         rounds=False,

@@ -254,7 +254,7 @@ def add_point_labels(
 ) -> None:
     """Writes (x, y, text, colour) beside points of a finished figure, where no label or point is in the way.
 
-    Call it last: labels are placed in the final layout.
+    Call it last: labels are placed in the final layout. One without a free place near its point is left out.
     """
     figure = axes.figure
     figure.draw_without_rendering()
@@ -284,7 +284,9 @@ def add_point_labels(
             and inside.y0 <= each.y0
             and each.y1 <= inside.y1
         )
-        place = next(free, places[0])
+        place = next(free, None)
+        if place is None:
+            continue
         taken.append(place)
         middle = ((place.x0 + place.x1) / 2 - at[0], (place.y0 + place.y1) / 2 - at[1])
         label = axes.annotate(

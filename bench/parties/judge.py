@@ -59,8 +59,8 @@ def _demand_held(engine: Engine, lowered: Lowered) -> None:
 
 
 def _elsewhere(engine: Engine, lowered: Lowered) -> str:
-    """Names the fastest other engine that can hold the values, as the end of a sentence, if there is one."""
-    for name, other in sorted(ENGINES.items(), key=lambda item: item[1].compute):
+    """Names another engine that can hold the values, as the end of a sentence: of few parties, and fast."""
+    for name, other in sorted(ENGINES.items(), key=lambda item: (item[1].parties, item[1].compute)):
         if not other.offered or other.calibrated or name == engine.name:
             continue
         try:

@@ -24,8 +24,8 @@ def polynomial_relus(
     """Puts quadratics where masked ReLUs are linear.
 
     `coefficients` are those of each layer, by the name of its ReLU; a layer that is not named, and every
-    layer without them, takes those for a normal input of deviation 2, as a sum with a skip has it. Layers
-    without a mask stay as they are.
+    layer without them, takes those for a normal input of deviation 8, so that sums with a skip do not grow
+    from block to block. Layers without a mask stay as they are.
     """
     graph = trace(model)
     relus = relu_nodes(graph)
@@ -38,5 +38,5 @@ def polynomial_relus(
             continue
         if masked.per_channel:
             raise ValueError(f"cannot put a quadratic beside {name}: its mask is one of channels")
-        replace_module(graph, node, PolynomialReLU(masked.mask, known.get(name, fitted(0.0, 2 * SPREAD))))
+        replace_module(graph, node, PolynomialReLU(masked.mask, known.get(name, fitted(0.0, 4 * SPREAD))))
     return finish(graph)
