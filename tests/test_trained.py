@@ -18,15 +18,21 @@ from pibench.models.weights import file_name, load, read_weights
 
 UNTRAINED = (
     *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
-    *(name for name, variant in VARIANTS.items() if variant.source is not None),
-    *("bilinear-1", "bilinear-2", "pixels-0.75", "pixels-0.5"),
+    *("senet-merged-0.045", "joint-merged-0.052", "joint-merged-0.026"),
+    *("bilinear-1", "bilinear-2"),
     *("trp-channel-0.9", "trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-0.9", "tucker-4"),
     *("eca", "eca-hard"),
     *("poly-0.09", "poly-0.045", "folding-5", "folding-3", "shrinkage-0.9", "cap-joint-0.052"),
-    *("cap-3", "cap-10", "cap-untuned-3", "cap-untuned-10"),
+    *("cap-3", "cap-10"),
     *("constrained-relus-0.75", "constrained-macs-0.5", "constrained-seconds-0.75", "constrained-masks-0.09"),
 )
 """Variants whose rows and weights are still to be made."""
+NARROW = (
+    *("joint", "senet-merged-0.36", "senet-merged-0.18", "senet-merged-0.09"),
+    *("joint-merged-0.208", "joint-merged-0.104", "joint-merged-0.09"),
+    *("pixels-0.75", "pixels-0.5", "cap-untuned-3", "cap-untuned-10"),
+)
+"""Variants that are trained at width 16 alone: no CUDA device was left for them at full width."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -38,15 +44,12 @@ def row_of(name, width=16, seed=0):
 
 
 def test_every_row_is_trained_and_the_pair_by_three_seeds():
-    """Every other variant is trained at width 16.
-
-    At full width one more is missing: no CUDA device was left for it.
-    """
+    """Every other variant is trained at width 16, and all but `NARROW` at full width."""
     assert set(UNTRAINED) < set(VARIANTS)
     assert not [row for row in ACCURACY if row["variant"] in UNTRAINED]
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
-    assert wide == [name for name in ROWS if name != "joint"]
+    assert wide == [name for name in ROWS if name not in NARROW]
     assert all(row["plan"] == VARIANTS[row["variant"]].plan for row in ACCURACY)
     for name in ("baseline", "senet-0.09", "joint-0.052"):
         assert {row["seed"] for row in ACCURACY if (row["variant"], row["width"]) == (name, 16)} == {0, 1, 2}
@@ -61,7 +64,7 @@ def test_the_command_for_full_width_goes_on_with_what_is_missing(capsys):
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == list(VARIANTS)
     missing = {name for name, state in lines.items() if state != "finished"}
-    assert missing == {*UNTRAINED, "joint"}
+    assert missing == {*UNTRAINED, *NARROW}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -86,10 +89,10 @@ def test_fixed_point_and_the_protocols_keep_what_was_learnt(name):
     row = row_of(name)
     assert abs(row["accuracy_fixed_point"] - row["accuracy_test"]) < 0.001
     assert row["fixed_point"]["images"] == 10_000
-    for engine in ("lean", "stock"):
+    for engine, agreement in (("lean", 0.98), ("stock", 0.98), ("lean32", 0.97)):
         found = row["private"][engine]
         assert found["images"] == 100
-        assert found["agreement"] >= 0.98
+        assert found["agreement"] >= agreement
         assert found["wrong_truncations"]["observed"] == 0
 
 

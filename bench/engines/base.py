@@ -87,6 +87,7 @@ class Engine:
     steady, the law gives a mean or one possible course.
     `rehearse(program, weights, images, after)` computes an answer in plaintext, in the engine's fixed point.
     `after`, if given, sees the value of every step. Without `rehearse` the loss of fixed point stays unknown.
+    A loss above `usual_loss`, as a share of the answer's largest number, is worth a warning.
 
     Requirements: `modules` must be importable, and `install` is the command that installs them. `unsuited()`
     returns why no command can install them here, or None. With `all_listen` every party listens and every
@@ -114,6 +115,7 @@ class Engine:
     bytes_per_relu: float
     compute: float
     waiting: float
+    usual_loss: float = 0.005
     bytes_per_parameter: float = 0.0
     serving: tuple[str, ...] = ()
     clocks: tuple[str, ...] = ("offline", "online")

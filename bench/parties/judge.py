@@ -32,7 +32,7 @@ def judge(engine: Engine, lowered: Lowered, images: Tensor, exact: Tensor) -> No
     except ExportError as error:
         raise ExportError(f"{error}{_elsewhere(engine, lowered)}") from error
     if engine.rehearse is not None:
-        demand_precision(lowered, images, exact, engine.rehearse)
+        demand_precision(lowered, images, exact, engine.rehearse, engine.usual_loss)
 
 
 def judge_answer(engine: Engine, lowered: Lowered, images: Tensor, answer: Tensor, scale: float) -> None:

@@ -30,8 +30,7 @@ from pibench.program.fixed_point import BITS, nearest
 from pibench.program.lower import ExportError, Lowered
 from pibench.program.plaintext import Rehearsal, evaluate, value_of, walk
 
-WARNED = 0.005  # of the largest number of the answer
-REFUSED = 0.02
+REFUSED = 0.02  # of the largest number of the answer
 WARNED_APPROXIMATION = 0.01  # one smooth activation alone is up to 0.7 % off
 WARNED_FAILURES = 0.01  # wrong local truncations expected in one inference of one image
 REFUSED_FAILURES = 0.1
@@ -123,14 +122,17 @@ def _listed(numbers: Tensor) -> str:
     return f"image {shown}" if len(numbers) == 1 else f"images {shown}{more}"
 
 
-def demand_precision(lowered: Lowered, images: Tensor, exact: Tensor, rehearse: Rehearsal) -> None:
+def demand_precision(
+    lowered: Lowered, images: Tensor, exact: Tensor, rehearse: Rehearsal, usual: float
+) -> None:
     """Raises ExportError if fixed point loses too much of the `exact` answers to `images`; warns of less.
 
-    `lowered` is the network with its values on these images [N, ...].
+    `lowered` is the network with its values on these images [N, ...]. A `usual` loss, as a share of the
+    largest number of the answers, needs no warning.
     """
     images = images.to(torch.float64)
     loss = _loss(rehearse(lowered.program, lowered.weights, images, None), exact)
-    if loss <= WARNED:
+    if loss <= usual:
         return
     cause = _cause(lowered, _beginning(lowered, images, rehearse, exact, min(loss / 2, REFUSED)))
     reason = f"fixed point loses {100 * loss:.3g} % of the answer's largest number, {cause}"

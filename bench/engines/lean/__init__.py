@@ -111,5 +111,6 @@ LEAN32 = _engine(
     bytes_per_relu=65,
     compute=0.06,
     calibrated=True,
+    usual_loss=0.01,
     options={"ring_bits": 32, "fraction_bits": 10, "weight_fraction_bits": 14},
 )
