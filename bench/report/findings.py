@@ -107,8 +107,21 @@ def findings(report: Report) -> str:
             f"loopback its speed-up is {_faster(merged[0])} on stock but {_faster(merged[1])} on lean, "
             f"where arithmetic decides; over the WAN, where rounds decide, it is "
             f"{_over_wan(report, 'merged-exact', 'lean')} on lean. A cost model that counts ReLUs alone "
-            "sees none of this.",
+            f"sees none of this.{_price(report)}",
         ]
+    )
+
+
+def _price(report: Report) -> str:
+    """Returns what privacy costs in words of 32 bits, as a further sentence; empty if it was not measured."""
+    try:
+        case = _case(report, "baseline", "lean32")
+    except ResultsError:
+        return ""
+    return (
+        " In words of 32 bits (`lean32`) the baseline takes "
+        f"{format_ratio(case['online_over_plaintext'])} as long online as in plaintext (float32, one thread) "
+        f"and {format_ratio(case['total_over_plaintext'])} with the offline phase."
     )
 
 
