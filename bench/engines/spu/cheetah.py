@@ -147,6 +147,8 @@ def triples(primitive: Primitive) -> int:
     match primitive:
         case ValueProduct(count=n, owners=("both", "both")) if n < 2 * DEGREE:
             return n
+        case WeightProduct(count=n, owner="image") if n < 2 * DEGREE:
+            return n
     return 0
 
 
@@ -231,6 +233,8 @@ def _price(primitive: Primitive) -> Price:
                 both = price + Price(price.sent[::-1], price.messages[::-1], 0)
                 return Price(both.sent, both.messages, price.hops)
             return price
+        case WeightProduct(count=n, owner="image"):  # two plaintexts of different parties become shares
+            return _product(n)
         case WeightProduct():
             return _slots(primitive.count, 0)
         case ValueProduct(count=n, owners=("both", "both")):
