@@ -24,12 +24,14 @@ def polynomial_relus(
     """Puts quadratics where masked ReLUs are linear.
 
     `coefficients` are those of each layer, by the name of its ReLU; a layer that is not named, and every
-    layer without them, takes those for a normal input of deviation 8, so that sums with a skip do not grow
-    from block to block. Layers without a mask stay as they are.
+    layer without them, takes those for a normal input of deviation 8 with a small constant: so sums with a
+    skip do not grow from block to block. Layers without a mask stay as they are.
     """
     graph = trace(model)
     relus = relu_nodes(graph)
     known = {} if coefficients is None else coefficients
+    _, slope, curvature = fitted(0.0, 4 * SPREAD)
+    untrained = (curvature, slope, curvature)
     if unknown := sorted(set(known) - set(relus)):
         raise ValueError(f"no ReLU named {unknown} in this network; its ReLUs are {list(relus)}")
     for name, node in relus.items():
@@ -38,5 +40,5 @@ def polynomial_relus(
             continue
         if masked.per_channel:
             raise ValueError(f"cannot put a quadratic beside {name}: its mask is one of channels")
-        replace_module(graph, node, PolynomialReLU(masked.mask, known.get(name, fitted(0.0, 4 * SPREAD))))
+        replace_module(graph, node, PolynomialReLU(masked.mask, known.get(name, untrained)))
     return finish(graph)
