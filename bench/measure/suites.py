@@ -49,19 +49,20 @@ def default_cases() -> tuple[Case, ...]:
         LEAN,
         LEAN32,
         *(replace(STOCK, variant=variant, reference=STOCK, rounds=3, profiles=1) for variant in reduced),
-        *(replace(LEAN, variant=variant, reference=LEAN, rounds=12) for variant in reduced),
-        *(replace(LEAN32, variant=variant, reference=LEAN32, rounds=12) for variant in reduced),
+        *(
+            replace(lean, variant=variant, reference=lean, rounds=12)
+            for lean in (LEAN, LEAN32)
+            for variant in reduced
+        ),
         *(
             replace(lean, batch=size, role="batch", rounds=3, profiles=1, reference=None)
             for lean in (LEAN, LEAN32)
             for size in (2, 4, 8)
         ),
         *(_linked(STOCK, variant, "lan", rounds=2) for variant in LINKED),
-        *(_linked(LEAN, variant, "lan", rounds=9) for variant in LINKED),
-        *(_linked(LEAN32, variant, "lan", rounds=9) for variant in LINKED),
+        *(_linked(lean, variant, "lan", rounds=9) for lean in (LEAN, LEAN32) for variant in LINKED),
         *(_linked(STOCK, variant, "wan", rounds=1) for variant in LINKED),
-        *(_linked(LEAN, variant, "wan", rounds=2) for variant in LINKED),
-        *(_linked(LEAN32, variant, "wan", rounds=2) for variant in LINKED),
+        *(_linked(lean, variant, "wan", rounds=2) for lean in (LEAN, LEAN32) for variant in LINKED),
     )
 
 

@@ -280,7 +280,7 @@ class Program:
     """Steps in an order that can be run, from the value `input` to the value `output`.
 
     `bounds` are public exponents: every absolute value of the value called `name` stays below 2^bounds[name]
-    for the images of the calibration (`pibench.program.calibration`). They are empty without one.
+    on the calibration's images (`pibench.program.lower.Lowered.calibrated`). Without one they are empty.
     """
 
     input: str

@@ -1,10 +1,10 @@
 """The lean engines: two semi-honest parties, and a dealer that is idle online.
 
 Shares are additive. `lean` has words of 64 bits, with 16 fractional bits. `lean32` has words of 32 bits, with
-8 fractional bits of values and 12 of weights; the program tells it how large each value was for the example
-(`ring`). `plan` decides which gadgets each step needs. `relu` and `linear` define what the gadgets compute,
-`material` the randomness that the dealer deals for them, and `kernels` their compiled inner part. `channel`
-carries the words and `keystream` makes them. `node` and `dealer` are the processes.
+at most 10 fractional bits of values and 14 of weights; the program tells it how large each value was for the
+example (`ring`). `plan` decides which gadgets each step needs. `relu` and `linear` define what the gadgets
+compute, `material` the randomness that the dealer deals for them, and `kernels` their compiled inner part.
+`channel` carries the words and `keystream` makes them. `node` and `dealer` are the processes.
 
 Values of `lean` must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound of each.
 """
