@@ -42,6 +42,14 @@ LARGE = 16.0  # numbers that a later layer can share with an earlier one
 CHUNK = 16
 """Images that are evaluated at once."""
 
+DRAWN = 2**15
+MOST_DRAWS = 32
+"""A network of fewer values than DRAWN is rehearsed again, MOST_DRAWS times at most.
+
+Truncations round at random. The many values of a usual network average this, and one draw tells its loss. One
+draw of a few values may be lucky.
+"""
+
 FLOOR = 2.0**-10
 """The error from which an answer is wrong where all numbers should be 0."""
 
@@ -130,7 +138,8 @@ def demand_precision(
     `lowered` is the network with its values on these images [N, ...]. A `usual` loss, as a share of the
     largest number of the answers, needs no warning.
     """
-    images = images.to(torch.float64)
+    draws = min(max(DRAWN // sum(math.prod(step.shape) for step in lowered.program.steps), 1), MOST_DRAWS)
+    images, exact = (torch.cat([each.to(torch.float64)] * draws) for each in (images, exact))
     loss = _loss(rehearse(lowered.program, lowered.weights, images, None), exact)
     if loss <= usual:
         return
