@@ -267,6 +267,7 @@ def make_row(
             "online_s": online,
             "total_s": [a + b for a, b in zip(offline, online, strict=True)],
         },
+        "plaintext_s": [1.2 * 0.013 * batch] * count if link == "loopback" else [],
         "reference": reference,
         "peak_memory_bytes_by_party": [900_000_000, 880_000_000] if lean else [1_500_000_000, 1_480_000_000],
         "truncation": {

@@ -30,6 +30,7 @@ from pibench.figures.data import (
     whole_percents,
 )
 from pibench.figures.profiles import merged_names
+from pibench.figures.style import PLAINTEXT
 from pibench.models.catalogue import shown_variants
 from pibench.store.results import ResultsError
 
@@ -45,6 +46,7 @@ def tables(rows):
     made["iso_accuracy"] = report.tabulate_iso_accuracy(trained, rows)
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
+    made["systems"] = report.tabulate_systems(made["summary"], trained)
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 
 
@@ -91,7 +93,7 @@ TRAINED = (
     *("accuracy_vs_relus", "accuracy_vs_macs", "accuracy_vs_latency"),
     *("iso_accuracy", "sensitivity", "masks"),
 )
-APART = ("links_all", "accuracy_full_width", "protocols")  # which want other rows than these
+APART = ("links_all", "accuracy_full_width", "protocols", "systems")  # which want other rows than these
 MEASURED = [name for name in figures.FIGURES if name not in (*TRAINED, *APART)]
 """test_figures_accuracy.py has the others."""
 
@@ -195,6 +197,8 @@ def test_labels_stand_beyond_the_bars(awkward):
     axes = figures.latency_vs_relus(awkward).axes[0]
     summary = awkward.summary[awkward.summary["role"] == "headline"]
     for label in axes.texts:
+        if label.get_text() == PLAINTEXT[0]:
+            continue
         family, engine = label.get_text().split(", ")
         relus, y = label.xy
         (case,) = summary[(summary["relus"] == relus) & (summary["engine"] == engine)].itertuples()
@@ -366,6 +370,30 @@ def test_stacks_add_up_to_the_profiled_seconds(data):
     total = layers[layers["case"].str.startswith("stock/senet-0.09/")]["seconds"].sum()
     ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
     assert any(end == pytest.approx(total) for end in ends)
+
+
+def test_plaintext_stands_beside_the_parties_in_every_figure_of_latency():
+    """The network itself, measured right before each repetition: a band, a bar, a mark, a line."""
+    rows = [make_row(variant, engine) for engine in ("stock", "lean") for variant in SIX]
+    rows += [make_row(engine="lean", batch=size, role="batch") for size in (4, 16)]
+    for row in rows:
+        seconds = {"joint-0.052": 0.011, "merged-exact": 0.015}.get(row["variant"], 0.013)
+        row["plaintext_s"] = [seconds * row["batch"]] * 5
+    data = tables(rows)
+    band = next(patch for patch in figures.latency_vs_relus(data).axes[0].patches)
+    assert [band.get_y(), band.get_y() + band.get_height()] == pytest.approx([0.011, 0.015])
+    bar = figures.relus_macs_latency(data).axes[-1]
+    assert bar.get_title(loc="left") == "plaintext,\nms"
+    assert [text.get_text() for text in bar.texts] == ["13.0", "13.0", "13.0", "13.0", "11.0", "15.0"]
+    for axes in figures.offline_online(data).axes:
+        (marks,) = axes.lines
+        assert dict(zip(marks.get_ydata(), marks.get_xdata(), strict=True))[5] == pytest.approx(0.015)
+    line = figures.batch(data).axes[0].lines[-1]
+    assert list(line.get_xdata()) == [1, 4, 16]
+    assert list(line.get_ydata()) == pytest.approx([0.013] * 3)
+    for name in ("latency_vs_relus", "relus_macs_latency", "offline_online", "batch"):
+        check_texts(figures.FIGURES[name](data))
+        assert "plaintext" in texts(figures.FIGURES[name](data))
 
 
 def test_shares_sum_to_100():

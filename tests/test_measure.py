@@ -319,10 +319,13 @@ def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():
         for case in (*default, *sweep)
         if case.batch == 1 and case.parties == 2
     }
-    everything = set(itertools.product(VARIANTS, ("stock", "lean"), (64,), ("loopback", *LINKS)))
-    assert measured >= everything | set(
-        itertools.product(VARIANTS, ("stock", "lean"), (TRAINED_WIDTH,), ("loopback",))
-    )
+    engines = ("stock", "lean", "lean32")
+    assert measured >= {
+        *itertools.product(VARIANTS, engines, (64,), ("loopback", "lan", "wan")),
+        *itertools.product(HEADLINE, engines, (64,), ("wan-slow",)),
+        *itertools.product(VARIANTS, ("stock", "lean"), (TRAINED_WIDTH,), ("loopback",)),
+    }
+    assert {link for _, _, _, link in measured} == {"loopback", *LINKS}
     headline = {case.id for case in default if case.role == "headline"}
     assert not headline & {case.id for case in sweep}
     assert {case.reference.id for case in sweep if case.reference} <= headline | {case.id for case in sweep}

@@ -19,6 +19,7 @@ from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.protocols import protocols
 from pibench.figures.shaped_links import link_model_error, links, links_all
 from pibench.figures.style import LINKS, STYLE
+from pibench.figures.systems import systems
 from pibench.figures.variants import (
     batch,
     latency_vs_relus,
@@ -54,5 +55,6 @@ __all__ = [
     "relus_macs_latency",
     "sensitivity",
     "stock_vs_lean",
+    "systems",
     "write",
 ]

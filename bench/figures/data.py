@@ -37,6 +37,7 @@ class Tables:
     iso_accuracy: pd.DataFrame
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
+    systems: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 
@@ -52,6 +53,7 @@ WORDS = {
     "pairs": ("senet", "joint"),
     "sensitivity": ("layer",),
     "protocols": ("case", "variant", "engine", "timing"),
+    "systems": ("variant", "engine", "link"),
 }
 """The columns of each table that hold a word in every line."""
 NUMBERS = {
@@ -63,6 +65,7 @@ NUMBERS = {
     "pairs": ("width", "accuracy_difference", "macs_ratio"),
     "sensitivity": ("width", "seed", "position", "measured_sensitivity", "published_sensitivity"),
     "protocols": ("bytes_all", "whole_speedup"),
+    "systems": ("accuracy", "relus", "macs"),
 }
 """The columns that hold numbers, beside those whose names tell it."""
 
@@ -135,6 +138,16 @@ def headline_cases(summary: pd.DataFrame) -> pd.DataFrame:
         raise Missing("summary.csv has no measured case in the role headline")
     groups = [group for _, group in cases.groupby(["width", "batch", "link", "parties"], sort=False)]
     return max(groups, key=len)
+
+
+def plaintext_seconds(cases: pd.DataFrame) -> pd.Series:
+    """Returns the seconds of torch's float32 network on one thread, by variant and batch.
+
+    They are the median over the cases that have them, whatever the engine. The result may be empty.
+    """
+    if "plaintext_median_s" not in cases:
+        return pd.Series(dtype=float)
+    return cases.groupby(["variant", "batch"], sort=False)["plaintext_median_s"].median().dropna()
 
 
 def cases_like(cases: pd.DataFrame, headline: pd.DataFrame) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from pibench.figures.profiles import layer_profile, stock_vs_lean
 from pibench.figures.protocols import protocols
 from pibench.figures.shaped_links import link_model_error, links, links_all
 from pibench.figures.style import STYLE
+from pibench.figures.systems import systems
 from pibench.figures.variants import (
     batch,
     latency_vs_relus,
@@ -59,6 +60,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "accuracy_vs_macs": accuracy_vs_macs,
     "accuracy_vs_latency": accuracy_vs_latency,
     "iso_accuracy": iso_accuracy,
+    "systems": systems,
     "sensitivity": sensitivity,
     "masks": masks,
 }

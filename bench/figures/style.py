@@ -69,6 +69,8 @@ LINKS = {  # link or channel: (its name in figures, colour, marker)
     "wan-slow": ("slow WAN", PURPLE, "D"),
     "garimella": ("Garimella et al.", GREEN, "^"),
 }
+PLAINTEXT = ("plaintext, float32", "0.35")
+"""The name and the colour of the network itself, without privacy."""
 BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
 
 

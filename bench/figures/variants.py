@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from pibench.figures.data import (
@@ -16,11 +19,14 @@ from pibench.figures.data import (
     engines_of,
     headline_cases,
     measured_cases,
+    plaintext_seconds,
     whole_percents,
 )
 from pibench.figures.style import (
+    BAND,
     CLASSES,
     ORANGE,
+    PLAINTEXT,
     SKY,
     VERMILLION,
     WIDTH,
@@ -67,6 +73,7 @@ def latency_vs_relus(tables: Tables) -> Figure:
                 capsize=2,
             )
         _label_ends(axes, of_engine, engine)
+    _draw_plaintext(axes, cases)
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("ReLUs evaluated per image, thousands")
     axes.set_ylabel("online latency, seconds")
@@ -129,6 +136,9 @@ def relus_macs_latency(tables: Tables) -> Figure:
         times = cases[cases["engine"] == engine].set_index("variant")["online_median_s"] * 1e3
         colour, hatch = (VERMILLION, "") if engine_look(engine).filled else (ORANGE, "////")
         columns.append((f"online, {engine}, ms", times, colour, hatch))
+    plain = plaintext_seconds(cases)
+    if "baseline" in plain:
+        columns.append(("plaintext, ms", 1e3 * plain.droplevel("batch"), "white", ""))
     figure = Figure(figsize=(WIDTH, 1.0 + 0.2 * len(variants)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for axes, (title, values, colour, hatch) in zip(panels, columns, strict=True):
@@ -141,7 +151,7 @@ def relus_macs_latency(tables: Tables) -> Figure:
             if not pd.isna(values[variant]):
                 add_note(axes, relative[variant], place, short_number(values[variant]))
         axes.axvline(100, color="black", linewidth=0.6, linestyle=":")
-        axes.set_title(title)
+        axes.set_title(title[::-1].replace(" ,", "\n,", 1)[::-1])  # the unit has a line of its own
         axes.set_xlabel("% of baseline")
         axes.set_xlim(0, 1.32 * max(100, relative.max()))
         axes.set_xticks([0, 50, 100])
@@ -173,7 +183,7 @@ def offline_online(tables: Tables) -> Figure:
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
     category_axis(panels[0], variants)
-    add_legend(figure, PHASES)
+    add_legend(figure, PHASES, _mark_plaintext(panels, cases, variants))
     add_caption(figure, cases, "Beside the bars: median of offline + online. The panels' scales differ.")
     return figure
 
@@ -212,6 +222,7 @@ def batch(tables: Tables) -> Figure:
             va="center",
             color=colour,
         )
+    _draw_plaintext_batches(axes, cases)
     axes.set(xscale="log", yscale="log")
     batches = sorted(cases["batch"].unique())
     axes.set_xticks(batches, [str(size) for size in batches])
@@ -223,6 +234,56 @@ def batch(tables: Tables) -> Figure:
     axes.set_ylabel("online seconds per image")
     add_caption(figure, cases, "Bars: 95 % intervals where they are wider than the markers.", batches=True)
     return figure
+
+
+def _draw_plaintext(axes: Axes, cases: pd.DataFrame) -> None:
+    """Draws the span of the plaintext seconds of all networks as a band."""
+    plain = plaintext_seconds(cases)
+    if plain.empty:
+        return
+    axes.axhspan(plain.min(), plain.max(), **BAND)
+    axes.annotate(
+        PLAINTEXT[0],
+        (0.99, plain.min()),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=PLAINTEXT[1],
+    )
+
+
+def _mark_plaintext(panels: Sequence[Axes], cases: pd.DataFrame, variants: list[str]) -> list[Line2D]:
+    """Draws a line across each network's bar at its plaintext seconds; returns the legend's entry."""
+    plain = plaintext_seconds(cases)
+    if plain.empty:
+        return []
+    look = {"color": PLAINTEXT[1], "marker": "|", "markeredgewidth": 1.6, "linestyle": "none"}
+    places = [variants.index(variant) for variant, _ in plain.index]
+    for axes in panels:
+        axes.plot(plain, places, markersize=9, zorder=4, **look)
+    return [Line2D([], [], label=PLAINTEXT[0], markersize=7, **look)]
+
+
+def _draw_plaintext_batches(axes: Axes, cases: pd.DataFrame) -> None:
+    """Draws plaintext seconds per image of each network that has them at two batches or more."""
+    plain = plaintext_seconds(cases)
+    for variant, group in plain.groupby("variant") if len(plain) else ():
+        batches = group.index.get_level_values("batch").to_numpy()
+        if len(batches) < 2:
+            continue
+        order = np.argsort(batches)
+        per_image = (group.to_numpy() / batches)[order]
+        axes.plot(batches[order], per_image, color=PLAINTEXT[1], linestyle=":", marker="_")
+        axes.annotate(
+            f"{PLAINTEXT[0]}, {variant}\n{short_number(1 / per_image[-1])} images/s",
+            (batches[order][-1], per_image[-1]),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=PLAINTEXT[1],
+        )
 
 
 def _label_ends(axes: Axes, cases: pd.DataFrame, engine: str) -> None:

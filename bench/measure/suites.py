@@ -81,9 +81,10 @@ def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
 
 
 def sweep_cases() -> tuple[Case, ...]:
-    """Returns all variants on every link, and at the width of the trained networks: `make sweep`.
+    """Returns all variants on LAN and WAN, and at the width of the trained networks: `make sweep`.
 
-    What the default cases measure on loopback is not measured again.
+    What the default cases measure on loopback is not measured again. The slow WAN has the headline alone: it
+    has the WAN's rounds and bytes at another price.
     """
     everything = (*HEADLINE, *OTHERS)
     sweep = replace(LEAN, role="sweep", rounds=12, profiles=1)
@@ -92,12 +93,17 @@ def sweep_cases() -> tuple[Case, ...]:
         for engine, rounds in (("stock", 12), ("lean", 60))  # lean's 8 ms are 20 when parties share a core
     }
     shaped = {
-        ("stock", "lan"): 3, ("lean", "lan"): 9, ("lean", "wan"): 2,
-    }  # fmt: skip
+        ("stock", "lan"): 3,
+        **{
+            (engine, link): rounds
+            for engine in ("lean", "lean32")
+            for link, rounds in (("lan", 9), ("wan", 2))
+        },
+    }
     return (
         *(
             replace(sweep, engine=case.engine, variant=variant, rounds=rounds, reference=case)
-            for case, rounds in ((STOCK, 8), (LEAN, 12))
+            for case, rounds in ((STOCK, 8), (LEAN, 12), (LEAN32, 12))
             for variant in OTHERS
         ),
         *(
@@ -108,8 +114,8 @@ def sweep_cases() -> tuple[Case, ...]:
         *(
             _linked(case, variant, link, shaped.get((case.engine, link), 1))
             for link in SLOW
-            for case in (LEAN, STOCK)
-            for variant in everything
+            for case in (LEAN, LEAN32, STOCK)
+            for variant in (HEADLINE if link == "wan-slow" else everything)
         ),
     )
 

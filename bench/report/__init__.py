@@ -23,6 +23,7 @@ from pibench.report.protocols import tabulate_protocol_models, tabulate_protocol
 from pibench.report.protocols_section import protocols_section
 from pibench.report.sensitivity import read_sensitivity
 from pibench.report.statistics import interval_of_median, speedup, spread
+from pibench.report.systems import tabulate_systems
 from pibench.report.tables import CLOCKS, summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
 
@@ -52,5 +53,6 @@ __all__ = [
     "tabulate_pairs",
     "tabulate_protocol_models",
     "tabulate_protocols",
+    "tabulate_systems",
     "tabulate_tries",
 ]

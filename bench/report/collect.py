@@ -14,6 +14,7 @@ from pibench.report.models import tabulate_models
 from pibench.report.pairs import tabulate_pairs
 from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
 from pibench.report.sensitivity import read_sensitivity
+from pibench.report.systems import tabulate_systems
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
 from pibench.store.results import ResultsError, Row, Store, one_machine
@@ -45,6 +46,7 @@ class Report:
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
     protocol_models: pd.DataFrame
+    systems: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
         """Returns the text of each table's file, by the name of the file."""
@@ -90,6 +92,7 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
         sensitivity=_joined(sensitivity, ONE_LAYER),
         protocols=protocols,
         protocol_models=tabulate_protocol_models(rows, protocols),
+        systems=tabulate_systems(summary, accuracy),
     )
 
 

@@ -15,6 +15,7 @@ from pibench.report.links import links_section
 from pibench.report.models import models_section
 from pibench.report.plaintext import plaintext_section
 from pibench.report.protocols_section import protocols_section
+from pibench.report.systems import systems_section
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ PAGES = {
             "stock_vs_lean": "How the shares of linear and ReLU time change from stock to lean",
             "batch": "Online seconds per image against the batch size",
         },
+    ),
+    "systems": Page(
+        "Every reduction side by side",
+        "What each system of the literature costs under every engine, and what it keeps of the accuracy. "
+        "What each does, and why it costs what it costs: [docs/reductions.md](docs/reductions.md).",
+        lambda report: systems_section(report.systems),
+        {},
     ),
     "links": Page(
         "Links",

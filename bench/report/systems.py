@@ -1,0 +1,206 @@
+"""Every reduction side by side: what it costs, what it keeps, and whether another gives more for less.
+
+Accuracy is that of networks trained at width 16, latency that of networks of the same structure at width 64
+(seeded weights). A reduction is worth its accuracy under an engine and a link if no other network that is no
+slower is more accurate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from pibench.models import catalogue
+from pibench.report.cells import (
+    UNTRAINED,
+    format_accuracy,
+    format_count,
+    format_number,
+    format_seconds,
+    join_cells,
+    listed,
+    markdown_table,
+)
+from pibench.report.order import variant_place
+from pibench.store.engines import engine_look, engine_place
+from pibench.store.settings import TRAINED_WIDTH
+from pibench.store.settings import WIDTH as FULL_WIDTH
+
+NO_SLOWER = 1.05
+"""Two medians are level up to this factor."""
+LEVEL = 0.005
+"""Two accuracies are level up to this difference: about the standard error of one, on 10,000 images."""
+LINKS = {"loopback": "loopback", "lan": "emulated LAN", "wan": "emulated WAN"}
+WITH_OFFLINE = "loopback"
+"""The link whose offline seconds are shown; on the others the dealer waits as well."""
+CLOCKS = ("offline_median_s", "online_median_s", "online_low_s", "online_high_s", "online_noisy")
+SYSTEMS = (
+    "variant",
+    "engine",
+    "link",
+    "accuracy",
+    "seeds",
+    "relus",
+    "macs",
+    "parameters",
+    "rounds",
+    "bytes_sent",
+    *CLOCKS,
+    "behind",
+    "behind_of",
+    "worth",
+)
+
+
+def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Makes one line for each variant, engine and link that were measured at full width.
+
+    `summary` is the result of `summarize`, `accuracy` that of `tabulate_accuracy`. `accuracy` of a line is
+    the mean over seeds of the variant's test accuracy at width 16, NaN if it is not trained. `behind` is how
+    much less that is than of `behind_of`, the most accurate network that is no slower under this engine and
+    link. `worth` tells that it is not behind. Both are missing without an accuracy.
+    """
+    if summary.empty:
+        return pd.DataFrame(columns=list(SYSTEMS))
+    cases = _in_one_place(summary)
+    cases = cases[
+        (cases["width"] == FULL_WIDTH)
+        & (cases["batch"] == 1)
+        & (cases["parties"] == 2)
+        & cases["link"].isin(LINKS)
+        & cases["online_median_s"].notna()
+        & (cases["role"] != "extra")
+    ].drop_duplicates(["variant", "engine", "link"])
+    narrow = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")["accuracy_test"]
+    lines = cases.assign(
+        accuracy=cases["variant"].map(narrow.mean()).astype(float),
+        seeds=cases["variant"].map(narrow.count()),
+        behind=math.nan,
+        behind_of=None,
+        worth=None,
+    ).astype({"behind_of": object, "worth": object})
+    for _, group in lines.groupby(["engine", "link"]):
+        known = group.dropna(subset=["accuracy"])
+        for index, line in known.iterrows():
+            rivals = known[known["online_median_s"] <= NO_SLOWER * line["online_median_s"]]
+            best = rivals.loc[rivals["accuracy"].idxmax()]
+            behind = best["accuracy"] - line["accuracy"]
+            lines.loc[index, "behind"] = behind
+            lines.loc[index, "behind_of"] = best["variant"] if behind else None
+            lines.loc[index, "worth"] = bool(behind <= LEVEL)
+    place = {name: at for at, name in enumerate(catalogue.variant_names())}
+    order = sorted(
+        lines.index,
+        key=lambda at: (
+            place.get(lines.loc[at, "variant"], len(place)),
+            engine_place(lines.loc[at, "engine"]),
+            list(LINKS).index(lines.loc[at, "link"]),
+        ),
+    )
+    return lines.loc[order, list(SYSTEMS)].reset_index(drop=True)
+
+
+def _in_one_place(summary: pd.DataFrame) -> pd.DataFrame:
+    """Returns the lines with the seconds over an emulated link in the columns of measured ones."""
+    cases = summary.copy()
+    for name in CLOCKS:
+        if (emulated := f"emulated_{name}") in cases:
+            measured = cases[name] if name in cases else math.nan
+            cases[name] = cases[emulated].where(cases["timing"] == "emulated", measured)
+    return cases
+
+
+def systems_section(systems: pd.DataFrame) -> str:
+    """Writes the table of all reductions, and which of them are worth their accuracy where."""
+    if systems.empty:
+        return ""
+    engines = sorted(systems["engine"].unique(), key=engine_place)
+    return "\n\n".join(
+        [
+            systems_verdict(systems),
+            "![Accuracy against online latency of every reduction](plots/systems.svg)",
+            markdown_table(systems_table(systems, engines)),
+            f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
+            f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
+            "CIFAR-100, test images. *noisy*: the interquartile range exceeds 10 % of the median. A dash: "
+            "not measured.",
+        ]
+    )
+
+
+def systems_table(systems: pd.DataFrame, engines: Sequence[str]) -> pd.DataFrame:
+    """Makes one line for each measured variant: counts, traffic, offline and online seconds, accuracy."""
+    links = [link for link in LINKS if link in set(systems["link"])]
+    lines = []
+    for variant in sorted(systems["variant"].unique(), key=variant_place):
+        found = systems[systems["variant"] == variant]
+        case = {(each["engine"], each["link"]): each for _, each in found.iterrows()}
+        near = [case.get((engine, WITH_OFFLINE)) for engine in engines]
+        first = found.iloc[0]
+        any_link = [
+            next((case[engine, link] for link in links if (engine, link) in case), None) for engine in engines
+        ]
+        line = {
+            "Variant": f"`{variant}`",
+            "Accuracy, %": UNTRAINED if pd.isna(first["accuracy"]) else format_accuracy(first["accuracy"]),
+            "ReLUs, K": format_number(first["relus"], 1e3, 4),
+            "MACs, M": format_number(first["macs"], 1e6, 4),
+            "Parameters, M": format_number(first["parameters"], 1e6),
+            "Rounds": join_cells(any_link, lambda each: format_count(each["rounds"])),
+            "MB sent": join_cells(any_link, lambda each: format_number(each["bytes_sent"], 1e6)),
+            "Offline, s": join_cells(near, lambda each: format_number(each["offline_median_s"])),
+        }
+        for link in links:
+            cases = [case.get((engine, link)) for engine in engines]
+            line[f"Online, s, {link}"] = join_cells(cases, lambda each: format_seconds(each, "online"))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def systems_verdict(systems: pd.DataFrame) -> str:
+    """Writes which trained reductions are worth their accuracy under each engine and link, and which not."""
+    known = systems.dropna(subset=["accuracy"])
+    if known["variant"].nunique() < 2:
+        return ""
+    items, judged = [], []
+    for (engine, link), group in known.groupby(["engine", "link"], sort=False):
+        if len(group) < 2:
+            continue
+        judged.append(group)
+        worth = group[group["worth"].astype(bool)].sort_values("online_median_s")
+        rest = group[~group["worth"].astype(bool)].sort_values("behind", ascending=False)
+        shown = [
+            f"`{each['variant']}` ({format_accuracy(each['accuracy'])} %, "
+            f"{format_number(each['online_median_s'])} s)"
+            for _, each in worth.iterrows()
+        ]
+        text = f"- **{engine_look(engine).label}, {LINKS[link]}** ({len(group)} networks): {listed(shown)}."
+        if len(rest):
+            far = [
+                f"`{each['variant']}` ({100 * each['behind']:.1f} points to `{each['behind_of']}`)"
+                for _, each in rest.head(3).iterrows()
+            ]
+            text += f" Furthest behind: {listed(far)}."
+        items.append(text)
+    if not judged:
+        return ""
+    everywhere, nowhere = set(known["variant"]), set(known["variant"])
+    for group in judged:
+        yes = group["worth"].astype(bool)
+        everywhere -= set(group.loc[~yes, "variant"])
+        nowhere -= set(group.loc[yes, "variant"])
+    names = [
+        f"{text}: {listed(f'`{name}`' for name in sorted(found, key=variant_place))}."
+        for text, found in (("Everywhere", everywhere), ("Nowhere", nowhere))
+        if found
+    ]
+    return "\n\n".join(
+        [
+            "**Which reductions are worth their accuracy?** Those that no other network beats: none that is "
+            f"no slower (up to {100 * (NO_SLOWER - 1):.0f} %) is more accurate (by over {100 * LEVEL:.1f} "
+            f"points). {' '.join(names)}",
+            "\n".join(items),
+        ]
+    )
