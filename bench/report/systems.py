@@ -107,7 +107,7 @@ def _in_one_place(summary: pd.DataFrame) -> pd.DataFrame:
     cases = summary.copy()
     for name in CLOCKS:
         if (emulated := f"emulated_{name}") in cases:
-            measured = cases[name] if name in cases else math.nan
+            measured = cases.get(name, math.nan)
             cases[name] = cases[emulated].where(cases["timing"] == "emulated", measured)
     return cases
 
