@@ -105,20 +105,19 @@ def published_sensitivity(layout: Layout) -> dict[str, float]:
 
     It was measured on ResNet-18; training measures the sensitivity instead. Source: arXiv 2301.09254.
     """
-    return at_depth(SENET_SENSITIVITY, layout)
+    return at_depth(SENET_SENSITIVITY, layout.relus)
 
 
-def at_depth(known: Sequence[float], layout: Layout) -> dict[str, float]:
-    """Returns a value for each ReLU of a network, from values `known` in the order of ResNet-18's ReLUs.
+def at_depth(known: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+    """Returns a value for each name, from values `known` of ResNet-18's parts of that kind, in their order.
 
-    Another network takes the value at the same relative depth, interpolated linearly. The interpolation is
-    ours.
+    A network with another number of such parts takes the value at the same relative depth, interpolated
+    linearly. The interpolation is ours.
     """
-    relus = layout.relus
     result = {}
-    for index, name in enumerate(relus):
-        place, rest = divmod(index * (len(known) - 1), max(1, len(relus) - 1))
-        share = rest / max(1, len(relus) - 1)
+    for index, name in enumerate(names):
+        place, rest = divmod(index * (len(known) - 1), max(1, len(names) - 1))
+        share = rest / max(1, len(names) - 1)
         result[name] = known[place] + (share * (known[place + 1] - known[place]) if rest else 0.0)
     return result
 

@@ -42,7 +42,7 @@ def deep_blocks(layout: Layout) -> Sequence[Block]:
 
 def structure(layout: Layout) -> tuple[Step, ...]:
     """Removes channels of the deep blocks, then makes the others shallow."""
-    return (*cap.structure(layout, SHARE, deep_blocks), *joint.structure(layout, COUNT))
+    return (*cap.structure(layout, (SHARE,), deep_blocks), *joint.structure(layout, COUNT))
 
 
 def gated(variant: Variant, plan: Plan) -> Phase:

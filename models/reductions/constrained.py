@@ -103,7 +103,7 @@ def structure(layout: Layout, what: str, share: float) -> tuple[Step, ...]:
     """
     if what == "seconds" and [block.name for block in layout.blocks] != list(SECONDS):
         raise ValueError("only the layers of ResNet-18 have been measured; constrain ReLUs or MACs")
-    return cap.structure(layout, share)
+    return cap.structure(layout, (share,))
 
 
 def gated(variant: Variant, plan: Plan, what: str, target: float) -> Phase:

@@ -72,7 +72,7 @@ def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> 
     """Draws random masks; their sizes are those of the trained sources, from the measured sensitivity."""
     from pibench.models.masks import random_masks
 
-    measured = at_depth(MEASURED_SENSITIVITY, layout)
+    measured = at_depth(MEASURED_SENSITIVITY, layout.relus)
     return random_masks(shapes, allocate_layers(shapes, measured, budget), seed)
 
 
