@@ -9,13 +9,11 @@ from torch import nn
 from training_setup import tiny_images, tiny_run
 
 from pibench.measure.count import cost_of
-from pibench.models import manifest
-from pibench.models.reductions.cap import FOUND
 from pibench.models.training.channels import GRAIN, channel_statistics, search_channels
 from pibench.models.training.rows import finish_row
 from pibench.models.transforms import prune_channels
 from pibench.models.variants import variant
-from pibench.models.weights import file_name, load, read_weights
+from pibench.models.weights import file_name, load
 from pibench.models.zoo import layout_of
 
 CONVS = [block.conv2 for block in layout_of("resnet18").blocks]
@@ -93,15 +91,6 @@ def test_without_tuning_no_weight_moves(tmp_path):
     fresh = phase.task(run, run.trained("baseline")).model
     for name, value in trained.model.named_parameters():
         torch.testing.assert_close(value, dict(fresh.named_parameters())[name], rtol=1e-4, atol=1e-6)
-
-
-def test_seeded_networks_keep_the_shares_that_training_has_found():
-    """The committed networks of width 16 and the seeded ones of every width have one structure."""
-    for points, shares in FOUND.items():
-        stored = read_weights(manifest.FOLDER / f"cap-untuned-{points}-w16.safetensors").decisions.steps[0]
-        built = variant(f"cap-{points}").build(16, None)
-        for share, (conv, kept) in zip(shares, stored.arguments["kept"].items(), strict=True):
-            assert built.get_submodule(conv).in_channels == len(kept) == share * 16 * 2 ** (int(conv[5]) - 1)
 
 
 def test_until_it_is_trained_a_share_of_the_channels_stays():

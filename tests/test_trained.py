@@ -85,6 +85,17 @@ def test_the_stored_network_is_the_one_of_its_row(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_a_seeded_network_has_the_counts_of_the_trained_one(name):
+    """Latency is that of seeded networks; the same row has the accuracy of a trained one."""
+    trained, seeded = (
+        cost_of(VARIANTS[name].build(width=16, weights=weights), torch.zeros(1, 3, 32, 32))
+        for weights in ("auto", None)
+    )
+    assert (seeded.relus, seeded.macs) == (trained.relus, trained.macs)
+    assert (seeded.linear_layers, seeded.parameters) == (trained.linear_layers, trained.parameters)
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_fixed_point_and_the_protocols_keep_what_was_learnt(name):
     row = row_of(name)
     assert abs(row["accuracy_fixed_point"] - row["accuracy_test"]) < 0.001

@@ -61,6 +61,47 @@ ENERGY = 0.9
 SHARE = 0.25
 """The rank, as a share of the channels, of variants whose name ends in -4, and before training of all."""
 
+BLOCKS = tuple(f"layer{stage}.{block}.conv2" for stage in (1, 2, 3, 4) for block in (0, 1))
+FOUND: Mapping[str, Mapping[str, float | tuple[float, float]]] = {
+    "channel": {
+        "layer1.0.conv1": 4 / 16,
+        "layer1.0.conv2": 4 / 16,
+        "layer1.1.conv1": 5 / 16,
+        "layer1.1.conv2": 5 / 16,
+        "layer2.0.conv2": 6 / 32,
+        "layer2.1.conv1": 6 / 32,
+        "layer2.1.conv2": 6 / 32,
+        "layer3.0.conv2": 7 / 64,
+        "layer3.1.conv1": 7 / 64,
+        "layer3.1.conv2": 6 / 64,
+        "layer4.0.conv2": 8 / 128,
+        "layer4.1.conv1": 7 / 128,
+        "layer4.1.conv2": 7 / 128,
+    },
+    "tucker": {
+        "layer1.0.conv1": (4 / 16, 4 / 16),
+        "layer1.0.conv2": (4 / 16, 4 / 16),
+        "layer1.1.conv1": (4 / 16, 4 / 16),
+        "layer1.1.conv2": (3 / 16, 3 / 16),
+        "layer2.0.conv1": (5 / 32, 2 / 16),
+        "layer2.0.conv2": (5 / 32, 4 / 32),
+        "layer2.1.conv1": (6 / 32, 4 / 32),
+        "layer2.1.conv2": (5 / 32, 5 / 32),
+        "layer3.0.conv1": (5 / 64, 5 / 32),
+        "layer3.0.conv2": (5 / 64, 5 / 64),
+        "layer3.1.conv1": (5 / 64, 5 / 64),
+        "layer3.1.conv2": (4 / 64, 5 / 64),
+        "layer4.0.conv1": (7 / 128, 7 / 64),
+        "layer4.0.conv2": (6 / 128, 6 / 128),
+        "layer4.1.conv1": (6 / 128, 6 / 128),
+        "layer4.1.conv2": (6 / 128, 6 / 128),
+    },
+}
+"""The ranks by energy that training has found, as shares of a kernel's channels.
+
+They are of ResNet-18 of width 16 on CIFAR-100, plan `long`, seed 0. Seeded networks of every width have them.
+"""
+
 Forms = Callable[[Layout, "nn.Module"], Mapping[str, str]]
 """Returns the form of each convolution that is factored, from the layout and the network."""
 
@@ -80,12 +121,15 @@ def _steps(forms: Mapping[str, str], ranks: Mapping[str, Any], fit: bool) -> tup
     )
 
 
-def structure(layout: Layout, form: str) -> tuple[Step, ...]:
-    """Factors the suitable convolutions at the rank `SHARE`; their weights are drawn, not fitted.
+def structure(layout: Layout, form: str, energy: float | None) -> tuple[Step, ...]:
+    """Factors the suitable convolutions; their weights are drawn, not fitted.
 
-    Ranks by energy are those that training finds. Without it they are nominal.
+    Ranks by energy are those that training has `FOUND`, where it has; elsewhere, and at a fixed share, they
+    are `SHARE`.
     """
-    return (Step("factorize_convs", {"form": form, "ranks": SHARE, "fit": False}),)
+    found = FOUND.get(form, {}) if energy is not None else {}
+    known = [block.conv2 for block in layout.blocks] == [name for name in BLOCKS if found]
+    return (Step("factorize_convs", {"form": form, "ranks": found if known else SHARE, "fit": False}),)
 
 
 def suitable_forms(layout: Layout, model: nn.Module, form: str) -> Mapping[str, str]:
@@ -142,7 +186,7 @@ VARIANTS = tuple(
     Variant(
         f"{family}-{name}",
         partial(trained, forms=partial(suitable_forms, form=form), energy=energy),
-        partial(structure, form=form),
+        partial(structure, form=form, energy=energy),
     )
     for family, form in _FORMS.items()
     for name, energy in (("0.9", ENERGY), ("4", None))

@@ -196,16 +196,16 @@ def suitable(model: nn.Module, form: str) -> list[str]:
 def factorize_convs(
     model: nn.Module,
     form: str,
-    ranks: Mapping[str, Rank | Sequence[int] | int | float] | float,
+    ranks: Mapping[str, Rank | Sequence[int] | Sequence[float] | int | float] | float,
     fit: bool = True,
 ) -> fx.GraphModule:
     """Replaces each convolution named in `ranks` by its factored form (one of `FORMS`).
 
-    A rank may be a share of channels (a float, see `rank_of_share`). If `ranks` is one share, all `suitable`
-    convolutions have it. The new layers are named `NAME_0`, `NAME_1` ...; the last one has the bias. Without
-    `fit` the function makes only the structure, for weights that come from elsewhere. It draws them from
-    torch's global generator. Raises ValueError for a name that is not a convolution called once, for an
-    obstacle, and for a rank out of range.
+    A rank may be a share of channels (a float, see `rank_of_share`); tucker takes one of the outputs and one
+    of the inputs, too. If `ranks` is one share, all `suitable` convolutions have it. The new layers are named
+    `NAME_0`, `NAME_1` ...; the last one has the bias. Without `fit` the function makes only the structure,
+    for weights that come from elsewhere. It draws them from torch's global generator. Raises ValueError for a
+    name that is not a convolution called once, for an obstacle, and for a rank out of range.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: known are {', '.join(FORMS)}")
@@ -232,11 +232,14 @@ def factorize_convs(
     return finish(graph)
 
 
-def _rank(kernel: Tensor, form: str, rank: Rank | Sequence[int] | int | float) -> Rank:
-    if isinstance(rank, float):
-        return rank_of_share(kernel, form, rank)
+def _rank(kernel: Tensor, form: str, rank: Rank | Sequence[int] | Sequence[float] | int | float) -> Rank:
     if isinstance(rank, int):
         return Rank(rank, rank if form == "tucker" else 0)
+    if isinstance(rank, float):
+        return rank_of_share(kernel, form, rank)
+    if all(isinstance(each, float) for each in rank):
+        out, into = (rank_of_share(kernel, form, share) for share in rank)
+        return Rank(out.out, into.into)
     return Rank(*rank)
 
 
