@@ -1,6 +1,8 @@
 """Gated ReLUs, held against the network with gates computed by hand, and the price of a gate."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from torch import nn
 from training_setup import CLASSES, TINY, tiny_images, tiny_run
 
 from pibench.costs.predict import predict
+from pibench.engines import ENGINES
+from pibench.engines.crypten.cost import product, rectified, sign
 from pibench.measure.count import cost_of
 from pibench.models import variants
 from pibench.models.cost import relu_shapes
+from pibench.models.data import default_images
 from pibench.models.masks import random_network_masks
 from pibench.models.training.rows import finish_row
 from pibench.models.transforms import fold_batchnorm, gate_relus, linearize_relus
@@ -22,6 +27,7 @@ from pibench.models.weights import file_name, load
 from pibench.program import ir
 from pibench.program.lower import lower
 
+PAGE = (Path(__file__).parent.parent / "docs" / "reductions.md").read_text()
 NETWORKS = ["resnet18", "resnet18-imagenet", "wrn_22_8", "vgg16"]
 
 
@@ -156,11 +162,39 @@ def test_a_gate_costs_more_than_the_relu_that_it_replaces(monkeypatch):
     assert other.bytes_sent > 1.8 * one.bytes_sent
 
 
+def test_the_docs_give_the_prices(monkeypatch):
+    monkeypatch.setattr(variants, "calibrate", lambda *_: None)  # costs do not depend on statistics
+    (row,) = re.findall(r"^\| `gated\.py` .+$", PAGE, re.MULTILINE)
+    text = " ".join(PAGE.split())
+    programs = {
+        name: lower(variant(name).build(64, None), images(1)).program for name in ("baseline", "gated")
+    }
+    for engine, pattern in (
+        ("stock", r"([\d.]+) MB and (\d+) rounds on stock instead of ([\d.]+) and (\d+)"),
+        ("lean", r"([\d.]+) MB and (\d+) rounds on lean instead of ([\d.]+) and (\d+)"),
+    ):
+        megabytes, rounds, before, rounds_before = map(float, re.search(pattern, row).groups())
+        one, other = (predict(programs[name], engine) for name in ("baseline", "gated"))
+        assert (rounds, rounds_before) == (other.rounds, one.rounds)
+        assert (megabytes, before) == pytest.approx((other.bytes_sent / 1e6, one.bytes_sent / 1e6), rel=0.002)
+    one, other = (predict(programs[name], "stock") for name in ("baseline", "gated"))
+    gates = [step for step in other.steps if step.name.endswith("_gate")]
+    reached = sum(step.bytes_sent for step in gates) / 1e6
+    elements = sum(step.size for step in programs["gated"].steps if step.name.endswith("_gate"))
+    bill = re.search(
+        r"([\d.]+) MB for the second knots, ([\d.]+) MB and 9 rounds for the products, ([\d.]+)", text
+    )
+    found = 232 * elements / 1e6, 16 * elements / 1e6, reached
+    assert tuple(map(float, bill.groups())) == pytest.approx(found, rel=0.005)
+    assert sum(found) == pytest.approx((other.bytes_sent - one.bytes_sent) / 1e6)
+    megabytes, rounds = re.search(r"Such a network would need ([\d.]+) MB and (\d+) rounds", text).groups()
+    assert float(megabytes) == pytest.approx(one.bytes_sent / 1e6 + reached, abs=0.5)
+    assert int(rounds) == one.rounds + sum(step.rounds for step in gates)
+    assert [*sign(7, 2), *product(7)] == rectified(7, 2)  # a step and its product are one ReLU
+
+
 def test_ten_fractional_bits_hold_it_as_the_baseline():
     """lean32 refuses a loss of 2 % and warns above 1 %."""
-    from pibench.engines import ENGINES
-    from pibench.models.data import default_images
-
     x, _ = default_images(2)
     lowered = lower(variant("gated").build(8, None), x).calibrated()
     exact = logits_of(lowered, x)
