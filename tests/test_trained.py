@@ -21,7 +21,7 @@ UNTRAINED = (
     *("senet-merged-0.045", "joint-merged-0.052", "joint-merged-0.026"),
     *("bilinear-1", "bilinear-2"),
     *("trp-channel-0.9", "trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-0.9", "tucker-4"),
-    *("eca", "eca-hard"),
+    *("eca", "eca-hard", "gated"),
     *("poly-0.09", "poly-0.045", "folding-5", "folding-3", "shrinkage-0.9", "cap-joint-0.052"),
     *("cap-3", "cap-10"),
     *("constrained-relus-0.75", "constrained-macs-0.5", "constrained-seconds-0.75", "constrained-masks-0.09"),

@@ -37,6 +37,7 @@ TINY = Plan(
         "pixels": Schedule(2, 0.02, batch=BATCH),
         "ranks": RankSchedule(2, 0.02, batch=BATCH, every=1),
         "attention": Schedule(2, 0.1, batch=BATCH),
+        "fixed_gates": Schedule(2, 0.1, batch=BATCH),
         "bilinear": Schedule(2, 0.05, batch=BATCH),
         "factored": Schedule(1, 0.02, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),

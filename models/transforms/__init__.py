@@ -14,6 +14,7 @@ from pibench.models.transforms.average_pools import average_pools
 from pibench.models.transforms.bilinear_layers import bilinear_layers
 from pibench.models.transforms.factorize_convs import factorize_convs
 from pibench.models.transforms.fold_batchnorm import fold_batchnorm
+from pibench.models.transforms.gate_relus import gate_relus
 from pibench.models.transforms.hoist_padding import hoist_padding
 from pibench.models.transforms.linearize_relus import linearize_relus
 from pibench.models.transforms.mask_pixels import mask_pixels
@@ -28,7 +29,7 @@ Transform = Callable[[nn.Module], fx.GraphModule]
 EXACT = (fold_batchnorm, absorb_skips, merge_convs, merge_linear_stretches)
 APPROXIMATE = (
     *(hoist_padding, linearize_relus, shallow_blocks, average_pools, bilinear_layers, mask_pixels),
-    *(factorize_convs, attend_channels, polynomial_relus, prune_channels),
+    *(factorize_convs, attend_channels, polynomial_relus, prune_channels, gate_relus),
 )
 
 BY_NAME: dict[str, Callable[..., fx.GraphModule]] = {
@@ -47,6 +48,7 @@ __all__ = [
     "bilinear_layers",
     "factorize_convs",
     "fold_batchnorm",
+    "gate_relus",
     "hoist_padding",
     "linearize_relus",
     "mask_pixels",
