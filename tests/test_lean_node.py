@@ -384,29 +384,31 @@ def test_answers_and_traffic(trio, name):
             assert listed == [(s.rounds, s.bytes_sent) for s in costs]
 
 
-@pytest.fixture(scope="module")
-def slim():
-    with Trio(engine="lean32") as made:
-        yield made
+@pytest.fixture(scope="module", params=["lean32", "lean-k"])
+def calibrated_trio(request):
+    with Trio(engine=request.param) as made:
+        yield request.param, made
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_answers_and_traffic_in_32_bits(slim, name):
-    """The same in words of 32 bits, with the bounds of these images: half the bytes for a word."""
+def test_answers_and_traffic_with_calibrated_bounds(calibrated_trio, name):
+    """The same with the bounds of these images: in words of 32 bits, and with the signs of few bits."""
+    engine, trio = calibrated_trio
     weights = random_weights(PROGRAMS[name])
     x = images(PROGRAMS[name], 3)
     made = calibrated(PROGRAMS[name], weights, x)
     expected = plaintext(made, weights, x)
-    slim.load(made, weights)
+    trio.load(made, weights)
     largest = max(1.0, expected.abs().max().item())
-    assert (slim.infer(x).double() - expected).abs().max() < 0.05 * largest
-    slim.prepare(3)
-    plan = make_plan(made, *arithmetic("lean32"))
-    for rank, costs in enumerate(slim.online(x, "profile")):
+    error = 0.05 if engine == "lean32" else 0.002
+    assert (trio.infer(x).double() - expected).abs().max() < error * largest
+    trio.prepare(3)
+    plan = make_plan(made, *arithmetic(engine))
+    for rank, costs in enumerate(trio.online(x, "profile")):
         predicted = cost.step_traffic(plan, 3, rank)
         assert [(s.rounds, s.bytes_sent) for s in costs[:-1]] == [predicted[s.name] for s in costs[:-1]]
         assert (costs[-1].rounds, costs[-1].bytes_sent) == predicted[OPENING]
-        listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic("lean32", made, 3, 2)]
+        listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic(engine, made, 3, 2)]
         assert listed == [(s.rounds, s.bytes_sent) for s in costs]
 
 
