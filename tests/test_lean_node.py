@@ -346,13 +346,16 @@ def test_products_in_the_ring(m, k, n, word):
         conv(8, 4, groups=4, bias=False, stride=(2, 1), padding=(0, 2)),
         conv(4, 4, groups=4, bias=False, dilation=(2, 3)),
         Convolution("w", None, (4, 1, 5, 2), groups=4, padding=(1, 0), stride=(2, 3)),
+        Convolution("w", None, (4, 1, 3, 3), groups=4, padding=(1, 1)),
+        Convolution("w", None, (4, 1, 3, 3), groups=4, padding=(3, 2), stride=(3, 2), dilation=(3, 2)),
     ],
 )
 def test_grouped_convolutions_in_the_ring(operator, word):
-    x, w = in_ring((2, 4, 9, 8), 1), in_ring(operator.weight_shape, 2)
-    o = operator
-    expected = torch.nn.functional.conv2d(x, w, None, o.stride, o.padding, o.dilation, o.groups)
-    assert torch.equal(grouped.convolve(o, x.to(word), w.to(word)), expected.to(word))
+    for size in ((9, 8), (16, 37)):  # a few words, and whole blocks of vectors
+        x, w = in_ring((2, 4, *size), 1), in_ring(operator.weight_shape, 2)
+        o = operator
+        expected = torch.nn.functional.conv2d(x, w, None, o.stride, o.padding, o.dilation, o.groups)
+        assert torch.equal(grouped.convolve(o, x.to(word), w.to(word)), expected.to(word))
 
 
 @pytest.fixture(scope="module")
