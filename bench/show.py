@@ -107,7 +107,8 @@ def cost_tables(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         }
         lines.append(line)
     batch = int(engines["batch"].iloc[0]) if len(engines) else 1
-    noted = engines["note"].dropna().unique()
+    priced = engines[engines["modelled_compute_s"].notna()]
+    noted = (priced if len(priced) else engines)["note"].dropna().unique()
     title = f"Engines, batch {batch}: traffic; modelled seconds, online or of all phases"
     tables[title + (f" ({noted[0]})" if len(noted) == 1 else "")] = pd.DataFrame(lines)
     papers = frame[frame["kind"] == "literature"]

@@ -48,8 +48,8 @@ def lowered(model: nn.Module, images: torch.Tensor = IMAGES) -> Lowered:
     return lower(model, images).calibrated()
 
 
-def test_the_engine_that_is_calibrated():
-    assert CALIBRATED == ["lean32"]
+def test_the_engines_that_are_calibrated():
+    assert CALIBRATED == ["lean-k", "lean32"]
     assert ENGINES["lean32"].options == {
         "ring_bits": 32,
         "fraction_bits": SLIM.fraction,
@@ -148,3 +148,66 @@ def test_a_tree_looks_only_at_the_bits_that_calibrated_values_need():
         plan = make_plan(program, *arithmetic("lean32"))
         assert plan.steps[relu].positions == positions
         assert predict(program, "lean32").rounds == rounds + 1
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[Parties]:
+    with Parties(engine="lean-k") as parties:
+        yield parties
+
+
+@pytest.mark.parametrize(("exponent", "positions", "masks"), [(-9, 32, 104), (12, 32, 104), (13, 48, 157)])
+def test_the_sign_of_a_value_that_fits_in_k_bits_is_exact_in_words_of_64_bits(
+    short, exponent, positions, masks
+):
+    """With 16 fractional bits a value below 2^b has its sign in b + 19 bits; the answer is exact."""
+    images = torch.rand(3, 1, 5, 13, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images[0, 0, 0, :4] = torch.tensor([2.0**-16, -(2.0**-16), 0.0, -1.0])
+    images *= 2.0**exponent
+    short.load(Apply(lambda m, x: m.relu(x).flatten(1), relu=nn.ReLU()), images)
+    plan = make_plan(short.lowered.program, *arithmetic("lean-k"))
+    assert [entry.positions for entry in plan.steps.values() if entry.gadgets] == [positions]
+    short.prepare(3)
+    in_ring = (images.double() * 2.0**16).round() / 2.0**16
+    assert torch.equal(short.infer(images).double(), in_ring.relu().flatten(1))
+    words = 195  # in 4 blocks of 64
+    opened = 8 * words
+    assert short.sent.rounds == 5 + 1
+    assert short.sent.by_party == (8 * masks * 4 + 8 * words + opened, 8 * masks * 4 + 8 * words)
+
+
+@pytest.mark.parametrize("name", ["senet-0.09", "merged-exact"])
+def test_short_signs_send_what_the_law_says_and_less_than_whole_ones(short, name):
+    model = variant(name).build(8, weights=None)
+    short.load(model, IMAGES)
+    program = short.lowered.program
+    made, whole = predict(program, "lean-k"), predict(program, "lean")
+    for image in IMAGES.split(1):
+        short.prepare(1)
+        with torch.no_grad():
+            assert (short.infer(image) - model(image)).abs().max() < 0.005 * model(IMAGES).abs().max()
+        assert (short.sent.rounds, short.sent.by_party) == (made.rounds, made.by_party)
+    assert [(step.name, step.rounds, step.bytes_sent) for step in made.steps] == [
+        (cost.name, cost.rounds, cost.bytes_sent) for cost in short.profile(IMAGES[:1])
+    ]
+    assert made.rounds == whole.rounds
+    kept = {step.name: step.relus for step in program.steps if step.relus}
+    steps = make_plan(program, *arithmetic("lean-k")).steps
+    bits = {name: {32: 104, 48: 157, 64: 210}[steps[name].positions] for name in kept}
+    saved = sum(8 * (210 - bits[name]) * -(-count // 64) for name, count in kept.items())
+    assert whole.bytes_sent - made.bytes_sent == saved > 0
+
+
+def test_an_image_beyond_the_bits_that_are_compared_is_refused(short):
+    short.load(network(), IMAGES)
+    short.prepare(1)
+    with pytest.raises(
+        ValueError, match=r"images reach .* where up to .* was checked|range of the calibration"
+    ):
+        short.infer(2.0**24 * IMAGES[:1])
+
+
+def test_short_signs_need_bounds():
+    program = lower(network(), IMAGES).program
+    with pytest.raises(ValueError, match="a comparison of few bits needs a program with calibrated bounds"):
+        make_plan(program, *arithmetic("lean-k"))

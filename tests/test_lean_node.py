@@ -19,6 +19,7 @@ from pibench.engines import NotPrepared, Setting
 from pibench.engines.lean import ENGINE, cost, gemm, grouped, make_node, winograd
 from pibench.engines.lean.channel import Channel, Wire
 from pibench.engines.lean.keystream import KEY_BYTES, Keystream
+from pibench.engines.lean.linear import lowering
 from pibench.engines.lean.plan import OPENING, make_plan, value_limits
 from pibench.engines.lean.ring import arithmetic
 from pibench.program.ir import (
@@ -39,6 +40,7 @@ from pibench.program.ir import (
     Scale,
     Shift,
     Square,
+    Step,
     Sum,
     Weigh,
 )
@@ -82,6 +84,12 @@ PROGRAMS = {
         ("a", conv(16, 16), ["input"], (16, 16, 17)),
         ("b", Add(), ["a", "input"], (16, 16, 17)),
         ("c", Relu(np.array([5, 700])), ["b"], (16, 16, 17)),
+    ),
+    "winograd of a large kernel": program(
+        (64, 16, 17),
+        ("a", conv(64, 64, 5), ["input"], (64, 16, 17)),
+        ("b", Relu(), ["a"], (64, 16, 17)),
+        ("c", conv(4, 64, 5, name="d", stride=(2, 2)), ["b"], (4, 8, 9)),
     ),
     "linear": program((7,), ("a", fc(5, 7), ["input"], (5,))),
     "linear on the last dimension": program((3, 7), ("a", fc(5, 7, bias=False), ["input"], (3, 5))),
@@ -240,6 +248,77 @@ def test_winograd_is_four_times_the_convolution_in_the_ring(size, padding, batch
 
 
 @pytest.mark.parametrize("word", [torch.int64, torch.int32])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [
+        ((5, 5), (1, 1), (2, 2), (32, 32)),
+        ((5, 5), (2, 2), (2, 1), (33, 40)),
+        ((7, 7), (2, 2), (3, 3), (32, 32)),
+        ((7, 7), (2, 2), (3, 3), (16, 15)),
+        ((9, 9), (2, 2), (4, 4), (35, 32)),
+        ((6, 4), (2, 1), (0, 5), (19, 17)),
+        ((4, 3), (1, 1), (1, 1), (17, 18)),
+        ((11, 7), (3, 3), (1, 9), (40, 20)),
+        ((8, 10), (1, 1), (0, 0), (8, 10)),
+    ],
+)
+def test_winograd_of_larger_kernels_in_the_ring(kernel, stride, padding, size, batch, word):
+    x, w = in_ring((batch, 3, *size), batch), in_ring((4, 3, *kernel), 0)
+    expected = (4 * torch.nn.functional.conv2d(x, w, None, stride, padding)).to(word)
+    u = winograd.arrange(w.to(word), tuple(expected.shape[2:]), stride)
+    got = winograd.convolve(x.to(word), u, padding, tuple(expected.shape[1:]), kernel, stride)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "points"),
+    [(3, 1, 4), (4, 1, 6), (5, 1, 7), (7, 1, 10), (5, 2, 7), (7, 2, 10), (9, 2, 13)],
+)
+def test_pieces_of_larger_kernels_save_products(size, stride, points):
+    """Each tap belongs to one piece, and two outputs need `points` products instead of twice the taps."""
+    found = winograd.pieces(size, stride)
+    taps = sorted(piece.phase + stride * (2 * piece.shift + tap) for piece in found for tap in piece.taps)
+    assert taps == list(range(size))
+    assert sum(piece.last - piece.first for piece in found) == points
+    pixels = (16, 16)
+    assert (
+        winograd.arrange(torch.ones(1, 2, size, size).long(), pixels, (stride, stride)).shape[0] == points**2
+    )
+
+
+def test_a_kernel_that_saves_nothing_has_no_pieces():
+    assert not winograd.suits((3, 3), (2, 2))
+    with pytest.raises(ValueError, match=r"a kernel of \(3, 3\) taps is too small for the stride \(2, 2\)"):
+        winograd.arrange(torch.ones(1, 1, 3, 3).long(), (16, 16), (2, 2))
+
+
+@pytest.mark.parametrize("word", [torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    ("operator", "size", "gain"),
+    [
+        (conv(64, 64, 5, bias=False), (16, 16), 2),
+        (conv(65, 64, 7, bias=False, stride=(2, 2)), (32, 31), 2),
+        (conv(64, 64, 7, bias=False, stride=(2, 2)), (16, 16), 0),  # few tiles
+        (conv(64, 63, 5, bias=False), (16, 16), 0),  # few channels
+        (conv(5, 3, 5, bias=False), (32, 32), 0),  # panels of one row
+        (conv(5, 3, 9, bias=False, stride=(2, 1)), (20, 64), 0),  # parts of rows
+        (conv(5, 3, 5, bias=False, dilation=(2, 1), padding=(4, 2)), (24, 16), 0),  # several rows
+        (conv(5, 3, 5, bias=False), (17, 19), 0),  # no panels
+    ],
+)
+def test_every_lowering_of_a_convolution_in_the_ring(operator, size, gain, word):
+    o = operator
+    x, w = in_ring((2, o.weight_shape[1], *size), 1), in_ring(o.weight_shape, 2)
+    expected = torch.nn.functional.conv2d(x, w, None, o.stride, o.padding, o.dilation)
+    step = Step("s", o, ("input",), (tuple(x.shape[1:]),), tuple(expected.shape[1:]))
+    how = lowering(step)
+    assert how.gain == gain
+    got = how.apply(x.to(word), how.arrange(w.to(word)))
+    assert torch.equal(got, (expected << gain).to(word))
+
+
+@pytest.mark.parametrize("word", [torch.int64, torch.int32])
 @pytest.mark.parametrize(
     ("m", "k", "n"), [(1, 1, 1), (5, 7, 9), (4, 16, 32), (9, 33, 75), (6, 8, 64), (3, 5, 128)]
 )
@@ -267,13 +346,16 @@ def test_products_in_the_ring(m, k, n, word):
         conv(8, 4, groups=4, bias=False, stride=(2, 1), padding=(0, 2)),
         conv(4, 4, groups=4, bias=False, dilation=(2, 3)),
         Convolution("w", None, (4, 1, 5, 2), groups=4, padding=(1, 0), stride=(2, 3)),
+        Convolution("w", None, (4, 1, 3, 3), groups=4, padding=(1, 1)),
+        Convolution("w", None, (4, 1, 3, 3), groups=4, padding=(3, 2), stride=(3, 2), dilation=(3, 2)),
     ],
 )
 def test_grouped_convolutions_in_the_ring(operator, word):
-    x, w = in_ring((2, 4, 9, 8), 1), in_ring(operator.weight_shape, 2)
-    o = operator
-    expected = torch.nn.functional.conv2d(x, w, None, o.stride, o.padding, o.dilation, o.groups)
-    assert torch.equal(grouped.convolve(o, x.to(word), w.to(word)), expected.to(word))
+    for size in ((9, 8), (16, 37)):  # a few words, and whole blocks of vectors
+        x, w = in_ring((2, 4, *size), 1), in_ring(operator.weight_shape, 2)
+        o = operator
+        expected = torch.nn.functional.conv2d(x, w, None, o.stride, o.padding, o.dilation, o.groups)
+        assert torch.equal(grouped.convolve(o, x.to(word), w.to(word)), expected.to(word))
 
 
 @pytest.fixture(scope="module")
@@ -305,29 +387,31 @@ def test_answers_and_traffic(trio, name):
             assert listed == [(s.rounds, s.bytes_sent) for s in costs]
 
 
-@pytest.fixture(scope="module")
-def slim():
-    with Trio(engine="lean32") as made:
-        yield made
+@pytest.fixture(scope="module", params=["lean32", "lean-k"])
+def calibrated_trio(request):
+    with Trio(engine=request.param) as made:
+        yield request.param, made
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_answers_and_traffic_in_32_bits(slim, name):
-    """The same in words of 32 bits, with the bounds of these images: half the bytes for a word."""
+def test_answers_and_traffic_with_calibrated_bounds(calibrated_trio, name):
+    """The same with the bounds of these images: in words of 32 bits, and with the signs of few bits."""
+    engine, trio = calibrated_trio
     weights = random_weights(PROGRAMS[name])
     x = images(PROGRAMS[name], 3)
     made = calibrated(PROGRAMS[name], weights, x)
     expected = plaintext(made, weights, x)
-    slim.load(made, weights)
+    trio.load(made, weights)
     largest = max(1.0, expected.abs().max().item())
-    assert (slim.infer(x).double() - expected).abs().max() < 0.05 * largest
-    slim.prepare(3)
-    plan = make_plan(made, *arithmetic("lean32"))
-    for rank, costs in enumerate(slim.online(x, "profile")):
+    error = 0.05 if engine == "lean32" else 0.002
+    assert (trio.infer(x).double() - expected).abs().max() < error * largest
+    trio.prepare(3)
+    plan = make_plan(made, *arithmetic(engine))
+    for rank, costs in enumerate(trio.online(x, "profile")):
         predicted = cost.step_traffic(plan, 3, rank)
         assert [(s.rounds, s.bytes_sent) for s in costs[:-1]] == [predicted[s.name] for s in costs[:-1]]
         assert (costs[-1].rounds, costs[-1].bytes_sent) == predicted[OPENING]
-        listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic("lean32", made, 3, 2)]
+        listed = [(s.rounds, s.by_party[rank]) for s in cost.traffic(engine, made, 3, 2)]
         assert listed == [(s.rounds, s.bytes_sent) for s in costs]
 
 

@@ -15,6 +15,7 @@ ENGINES: dict[str, Engine] = {
         crypten.ENGINE,
         crypten.BY_HAND,
         lean.ENGINE,
+        lean.SHORT_SIGNS,
         lean.LEAN32,
         spu.SEMI2K,
         spu.ABY3,

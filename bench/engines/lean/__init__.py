@@ -1,12 +1,16 @@
 """The lean engines: two semi-honest parties, and a dealer that is idle online.
 
-Shares are additive. `lean` has words of 64 bits, with 16 fractional bits. `lean32` has words of 32 bits, with
-at most 10 fractional bits of values and 14 of weights; the program tells it how large each value was for the
-example (`ring`). `plan` decides which gadgets each step needs. `relu` and `linear` define what the gadgets
-compute, `material` the randomness that the dealer deals for them, and `kernels` their compiled inner part.
-`channel` carries the words and `keystream` makes them. `node` and `dealer` are the processes.
+Shares are additive. `lean` has words of 64 bits, with 16 fractional bits. `lean-k` is the same, but its
+comparisons look at the k lowest bits of the shares alone: the sign of a value that fits in k bits. `lean32`
+has words of 32 bits, with at most 10 fractional bits of values and 14 of weights. The program tells the last
+two how large each value was for the example (`ring`).
 
-Values of `lean` must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound of each.
+`plan` decides which gadgets each step needs. `relu` and `linear` define what the gadgets compute, `material`
+the randomness that the dealer deals for them, and `kernels` their compiled inner part. `channel` carries the
+words and `keystream` makes them. `node` and `dealer` are the processes.
+
+Values in words of 64 bits must stay below 2^28 in absolute value; `plan.value_limits` returns the exact bound
+of each.
 """
 
 from __future__ import annotations
@@ -79,7 +83,7 @@ def compile_all() -> None:
 
 
 def _engine(name: str, label: str, line: str, filled: bool, **known: Any) -> Engine:
-    """Describes one ring; `known` are its estimates, its options and what else it has of its own."""
+    """Describes one arithmetic; `known` are its estimates, its options and what else it has of its own."""
     return Engine(
         name=name,
         label=label,
@@ -103,6 +107,16 @@ def _engine(name: str, label: str, line: str, filled: bool, **known: Any) -> Eng
 
 
 ENGINE = _engine("lean", "lean (ours)", "-", True, bytes_per_relu=131, compute=0.1)
+SHORT_SIGNS = _engine(
+    "lean-k",
+    "lean, k-bit signs (ours)",
+    "-.",
+    False,
+    bytes_per_relu=106,
+    compute=0.09,
+    calibrated=True,
+    options={"ring_bits": 64, "fraction_bits": 16, "compare_bits": "calibrated"},
+)
 LEAN32 = _engine(
     "lean32",
     "lean, 32 bits (ours)",

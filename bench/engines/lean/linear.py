@@ -6,11 +6,12 @@ map).
 
 There are four lowerings:
 
-- Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`). It computes four times the product.
-  Any bilinear map is allowed, and the two bits go into the scale.
+- Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`), and so do those with larger kernels
+  and many channels. It computes four times the product. Any bilinear map is allowed, and the two bits go into
+  the scale.
 - Maps of few pixels become one product [N H' W', C] @ [C, O] for each place of the kernel, so that the long
   dimension is the inner one.
-- Other convolutions gather the windows of each image and multiply.
+- Other convolutions gather the windows of each image, in panels of the product, and multiply.
 - Grouped convolutions run row by row (`grouped`).
 """
 
@@ -28,6 +29,8 @@ from pibench.program.ir import Affine, Convolution, Linear, Step
 
 _FEW_PIXELS = 16
 _FEW_CHANNELS = 16
+_LARGE_FEW_CHANNELS = 64
+"""The same for kernels above 3 x 3: their pieces have fewer products for each word that is transformed."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,10 @@ def lowering(step: Step) -> Lowering:
     if operator.groups > 1:
         return Lowering(torch.clone, lambda x, w: grouped.convolve(operator, x, w))
     if _suits_winograd(step):
-        pixels = step.shape[1], step.shape[2]
+        pixels, kernel, stride = step.shape[1:], operator.weight_shape[2:], operator.stride
         return Lowering(
-            lambda w: winograd.arrange(w, pixels),
-            lambda x, u: winograd.convolve(x, u, operator.padding, step.shape),
+            lambda w: winograd.arrange(w, pixels, stride),
+            lambda x, u: winograd.convolve(x, u, operator.padding, step.shape, kernel, stride),
             winograd.GAIN,
         )
     if prod(step.shape[1:]) <= _FEW_PIXELS:
@@ -68,11 +71,15 @@ def lowering(step: Step) -> Lowering:
 
 
 def _suits_winograd(step: Step) -> bool:
-    """Returns whether the saved products outweigh the transforms."""
+    """Returns whether the saved products outweigh the transforms, and the larger weights."""
     operator = step.operator
     outputs, inputs, *kernel = operator.weight_shape
-    ordinary = operator.groups == 1 and kernel == [3, 3] and operator.stride == operator.dilation == (1, 1)
-    return ordinary and min(outputs, inputs) >= _FEW_CHANNELS and prod(step.shape[1:]) > _FEW_PIXELS
+    if operator.groups > 1 or operator.dilation != (1, 1):
+        return False
+    if kernel == [3, 3] and operator.stride == (1, 1):
+        return min(outputs, inputs) >= _FEW_CHANNELS and prod(step.shape[1:]) > _FEW_PIXELS
+    fits = winograd.suits(tuple(kernel), operator.stride) and winograd.has_many_tiles(*step.shape[1:])
+    return fits and min(outputs, inputs) >= _LARGE_FEW_CHANNELS
 
 
 def bias_shape(step: Step) -> tuple[int, ...]:
@@ -101,13 +108,34 @@ def _by_windows(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     x = x.contiguous()
     image, channel, row, _ = x.stride()
     y = torch.empty(x.shape[0], o, height, width, dtype=x.dtype)
-    gathered = torch.empty(1, c * kh * kw, height * width, dtype=x.dtype)
-    windows = gathered.view(c, kh, kw, height, width)
-    strides = (channel, dh * row, dw, sh * row, sw)
+    (shape, strides), panels = _gathering((height, width), (sh * row, sw), gemm.panel(x.dtype))
+    shape, strides = (*shape[:2], c, kh, kw, *shape[2:]), (*strides[:2], channel, dh * row, dw, *strides[2:])
+    gathered = torch.empty(shape, dtype=x.dtype)
+    if panels:
+        right = gathered.view(1, -1, c * kh * kw, gemm.panel(x.dtype))
+    else:
+        right = gathered.view(1, c * kh * kw, -1)
     for i in range(x.shape[0]):
-        windows.copy_(x.as_strided(windows.shape, strides, i * image))
-        gemm.multiply(w, gathered, y[i].view(1, o, -1))
+        gathered.copy_(x.as_strided(shape, strides, i * image))
+        gemm.multiply(w, right, y[i].view(1, o, -1), packed=panels)
     return y
+
+
+def _gathering(
+    pixels: tuple[int, int], steps: tuple[int, int], panel: int
+) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], bool]:
+    """Returns the shape and the strides of a map's pixels, with two dimensions of panels first.
+
+    `steps` are the strides of a row and of a column. If panels of `panel` pixels are neither whole rows nor
+    whole parts of rows, there is one panel of all pixels, and the second value is False.
+    """
+    (height, width), (down, right) = pixels, steps
+    if width % panel == 0:
+        return ((height, width // panel, 1, panel), (down, panel * right, 0, right)), True
+    if panel % width == 0 and height * width % panel == 0:
+        rows = panel // width
+        return ((height // rows, 1, rows, width), (rows * down, 0, down, right)), True
+    return ((1, 1, height, width), (0, 0, down, right)), False
 
 
 def _by_places(step: Step, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -185,10 +185,9 @@ class _Scales:
     """The scales of values while the steps are planned in order."""
 
     def __init__(self, program: Program, ring: Ring, compare: bool) -> None:
-        if ring.headroom is not None and not program.bounds:
-            raise ValueError(
-                f"a ring of {ring.bits} bits needs a program with calibrated bounds of its values"
-            )
+        if (compare or ring.headroom is not None) and not program.bounds:
+            what = "a comparison of few bits" if ring.headroom is None else f"a ring of {ring.bits} bits"
+            raise ValueError(f"{what} needs a program with calibrated bounds of its values")
         self.ring = ring
         self.base = ring.fraction
         self.compare = compare

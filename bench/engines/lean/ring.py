@@ -52,7 +52,7 @@ class Ring:
 WIDE = Ring(64, fraction=16, weights=16)
 SLIM = Ring(32, fraction=10, weights=14, headroom=2, least=8)
 
-ARITHMETIC = {"lean": (WIDE, False), "lean32": (SLIM, True)}
+ARITHMETIC = {"lean": (WIDE, False), "lean-k": (WIDE, True), "lean32": (SLIM, True)}
 """The ring of each engine, and whether its comparisons look only at the bits that calibrated bounds need."""
 
 
