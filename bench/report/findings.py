@@ -104,8 +104,8 @@ def findings(report: Report) -> str:
             f"{_faster(lean)} faster online on lean than on stock, with "
             f"{format_ratio(baseline[0]['bytes_sent'] / lean['bytes_sent'])} fewer bytes. `merged-exact` "
             "merges five blocks exactly into kernels of 5x5 and 7x7, which have more MACs: on "
-            f"loopback its speed-up is {_faster(merged[0])} on stock but {_faster(merged[1])} on lean, "
-            f"where arithmetic decides; over the WAN, where rounds decide, it is "
+            f"loopback its speed-up is {_faster(merged[0])} on stock and {_faster(merged[1])} on lean, "
+            f"where `{TYPICAL[1]}` has {_faster(shallow[1])}; over the WAN, where rounds decide, it is "
             f"{_over_wan(report, 'merged-exact', 'lean')} on lean. A cost model that counts ReLUs alone "
             f"sees none of this.{_price(report)}",
         ]
