@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from protocol_rows import SIX, make_five_protocols
 from results_factory import (
     LINKED,
+    VARIANTS,
     case_id,
     make_protocol_row,
     make_protocol_rows,
@@ -30,7 +31,6 @@ from pibench.figures.data import (
     whole_percents,
 )
 from pibench.figures.profiles import merged_names
-from pibench.figures.style import PLAINTEXT
 from pibench.models.catalogue import shown_variants
 from pibench.store.results import ResultsError
 
@@ -193,17 +193,24 @@ def test_latency_is_drawn_where_it_was_measured(data):
     assert any(end == pytest.approx((case["online_low_s"], case["online_high_s"])) for end in ends)
 
 
-def test_labels_stand_beyond_the_bars(awkward):
-    axes = figures.latency_vs_relus(awkward).axes[0]
-    summary = awkward.summary[awkward.summary["role"] == "headline"]
-    for label in axes.texts:
-        if label.get_text() == PLAINTEXT[0]:
-            continue
-        family, engine = label.get_text().split(", ")
-        relus, y = label.xy
-        (case,) = summary[(summary["relus"] == relus) & (summary["engine"] == engine)].itertuples()
-        assert family.lower() in case.variant
-        assert not case.online_low_s < y < case.online_high_s
+def test_families_and_engines_are_named_once(data):
+    (legend,) = figures.latency_vs_relus(data).legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["baseline", "SENet", "joint", "merged-exact", "stock (CrypTen)", "lean (ours)"]
+
+
+def test_many_noisy_cases_are_counted_and_few_are_named():
+    rows = [make_row(variant, engine) for engine in ("stock", "lean") for variant in VARIANTS]
+    for row in rows:
+        row["times"]["online_s"] = [
+            second * (1 + 0.5 * (n % 2)) for n, second in enumerate(row["times"]["online_s"])
+        ]
+    assert "Noisy (IQR over 10 % of the median): 20 of 20 cases." in noise_of(rows)
+    assert "Noisy (IQR over 10 % of the median): stock baseline, stock senet-0.36." in noise_of(rows[:2])
+
+
+def noise_of(rows):
+    return " ".join(texts(figures.latency_vs_relus(tables(rows))).split())
 
 
 def bars(axes):

@@ -86,7 +86,8 @@ def test_the_words_of_the_findings_hold_for_their_numbers():
     for engine in ("stock", "lean"):
         assert faster["senet-0.09", engine] < 1.5  # little time
         assert faster["joint-0.09", engine] > faster["senet-0.09", engine]
-    assert faster["merged-exact", "lean"] < 1 < faster["merged-exact", "stock"]
+    for engine in ("stock", "lean"):
+        assert faster["merged-exact", engine] < faster["joint-0.052", engine]
     assert cases["macs"]["merged-exact", "lean"] > cases["macs"]["baseline", "lean"]
     equal_budget = pairs["joint"] == "joint-0.09"
     assert pairs[equal_budget].set_index("width").loc[64, "seeds"] == 1

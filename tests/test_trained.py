@@ -28,7 +28,15 @@ UNTRAINED = (
 NARROW = (
     *("joint", "senet-merged-0.36", "senet-merged-0.18", "senet-merged-0.09", "senet-merged-0.045"),
     *("joint-merged-0.208", "joint-merged-0.104", "joint-merged-0.09", "joint-merged-0.052"),
-    *("joint-merged-0.026", "pixels-0.75", "pixels-0.5", "cap-3", "cap-10", "cap-untuned-3", "cap-untuned-10"),
+    *(
+        "joint-merged-0.026",
+        "pixels-0.75",
+        "pixels-0.5",
+        "cap-3",
+        "cap-10",
+        "cap-untuned-3",
+        "cap-untuned-10",
+    ),
     *("trp-channel-0.9", "tucker-0.9"),
 )
 """Variants that are trained at width 16 alone: no CUDA device was left for them at full width."""

@@ -107,7 +107,8 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
     if cases.groupby("engine")["variant"].nunique().max() < 2:
         raise Missing(f"it needs measured cases of two trained variants at width {TRAINED_WIDTH}")
     engines = engines_of(cases)
-    figure, panels = panels_beside(len(engines), 3.5, 1 if len(engines) > 1 else 0.6)
+    many = points.loc[points.index.isin(cases["variant"]), "family"].nunique() > 7
+    figure, panels = panels_beside(len(engines), 4.2 if many else 3.5, 1 if len(engines) > 1 else 0.6)
     labelled = []
     for axes, engine in zip(panels, engines, strict=True):
         of_engine = cases[cases["engine"] == engine].set_index("variant")
@@ -122,7 +123,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
         axes.margins(x=0.12, y=0.09)
         labelled.append((axes, shown, times["online_median_s"], bars))
     label_y(panels, "test accuracy, %")
-    columns = 7 if len(engines) > 1 else 4
+    columns = (5 if many else 7) if len(engines) > 1 else 4
     _legend(figure, _family_handles(points[points.index.isin(cases["variant"])]), columns, "center")
     add_caption(
         figure,

@@ -71,6 +71,8 @@ LINKS = {  # link or channel: (its name in figures, colour, marker)
 }
 PLAINTEXT = ("plaintext, float32", "0.35")
 """The name and the colour of the network itself, without privacy."""
+NAMED = 12
+"""So many noisy cases are named below a figure; more are counted."""
 BAND = {"facecolor": "0.85", "edgecolor": "none", "zorder": 0}
 
 
@@ -229,6 +231,8 @@ def add_caption(
         noisy = cases[(cases[judged].astype(str) == "True").any(axis=1)]
         if not noisy.empty:
             names = ", ".join(noisy["engine"] + " " + noisy["variant"])
+            if len(noisy) > NAMED:
+                names = f"{len(noisy)} of {len(cases)} cases"
             text += f" Noisy (IQR over 10 % of the median): {names}."
     machines = [
         f"{cpu}, {int(cores) if not pd.isna(cores) else 'unknown'} cores"

@@ -36,6 +36,7 @@ from pibench.figures.style import (
     category_axis,
     error_bars,
     family_style,
+    is_narrow,
     one_panel,
     panels_beside,
     plain_log,
@@ -53,7 +54,7 @@ def latency_vs_relus(tables: Tables) -> Figure:
     cases = headline_cases(tables.summary)
     if cases["variant"].nunique() < 2:
         raise Missing("it needs at least two variants in the role headline")
-    figure, axes = one_panel(0.72, 3.7)
+    figure, axes = one_panel(0.72, 4.0)
     for engine in engines_of(cases):
         of_engine = cases[cases["engine"] == engine]
         for family, group in of_engine.groupby(of_engine["variant"].map(family_name), sort=False):
@@ -72,13 +73,13 @@ def latency_vs_relus(tables: Tables) -> Figure:
                 elinewidth=0.8,
                 capsize=2,
             )
-        _label_ends(axes, of_engine, engine)
     _draw_plaintext(axes, cases)
     axes.set(xscale="log", yscale="log")
     axes.set_xlabel("ReLUs evaluated per image, thousands")
     axes.set_ylabel("online latency, seconds")
-    axes.margins(x=0.18, y=0.1)
+    axes.margins(x=0.08, y=0.1)
     plain_log(axes.xaxis, 1e3)
+    _add_legend_of_lines(figure, cases)
     plain_log(axes.yaxis)
     add_caption(
         figure,
@@ -286,23 +287,17 @@ def _draw_plaintext_batches(axes: Axes, cases: pd.DataFrame) -> None:
         )
 
 
-def _label_ends(axes: Axes, cases: pd.DataFrame, engine: str) -> None:
-    """Names each family at its case with the fewest ReLUs, on the side away from the nearest other family."""
-    order = cases.sort_values("relus")
-    columns = ["relus", "online_median_s", "online_low_s", "online_high_s"]
-    ends = order.groupby(order["variant"].map(family_name), sort=False)[columns].head(1)
-    ends = ends.set_index(order.loc[ends.index, "variant"].map(family_name))
-    for family, (relus, seconds, low, high) in ends.iterrows():
-        name, colour, _ = family_style(family)
-        rest = ends.drop(index=family)
-        near = (rest["relus"] / relus).where(rest["relus"] >= relus, relus / rest["relus"])
-        above = rest.empty or seconds >= rest.loc[near.idxmin(), "online_median_s"]
-        axes.annotate(
-            f"{name}, {engine}",
-            (relus, np.nanmax([seconds, high]) if above else np.nanmin([seconds, low])),
-            xytext=(0, 6 if above else -6),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            color=colour,
-        )
+def _add_legend_of_lines(figure: Figure, cases: pd.DataFrame) -> None:
+    """Names the families by colour and marker, and the engines by line and filling."""
+    handles = []
+    for family in dict.fromkeys(cases["variant"].map(family_name)):
+        name, colour, marker = family_style(family)
+        size = 8 if marker == "*" else 4.5
+        look = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none"}
+        handles.append(Line2D([], [], label=name, **look))
+    for engine in engines_of(cases):
+        look = engine_look(engine)
+        filled = "0.3" if look.filled else "white"
+        line = {"color": "0.3", "linestyle": look.line, "marker": "o", "markerfacecolor": filled}
+        handles.append(Line2D([], [], label=look.label, **line))
+    figure.legend(handles=handles, loc="outside upper left", ncols=2 if is_narrow() else 4, handlelength=2.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from pibench.models.pairs import EQUAL, PAIRS, TYPICAL
+from pibench.models.pairs import EQUAL, MERGED, PAIRS, TYPICAL
 from pibench.models.published import JOINT_REDUCTION
 from pibench.report.cells import (
     conditions_line,
@@ -92,7 +92,8 @@ def findings(report: Report) -> str:
             f"{format_count(shallow[0]['rounds'])} rounds (lean {format_count(shallow[1]['rounds'])}), and "
             f"is {_ratio(equal, 'stock')} faster than `{senet}` on stock and {_ratio(equal, 'lean')} on "
             f"lean. Trained at this width it is {format_points(equal['accuracy_difference'])} points from "
-            f"it (one seed; {equal['epochs_joint']} epochs against {equal['epochs_senet']}).",
+            f"it (one seed; {equal['epochs_joint']} epochs against {equal['epochs_senet']})."
+            f"{_merged(report)}",
             f"3. **{iso_accuracy_title(curves)}** Its authors claim {CLAIMED}. "
             f"{iso_accuracy_sentences(curves)} With a budget {JOINT_REDUCTION['relus']} times smaller joint "
             f"reduction stays within one point of SENet in {within} of {len(budgets)} pairs "
@@ -109,6 +110,26 @@ def findings(report: Report) -> str:
             f"{_over_wan(report, 'merged-exact', 'lean')} on lean. A cost model that counts ReLUs alone "
             f"sees none of this.{_price(report)}",
         ]
+    )
+
+
+def _merged(report: Report) -> str:
+    """Returns what merging linear stretches adds, as further sentences; empty if it was not measured."""
+    lines = report.pairs.set_index(["senet", "joint", "width"])
+    (senet, joint), (both, _) = MERGED
+    if not {(senet, joint, WIDTH), (both, joint, WIDTH), (senet, joint, TRAINED_WIDTH)} <= set(lines.index):
+        return ""
+    wide, fair = lines.loc[(senet, joint, WIDTH)], lines.loc[(both, joint, WIDTH)]
+    points = lines.loc[(senet, joint, TRAINED_WIDTH), "accuracy_difference"]
+    known = [line[f"{engine}_online_ratio"] for line in (wide, fair) for engine in ENGINES]
+    if pd.isna([wide["macs_ratio"], points, *known]).any():
+        return ""
+    return (
+        f" Where several layers in a row keep no ReLU they are one convolution. `{joint}` merges them: "
+        f"{format_ratio(wide['macs_ratio'])} fewer MACs than `{senet}` at equal ReLUs, "
+        f"{_ratio(wide, 'stock')} faster on stock and {_ratio(wide, 'lean')} on lean, at "
+        f"{format_points(points)} points (trained at width {TRAINED_WIDTH}, one seed). Against "
+        f"`{both}`, which is merged too, it is {_ratio(fair, 'stock')} and {_ratio(fair, 'lean')} faster."
     )
 
 
