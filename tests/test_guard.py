@@ -331,3 +331,11 @@ def test_a_range_that_was_judged_is_not_judged_again(parties, monkeypatch):
         parties.prepare(1)
         parties.infer(images)
     assert seen == [1]
+
+
+@pytest.mark.parametrize("engine", ["stock", "lean"])
+def test_a_network_without_a_step_can_be_judged(engine):
+    """It has no values of its own that could be too few."""
+    lowered = lower(nn.Identity(), torch.ones(1, 3))
+    assert not lowered.program.steps
+    judges.judge(ENGINES[engine], lowered, torch.ones(1, 3), torch.ones(1, 3, dtype=torch.float64))

@@ -1,6 +1,7 @@
 """Ranks that training prunes: truncations held against the SVD and autograd, and what is made of them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,3 +200,10 @@ def test_the_factored_network_is_the_truncated_one(tmp_path):
     x = torch.cat(list(tiny_images().sample(20)))
     with torch.no_grad():
         torch.testing.assert_close(model(x), learnt[0](x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["trp-channel-0.9", "trp-channel-4", "tucker-4"])
+def test_other_networks_have_nominal_ranks_until_they_are_trained(name):
+    for network in ("vgg16", "resnet34"):
+        (step,) = replace(variant(name), network=network).steps
+        assert step.arguments["ranks"] == 0.25

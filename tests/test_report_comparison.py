@@ -45,6 +45,13 @@ def test_without_a_headline_links_are_shown_by_quotients_of_medians():
     assert f"{medians['baseline'] / medians['joint-0.052']:.2f}×" in text
 
 
+def test_a_run_over_links_alone_is_compared(summary):
+    links = summarize([make_row("baseline", link="wan", role="link", count=1)])
+    for reference in (links, summary):
+        text = compare(links, reference)
+        assert "speed-ups" not in text
+
+
 def test_nothing_measured_is_said():
     assert short_tables(summarize([])) == "No case has been measured."
 

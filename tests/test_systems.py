@@ -74,9 +74,22 @@ def test_level_networks_are_not_beaten(content, rows):
     assert near.loc["joint-0.052", "worth"], "as 0.4 points are within the error"
 
 
+def test_a_network_that_a_faster_one_equals_is_not_worth_its_time(content, rows):
+    """Half a point is level for a faster network alone."""
+    slow = [make_accuracy_row("deepreduce", accuracy_test=0.628, seed=seed) for seed in (0, 1)]
+    others = [each for each in content if each["variant"] != "deepreduce"]
+    found = report.tabulate_systems(report.summarize(rows), table([*others, *slow]))
+    near = found[found["link"] == "loopback"].set_index("variant")
+    assert near.loc["deepreduce", "behind"] == pytest.approx(0.002)
+    assert not near.loc["deepreduce", "worth"], "joint-0.052 is faster and more accurate"
+
+
 def test_the_verdict_names_who_is_worth_it_where(systems):
     text = systems_verdict(systems)
-    assert "Everywhere: `baseline` and `joint-0.052`. Nowhere: `senet-0.09` and `deepreduce`." in text
+    assert (
+        "Wherever they were measured: `baseline` and `joint-0.052`. Nowhere: `senet-0.09` and `deepreduce`."
+        in text
+    )
     assert (
         "- **lean (ours), emulated WAN** (4 networks): `joint-0.052` (63.00 %, 5.00 s) and `baseline` "
         "(68.00 %, 10.0 s). Furthest behind: `deepreduce` (8.0 points to `joint-0.052`) and `senet-0.09` "

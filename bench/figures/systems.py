@@ -47,7 +47,7 @@ def systems(tables: Tables) -> Figure:
     label_y(panels, f"test accuracy, % (width {TRAINED_WIDTH})")
     shown = set(lines.loc[lines["link"].isin(links), "variant"].map(catalogue.family_name))
     handles = []
-    for family in catalogue.families():
+    for family in [*catalogue.families(), *sorted(shown - set(catalogue.families()))]:
         if family in shown:
             name, colour, marker = family_style(family)
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
@@ -59,8 +59,8 @@ def systems(tables: Tables) -> Figure:
         figure,
         f"Accuracy of networks trained at width {TRAINED_WIDTH} on CIFAR-100; latency of the same structures "
         f"at width {WIDTH}, batch 1, two parties, medians. Horizontal bars: 95 % intervals. The line joins "
-        "the networks that no other one beats in both. At the points, where there is room: the end of the "
-        "variant's name.",
+        "the networks that no other one beats in both, however little. At the points, where there is room: "
+        "the end of the variant's name.",
     )
     for axes, points in labelled:
         _label(axes, points)

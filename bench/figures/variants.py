@@ -152,7 +152,7 @@ def relus_macs_latency(tables: Tables) -> Figure:
             if not pd.isna(values[variant]):
                 add_note(axes, relative[variant], place, short_number(values[variant]))
         axes.axvline(100, color="black", linewidth=0.6, linestyle=":")
-        axes.set_title(title[::-1].replace(" ,", "\n,", 1)[::-1])  # the unit has a line of its own
+        axes.set_title(",\n".join(title.rsplit(", ", 1)))  # the unit has a line of its own
         axes.set_xlabel("% of baseline")
         axes.set_xlim(0, 1.32 * max(100, relative.max()))
         axes.set_xticks([0, 50, 100])

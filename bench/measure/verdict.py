@@ -59,7 +59,8 @@ class Truth:
         if not repeated or chance < IMPLAUSIBLE:
             raise WrongAnswer(
                 f"{wrong} of {answers} {what} are off by {self.tolerance:.3g} or more (2 % of the spread "
-                f"{self.spread:.3g} between images); the parties do not compute this network"
+                f"{self.spread:.3g} between images); the parties do not compute this network, or its answers "
+                "differ by less than this engine's fixed point holds: try one with more fractional bits"
             )
 
 

@@ -138,7 +138,8 @@ def demand_precision(
     `lowered` is the network with its values on these images [N, ...]. A `usual` loss, as a share of the
     largest number of the answers, needs no warning.
     """
-    draws = min(max(DRAWN // sum(math.prod(step.shape) for step in lowered.program.steps), 1), MOST_DRAWS)
+    values = sum(math.prod(step.shape) for step in lowered.program.steps)
+    draws = min(max(DRAWN // max(values, 1), 1), MOST_DRAWS)
     images, exact = (torch.cat([each.to(torch.float64)] * draws) for each in (images, exact))
     loss = _loss(rehearse(lowered.program, lowered.weights, images, None), exact)
     if loss <= usual:

@@ -185,7 +185,8 @@ def _compare_speedups(both: pd.DataFrame) -> list[str]:
     judged, apart = 0, []
     for _, case in both.iterrows():
         clock = clocks_of(case["engine"])[-1]
-        value, there = case[f"{clock}_speedup"], case[f"{clock}_speedup_low_reference"]
+        # A run over links alone has no speed-up at all, and so no such column.
+        value, there = case.get(f"{clock}_speedup"), case.get(f"{clock}_speedup_low_reference")
         if pd.isna(value) or pd.isna(there) or case["reference_case"] != case["reference_case_reference"]:
             continue
         judged += 1

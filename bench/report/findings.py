@@ -116,19 +116,19 @@ def findings(report: Report) -> str:
 def _merged(report: Report) -> str:
     """Returns what merging linear stretches adds, as further sentences; empty if it was not measured."""
     lines = report.pairs.set_index(["senet", "joint", "width"])
-    (senet, joint), (both, _) = MERGED
+    (senet, joint), (both, _) = MERGED[:2]
     if not {(senet, joint, WIDTH), (both, joint, WIDTH), (senet, joint, TRAINED_WIDTH)} <= set(lines.index):
         return ""
     wide, fair = lines.loc[(senet, joint, WIDTH)], lines.loc[(both, joint, WIDTH)]
-    points = lines.loc[(senet, joint, TRAINED_WIDTH), "accuracy_difference"]
+    points, seeds = lines.loc[(senet, joint, TRAINED_WIDTH), ["accuracy_difference", "seeds"]]
     known = [line[f"{engine}_online_ratio"] for line in (wide, fair) for engine in ENGINES]
     if pd.isna([wide["macs_ratio"], points, *known]).any():
         return ""
     return (
-        f" Where several layers in a row keep no ReLU they are one convolution. `{joint}` merges them: "
+        f" Layers in a row that keep no ReLU can be merged into one convolution, as in `{joint}`: "
         f"{format_ratio(wide['macs_ratio'])} fewer MACs than `{senet}` at equal ReLUs, "
-        f"{_ratio(wide, 'stock')} faster on stock and {_ratio(wide, 'lean')} on lean, at "
-        f"{format_points(points)} points (trained at width {TRAINED_WIDTH}, one seed). Against "
+        f"{_ratio(wide, 'stock')} faster on stock and {_ratio(wide, 'lean')} on lean, and "
+        f"{format_points(points)} points from it in accuracy (width {TRAINED_WIDTH}, n = {seeds}). Against "
         f"`{both}`, which is merged too, it is {_ratio(fair, 'stock')} and {_ratio(fair, 'lean')} faster."
     )
 

@@ -51,6 +51,7 @@ SYSTEMS = (
     "behind",
     "behind_of",
     "worth",
+    "commit",
 )
 
 
@@ -60,7 +61,8 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
     `summary` is the result of `summarize`, `accuracy` that of `tabulate_accuracy`. `accuracy` of a line is
     the mean over seeds of the variant's test accuracy at width 16, NaN if it is not trained. `behind` is how
     much less that is than of `behind_of`, the most accurate network that is no slower under this engine and
-    link. `worth` tells that it is not behind. Both are missing without an accuracy.
+    link. `worth` tells that it is level with that one, and that no faster network is as accurate. Both are
+    missing without an accuracy.
     """
     if summary.empty:
         return pd.DataFrame(columns=list(SYSTEMS))
@@ -87,9 +89,11 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
             rivals = known[known["online_median_s"] <= NO_SLOWER * line["online_median_s"]]
             best = rivals.loc[rivals["accuracy"].idxmax()]
             behind = best["accuracy"] - line["accuracy"]
+            faster = NO_SLOWER * known["online_median_s"] < line["online_median_s"]
+            beaten = bool((faster & (known["accuracy"] >= line["accuracy"])).any())
             lines.loc[index, "behind"] = behind
             lines.loc[index, "behind_of"] = best["variant"] if behind else None
-            lines.loc[index, "worth"] = bool(behind <= LEVEL)
+            lines.loc[index, "worth"] = bool(behind <= LEVEL) and not beaten
     place = {name: at for at, name in enumerate(catalogue.variant_names())}
     order = sorted(
         lines.index,
@@ -125,7 +129,7 @@ def systems_section(systems: pd.DataFrame) -> str:
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
             "CIFAR-100, test images. *noisy*: the interquartile range exceeds 10 % of the median. A dash: "
-            "not measured.",
+            f"not measured. Rows are of {systems['commit'].nunique()} commits, which `systems.csv` names.",
         ]
     )
 
@@ -186,21 +190,22 @@ def systems_verdict(systems: pd.DataFrame) -> str:
         items.append(text)
     if not judged:
         return ""
-    everywhere, nowhere = set(known["variant"]), set(known["variant"])
+    everywhere = {variant for group in judged for variant in group["variant"]}
+    nowhere = set(everywhere)
     for group in judged:
         yes = group["worth"].astype(bool)
         everywhere -= set(group.loc[~yes, "variant"])
         nowhere -= set(group.loc[yes, "variant"])
     names = [
         f"{text}: {listed(f'`{name}`' for name in sorted(found, key=variant_place))}."
-        for text, found in (("Everywhere", everywhere), ("Nowhere", nowhere))
+        for text, found in (("Wherever they were measured", everywhere), ("Nowhere", nowhere))
         if found
     ]
     return "\n\n".join(
         [
             "**Which reductions are worth their accuracy?** Those that no other network beats: none that is "
             f"no slower (up to {100 * (NO_SLOWER - 1):.0f} %) is more accurate (by over {100 * LEVEL:.1f} "
-            f"points). {' '.join(names)}",
+            f"points), and none that is faster is as accurate. {' '.join(names)}",
             "\n".join(items),
         ]
     )

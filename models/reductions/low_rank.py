@@ -128,7 +128,7 @@ def structure(layout: Layout, form: str, energy: float | None) -> tuple[Step, ..
     are `SHARE`.
     """
     found = FOUND.get(form, {}) if energy is not None else {}
-    known = [block.conv2 for block in layout.blocks] == [name for name in BLOCKS if found]
+    known = bool(found) and [block.conv2 for block in layout.blocks] == list(BLOCKS)
     return (Step("factorize_convs", {"form": form, "ranks": found if known else SHARE, "fit": False}),)
 
 

@@ -141,8 +141,9 @@ def multiply(
 ) -> torch.Tensor:
     """Computes out[p] = a[p] b[p] (or += with `add`) for a [P, M, K], b [P, K, N], out [P, M, N].
 
-    All three are int64, or all int32. `packed` is true if b comes from `pack`. Rows of b and out must be
-    contiguous; other strides are free. An `out` with stride 0 in P, together with `add`, sums over P.
+    All three are int64, or all int32. `packed` is true if b is in panels, as `pack` makes them. Rows of b
+    and out must be contiguous; other strides are free. An `out` with stride 0 in P, together with `add`, sums
+    over P.
     """
     count, m, k = a.shape
     n = out.shape[2]

@@ -6,13 +6,13 @@ map).
 
 There are four lowerings:
 
-- Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`), and so do those with larger kernels
-  and many channels. It computes four times the product. Any bilinear map is allowed, and the two bits go into
-  the scale.
+- Ordinary 3 x 3 convolutions run by Winograd's algorithm (`winograd`), and so do those with larger kernels,
+  many channels and many tiles. It computes four times the product. Any bilinear map is allowed, and the two
+  bits go into the scale.
 - Maps of few pixels become one product [N H' W', C] @ [C, O] for each place of the kernel, so that the long
   dimension is the inner one.
 - Other convolutions gather the windows of each image, in panels of the product, and multiply.
-- Grouped convolutions run row by row (`grouped`).
+- Grouped convolutions sum words at fixed distances (`grouped`).
 """
 
 from __future__ import annotations
