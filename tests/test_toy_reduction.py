@@ -113,7 +113,7 @@ def test_it_is_measured_reported_and_drawn(toy, tmp_path):
     ][:1]
     assert "not trained yet" in said
     figure = latency_vs_relus(Tables(*(getattr(report, name) for name in CSVS)))
-    assert "toy, lean" in [text.get_text() for text in figure.findobj(Text)]
+    assert "toy" in [text.get_text() for text in figure.findobj(Text)]
 
 
 def test_it_is_gone_after_the_test():

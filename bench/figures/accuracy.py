@@ -64,7 +64,8 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
 def accuracy_full_width(tables: Tables) -> Figure:
     """Draws accuracy against ReLUs of the networks trained at full width, with published points."""
     points = trained_points(tables.accuracy, FULL_WIDTH)
-    figure, axes = one_panel(0.72, 4.3)
+    rows = -(-points["family"].nunique() // 2)  # of the legend
+    figure, axes = one_panel(0.72, 4.3 + 0.16 * max(0, rows - 10))
     _draw_published(axes, 1e3)
     _draw_families(axes, points, points["relus"] / 1e3)
     axes.set(xscale="log", xlabel="ReLUs per image, thousands", ylabel="test accuracy, %")

@@ -273,7 +273,7 @@ def add_point_labels(
     inside = Bbox(scale * frame.get_points())
     for x, y, text, colour in labels:
         at = scale * axes.transData.transform((x, y))
-        box = (0.62 * size * len(text), 1.15 * size)
+        box = (0.62 * size * len(text) + 2, 1.15 * size)
         places = [
             Bbox.from_bounds(
                 at[0] + away * dx + (dx - 1) * box[0] / 2, at[1] + away * dy + (dy - 1) * box[1] / 2, *box
