@@ -6,9 +6,11 @@ shapes the link, the addresses of the others are ports of the relay. The bytes o
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 from torch.distributed import PrefixStore, Store
@@ -18,6 +20,9 @@ from pibench.engines.base import Setting
 from pibench.links.route import port_through
 
 RETRY_MS = 100
+UNCLAIMED = range(20_000, 32_768)
+"""Ports below those that Linux gives to connections, and to whoever asks for any port."""
+TRIES = 16
 
 
 def connect(setting: Setting) -> tuple[Any, Store]:
@@ -67,9 +72,13 @@ def attempts(timeout_s: float) -> int:
 
 
 def free_port(host: str, ports: tuple[int, ...]) -> int:
-    """Returns the first of `ports` that is free at `host` (0: any); SPU opens it a moment later."""
+    """Returns the first of `ports` that is free at `host`; SPU opens it a moment later.
+
+    0 stands for any of `UNCLAIMED`, which no connection of another process takes meanwhile.
+    """
     reasons = []
-    for port in ports:
+    unclaimed = random.SystemRandom().sample(UNCLAIMED, TRIES)
+    for port in chain.from_iterable([named] if named else unclaimed for named in ports):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
