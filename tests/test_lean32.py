@@ -88,8 +88,7 @@ def test_an_image_beyond_the_calibrated_range_is_refused_and_the_next_one_is_ans
         slim.infer(2.0**12 * IMAGES[:1])
     total = Apply(lambda m, x: m.conv(x).flatten(1), conv=nn.Conv2d(3, 1, 3, bias=False)).eval()
     nn.init.constant_(total.conv.weight, 4.0)
-    places = torch.arange(8)
-    board = (1.0 - 2.0 * ((places[:, None] + places) % 2)).expand(1, 3, 8, 8)  # windows sum to 3 at most
+    board = checkers()
     slim.load(total, board)
     slim.prepare(1)
     with pytest.raises(ValueError, match=r"the images leave the range of the calibration: .*'conv'"):
@@ -198,6 +197,12 @@ def test_short_signs_send_what_the_law_says_and_less_than_whole_ones(short, name
     assert whole.bytes_sent - made.bytes_sent == saved > 0
 
 
+def checkers():
+    """An image of plus and minus 1, whose windows of 3 x 3 sum to 3 at most."""
+    places = torch.arange(8)
+    return (1.0 - 2.0 * ((places[:, None] + places) % 2)).expand(1, 3, 8, 8)
+
+
 def test_an_image_beyond_the_bits_that_are_compared_is_refused(short, monkeypatch):
     """Also where the driver does not check the answers."""
     monkeypatch.setattr(short, "_check", False)
@@ -207,8 +212,7 @@ def test_an_image_beyond_the_bits_that_are_compared_is_refused(short, monkeypatc
         short.infer(2.0**24 * IMAGES[:1])
     total = Apply(lambda m, x: m.conv(x).relu().flatten(1), conv=nn.Conv2d(3, 1, 3, bias=False)).eval()
     nn.init.constant_(total.conv.weight, 2048.0)
-    places = torch.arange(8)
-    board = (1.0 - 2.0 * ((places[:, None] + places) % 2)).expand(1, 3, 8, 8)  # windows sum to 3 at most
+    board = checkers()
     short.load(total, board)
     short.prepare(1)
     with pytest.raises(ValueError, match=r"the images leave the range of the calibration: .*'conv'"):

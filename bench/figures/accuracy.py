@@ -17,6 +17,7 @@ from pibench.figures.style import (
     add_point_labels,
     add_small_print,
     error_bars,
+    family_handles,
     family_style,
     is_narrow,
     label_y,
@@ -51,7 +52,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
     label_y(panels, "test accuracy, %")
     panels[0].set_xlabel("ReLUs per image, thousands")
     panels[1].set_xlabel("ReLUs kept, % of the original network's")
-    _legend(figure, _family_handles(points), 3, "left", f"Ours, width {TRAINED_WIDTH}")
+    _legend(figure, family_handles(points["family"]), 3, "left", f"Ours, width {TRAINED_WIDTH}")
     _legend(figure, _published_handles(), 3, "right", "Published by others, width 64")
     add_small_print(
         figure,
@@ -71,7 +72,7 @@ def accuracy_full_width(tables: Tables) -> Figure:
     axes.set(xscale="log", xlabel="ReLUs per image, thousands", ylabel="test accuracy, %")
     plain_log(axes.xaxis)
     axes.margins(x=0.08, y=0.07)
-    _legend(figure, _family_handles(points), 2, "left", f"Ours, width {FULL_WIDTH}")
+    _legend(figure, family_handles(points["family"]), 2, "left", f"Ours, width {FULL_WIDTH}")
     _legend(figure, _published_handles(), 2, "right", f"Published by others, width {FULL_WIDTH}")
     add_small_print(
         figure,
@@ -90,7 +91,7 @@ def accuracy_vs_macs(tables: Tables) -> Figure:
     axes.set_xlabel("MACs per image, millions")
     axes.set_ylabel("test accuracy, %")
     axes.margins(x=0.16, y=0.07)
-    _legend(figure, _family_handles(points), 4, "center")
+    _legend(figure, family_handles(points["family"]), 4, "center")
     add_small_print(
         figure,
         "At the points, where there is room: share of ReLUs kept, as in the names; all: all that merging "
@@ -108,7 +109,8 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
     if cases.groupby("engine")["variant"].nunique().max() < 2:
         raise Missing(f"it needs measured cases of two trained variants at width {TRAINED_WIDTH}")
     engines = engines_of(cases)
-    many = points.loc[points.index.isin(cases["variant"]), "family"].nunique() > 7
+    families = points.loc[points.index.isin(cases["variant"]), "family"]
+    many = families.nunique() > 7
     figure, panels = panels_beside(len(engines), 4.2 if many else 3.5, 1 if len(engines) > 1 else 0.6)
     labelled = []
     for axes, engine in zip(panels, engines, strict=True):
@@ -125,7 +127,7 @@ def accuracy_vs_latency(tables: Tables) -> Figure:
         labelled.append((axes, shown, times["online_median_s"], bars))
     label_y(panels, "test accuracy, %")
     columns = (5 if many else 7) if len(engines) > 1 else 4
-    _legend(figure, _family_handles(points[points.index.isin(cases["variant"])]), columns, "center")
+    _legend(figure, family_handles(families), columns, "center")
     add_caption(
         figure,
         cases,
@@ -251,18 +253,6 @@ def _label_shares(
         for start, end in pairwise(line):
             inked += [*zip(*(np.linspace(a, b, 25) for a, b in zip(start, end, strict=True)), strict=True)]
     add_point_labels(axes, labels, inked)
-
-
-def _family_handles(points: pd.DataFrame) -> list[Line2D]:
-    present = set(points["family"])
-    handles = []
-    known = catalogue.families()
-    for family in [*known, *sorted(present - set(known))]:
-        if family in present:
-            name, colour, marker = family_style(family)
-            size = 8 if marker == "*" else 4.5
-            handles.append(Line2D([], [], color=colour, marker=marker, markersize=size, label=name))
-    return handles
 
 
 def _published_handles() -> list[Line2D]:

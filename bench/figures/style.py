@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -140,6 +141,17 @@ def family_style(variant: str) -> tuple[str, str, str]:
     name = catalogue.family_name(variant)
     family = catalogue.families().get(name)
     return (name, "0.4", "v") if family is None else (family.label, family.colour, family.marker)
+
+
+def family_handles(present: Iterable[str], **look: Any) -> list[Line2D]:
+    """Returns a legend's entries of some families, in the catalogue's order, unknown ones last."""
+    known, handles = catalogue.families(), []
+    for family in [*known, *sorted(set(present) - set(known))]:
+        if family in set(present):
+            name, colour, marker = family_style(family)
+            size = 8 if marker == "*" else 4.5
+            handles.append(Line2D([], [], color=colour, marker=marker, markersize=size, label=name, **look))
+    return handles
 
 
 def link_style(link: str) -> tuple[str, str, str]:

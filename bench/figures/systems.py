@@ -12,6 +12,7 @@ from pibench.figures.style import (
     add_point_labels,
     add_small_print,
     error_bars,
+    family_handles,
     family_style,
     is_narrow,
     label_y,
@@ -45,12 +46,8 @@ def systems(tables: Tables) -> Figure:
         axes.margins(x=0.1, y=0.06)
         labelled.append((axes, points))
     label_y(panels, f"test accuracy, % (width {TRAINED_WIDTH})")
-    shown = set(lines.loc[lines["link"].isin(links), "variant"].map(catalogue.family_name))
-    handles = []
-    for family in [*catalogue.families(), *sorted(shown - set(catalogue.families()))]:
-        if family in shown:
-            name, colour, marker = family_style(family)
-            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=name))
+    shown = lines.loc[lines["link"].isin(links), "variant"].map(catalogue.family_name)
+    handles = family_handles(shown, linestyle="none")
     handles.append(Line2D([], [], color="0.6", linewidth=0.8, label="beaten by none"))
     figure.legend(
         handles=handles, loc="outside upper center", ncols=2 if is_narrow() else 6, handletextpad=0.3

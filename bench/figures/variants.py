@@ -35,6 +35,7 @@ from pibench.figures.style import (
     add_note,
     category_axis,
     error_bars,
+    family_handles,
     family_style,
     is_narrow,
     one_panel,
@@ -289,12 +290,7 @@ def _draw_plaintext_batches(axes: Axes, cases: pd.DataFrame) -> None:
 
 def _add_legend_of_lines(figure: Figure, cases: pd.DataFrame) -> None:
     """Names the families by colour and marker, and the engines by line and filling."""
-    handles = []
-    for family in dict.fromkeys(cases["variant"].map(family_name)):
-        name, colour, marker = family_style(family)
-        size = 8 if marker == "*" else 4.5
-        look = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none"}
-        handles.append(Line2D([], [], label=name, **look))
+    handles = family_handles(cases["variant"].map(family_name), linestyle="none")
     for engine in engines_of(cases):
         look = engine_look(engine)
         filled = "0.3" if look.filled else "white"

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from pibench.models import catalogue
 from pibench.report.cells import (
     UNTRAINED,
     format_accuracy,
@@ -94,11 +93,10 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
             lines.loc[index, "behind"] = behind
             lines.loc[index, "behind_of"] = best["variant"] if behind else None
             lines.loc[index, "worth"] = bool(behind <= LEVEL) and not beaten
-    place = {name: at for at, name in enumerate(catalogue.variant_names())}
     order = sorted(
         lines.index,
         key=lambda at: (
-            place.get(lines.loc[at, "variant"], len(place)),
+            variant_place(lines.loc[at, "variant"]),
             engine_place(lines.loc[at, "engine"]),
             list(LINKS).index(lines.loc[at, "link"]),
         ),
