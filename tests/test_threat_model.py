@@ -486,6 +486,16 @@ def test_the_files_of_a_group_are_its_users_alone_and_hold_no_secret(
         assert not any(decimal in content for decimal in decimals), name
 
 
+def command_line(pid: int) -> list[str]:
+    """Returns the words of a started process, which are missing while its program is put in place."""
+    path = Path(f"/proc/{pid}/cmdline")
+    deadline = time.monotonic() + 30
+    while not (line := path.read_text().split("\0")[:-1]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return line
+
+
 @needs_proc
 def test_command_lines_hold_no_secret():
     """A process gets its setting, with the group's key, and all data through its connection."""
@@ -495,10 +505,10 @@ def test_command_lines_hold_no_secret():
         worker, connection = start_worker(supervisor, supervisor.folder / "log", "lo")
         with connection:
             for process, module in ((worker, "pibench.parties.worker"), (relay.popen, "pibench.links.relay")):
-                line = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[:-1]
+                line = command_line(process.pid)
                 assert line[:4] == [sys.executable, "-P", "-m", module]
                 assert all(re.fullmatch(r"\d+(\.\d+)?", word) for word in line[4:])
-        owner = Path(f"/proc/{supervisor._popen.pid}/cmdline").read_text().split("\0")[:-1]
+        owner = command_line(supervisor._popen.pid)
         assert owner[1:3] == ["-I", "-S"]
         assert owner[4:] == [str(os.getpid()), tempfile.gettempdir()]
 
