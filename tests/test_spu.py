@@ -543,7 +543,7 @@ def test_a_party_that_never_comes(announced, tmp_path):
     started_at = time.monotonic()
     with pytest.raises(ConnectionError, match=r"party 1|a party"):
         connect(setting)
-    assert time.monotonic() - started_at < 10
+    assert time.monotonic() - started_at < 30
 
 
 @needs_spu
