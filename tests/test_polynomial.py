@@ -18,6 +18,8 @@ from pibench.models.graph.relu import MaskedReLU
 from pibench.models.masks import random_network_masks
 from pibench.models.training.relus import FittedReLU, HysteresisReLU, Quadratic
 from pibench.models.training.rows import finish_row
+from pibench.models.training.schedules import HysteresisSchedule
+from pibench.models.training.tasks.hysteresis import Hysteresis
 from pibench.models.transforms import fold_batchnorm, linearize_relus, polynomial_relus
 from pibench.models.variants import variant
 from pibench.models.weights import file_name, load, read_weights
@@ -91,14 +93,57 @@ def test_running_values_give_the_coefficients():
     assert layer.coefficients() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_a_relu_goes_below_the_threshold_and_comes_back_above_it():
-    relu = HysteresisReLU((1, 2, 2), threshold=0.1)
-    states = []
-    for score in (0.05, -0.05, -0.2, -0.05, 0.05, 0.2):
-        relu.alpha.data.fill_(score)
-        relu.decide()
-        states.append(int(relu.kept.sum()) // 4)
-    assert states == [1, 1, 0, 0, 0, 1]
+def selection_of(budget, epochs=4, steps=40, sides=(4, 2)):
+    """A selection over two layers of 16 and 4 positions that has an optimizer, 20 checks an epoch."""
+    model = nn.Sequential(*(HysteresisReLU((1, side, side), threshold=0.1) for side in sides))
+    model.append(nn.Conv2d(1, 1, 1))
+    task = Hysteresis(model, HysteresisSchedule(epochs, 0.1, checks=steps // epochs), model, (), budget)
+    return task, task.optimizers(task.schedule, steps)
+
+
+def test_the_number_of_relus_falls_by_equal_factors_to_the_budget_and_stays():
+    task, _ = selection_of(budget=5)
+    counts = []
+    for step in range(1, 41):
+        task.after_step(step / 40)
+        counts.append(sum(int(relu.kept.sum()) for relu in task.softs.values()))
+    assert counts[:30] == [round(20 * 4 ** (-step / 30)) for step in range(1, 31)]
+    assert counts[30:] == 10 * [5]
+
+
+def test_a_relu_comes_back_only_when_its_score_is_twice_the_threshold_higher():
+    task, _ = selection_of(budget=10)
+    first, second = task.softs.values()
+    first.alpha.data.copy_(torch.arange(16.0).view_as(first.alpha))
+    second.alpha.data.fill_(-1.0)
+    task.after_step(1.0)
+    assert first.kept.flatten().tolist() == 6 * [0] + 10 * [1]
+    assert not second.kept.any()
+    for rise, states in ((0.15, [0, 1]), (0.25, [1, 0])):  # of position 5, over position 6
+        first.alpha.data.view(-1)[5] = 6 + rise
+        task.after_step(1.0)
+        assert first.kept.flatten()[5:7].tolist() == states
+    first.alpha.data.view(-1)[5] = 6 - 0.15
+    task.after_step(1.0)
+    assert first.kept.flatten()[5:7].tolist() == [1, 0]
+
+
+def test_large_gradients_are_scaled_down_before_the_step():
+    task, (weights, scores) = selection_of(budget=10)
+    weight, bias = task.model[2].weight, task.model[2].bias
+    weights.param_groups[0].update(momentum=0.0, nesterov=False, weight_decay=0.0)
+    before = torch.cat([weight.detach().flatten(), bias.detach()])
+    weight.grad, bias.grad = torch.full_like(weight, 30.0), torch.full_like(bias, -40.0)
+    weights.step()
+    moved = (torch.cat([weight.detach().flatten(), bias.detach()]) - before) / 0.1
+    torch.testing.assert_close(moved, torch.tensor([-0.6, 0.8]), rtol=1e-5, atol=1e-6)
+    assert {id(relu.alpha) for relu in task.softs.values()} == {
+        id(parameter) for parameter in scores.param_groups[0]["params"]
+    }
+
+
+def test_a_score_gets_the_difference_that_its_relu_makes():
+    relu = HysteresisReLU((1, 2, 2))
     x = torch.randn(3, 1, 2, 2, requires_grad=True)
     y = relu(x)
     torch.testing.assert_close(y, x.relu())

@@ -10,7 +10,7 @@ from pibench.models.decisions import Step
 from pibench.models.layout import Layout
 from pibench.models.reductions import baseline
 from pibench.models.training.phases import Phase
-from pibench.models.training.schedules import LassoSchedule, Plan, Schedules
+from pibench.models.training.schedules import HysteresisSchedule, Plan, Schedules
 
 if TYPE_CHECKING:
     from pibench.models.training.loop import Task
@@ -29,9 +29,9 @@ FAMILIES = (
 )
 SCHEDULES: Schedules = {
     "hysteresis": {
-        "quick": LassoSchedule(3, 0.02),
-        "standard": LassoSchedule(6, 0.02),
-        "long": LassoSchedule(8, 0.02),
+        "quick": HysteresisSchedule(3, 0.01),
+        "standard": HysteresisSchedule(6, 0.01),
+        "long": HysteresisSchedule(8, 0.01),
     },
 }
 
@@ -44,7 +44,7 @@ def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> 
 
 
 def selection(variant: Variant, plan: Plan) -> Phase:
-    """Trains weights and scores of the baseline with a penalty, down to the variant's budget."""
+    """Trains weights and scores of the baseline, with itself as teacher, down to the variant's budget."""
 
     def task(run: Run, start: Trained) -> Task:
         import copy
@@ -54,7 +54,9 @@ def selection(variant: Variant, plan: Plan) -> Phase:
 
         model = copy.deepcopy(start.model)
         exchange_relus(model, {relu: HysteresisReLU(each) for relu, each in run.shapes(start.model).items()})
-        return Hysteresis(model, plan["hysteresis"], run.budget(variant))
+        return Hysteresis(
+            model, plan["hysteresis"], run.teacher(start), run.layout.stages, run.budget(variant)
+        )
 
     return Phase(f"{variant.name}-scores", plan["hysteresis"], task, (baseline.trained(variant, plan),))
 
@@ -73,8 +75,9 @@ def trained(variant: Variant, plan: Plan) -> Phase:
         found = {name: relu for name, relu in named_relus(model).items() if isinstance(relu, HysteresisReLU)}
         scores = {}
         for name, relu in found.items():
-            score = (relu.alpha.detach() + 2 * relu.kept)[0].cpu().contiguous()  # what is kept comes first
-            score.view(-1)[score.argmax()] = 9.0  # a layer without a ReLU would have no quadratic
+            score = relu.alpha.detach()[0].cpu()
+            score = (score + (relu.kept[0].cpu() * 1e3)).contiguous()  # what is kept comes first
+            score.view(-1)[score.argmax()] = 1e4  # a layer without a ReLU would have no quadratic
             scores[name] = score
         chosen = {}
         for name, mask in largest_network_masks(scores, run.budget(variant)).items():

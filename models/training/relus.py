@@ -132,8 +132,7 @@ class _Indicator(torch.autograd.Function):
 class HysteresisReLU(SoftReLU):
     """Computes m ReLU(x) + (1 - m) p(x), where m follows a trained score a of every position with hysteresis.
 
-    m becomes 0 when a falls below -`threshold` and 1 when it rises above `threshold`; between them it stays.
-    Source: AutoReP (ICCV 2023, arXiv 2308.10134).
+    Training decides by `rank` which positions are kept. Source: AutoReP (ICCV 2023, arXiv 2308.10134).
     """
 
     def __init__(self, shape: tuple[int, ...], threshold: float = 3e-3) -> None:
@@ -144,11 +143,9 @@ class HysteresisReLU(SoftReLU):
         self.quadratic = Quadratic()
 
     @torch.no_grad()
-    def decide(self) -> None:
-        """Lets the kept positions follow their scores, which stay in [-1, 1]."""
-        self.alpha.clamp_(-1, 1)
-        self.kept.masked_fill_(self.alpha < -self.threshold, 0.0)
-        self.kept.masked_fill_(self.alpha > self.threshold, 1.0)
+    def rank(self) -> Tensor:
+        """Returns the scores, `threshold` higher where a ReLU is kept and `threshold` lower elsewhere."""
+        return self.alpha + self.threshold * (2 * self.kept - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         kept = _Indicator.apply(self.alpha, self.kept).to(x.dtype)

@@ -111,6 +111,20 @@ class LassoSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class HysteresisSchedule(Schedule):
+    """The number of ReLUs falls by an equal factor at each check, and reaches the budget after `falling`.
+
+    There are `checks` checks an epoch; `falling` is a fraction of the epochs. The scores have an Adam of the
+    rate `pace`. Gradients of the weights are scaled down to the norm `clip`.
+    """
+
+    checks: int = 20
+    falling: float = 0.75
+    pace: float = 1e-3
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
 class FoldSchedule(Schedule):
     """Layer Folding's selection: `weight` is that of the penalty (arXiv 2106.09309).
 
