@@ -16,6 +16,7 @@ from pibench.report.models import models_section
 from pibench.report.plaintext import plaintext_section
 from pibench.report.protocols_section import protocols_section
 from pibench.report.systems import systems_section
+from pibench.report.systems_pairs import at_senets_latency_parts
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ PAGES = {
         "Every reduction side by side",
         "What each system of the literature costs under every engine, and what it keeps of the accuracy. "
         "What each does, and why it costs what it costs: [docs/reductions.md](docs/reductions.md).",
-        lambda report: systems_section(report.systems),
+        lambda report: "\n\n".join(
+            part
+            for part in (systems_section(report.systems), *at_senets_latency_parts(report.systems))
+            if part
+        ),
         {},
     ),
     "links": Page(

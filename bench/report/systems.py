@@ -40,6 +40,7 @@ SYSTEMS = (
     "engine",
     "link",
     "accuracy",
+    "accuracy_heldout",
     "seeds",
     "relus",
     "macs",
@@ -58,7 +59,8 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
     """Makes one line for each variant, engine and link that were measured at full width.
 
     `summary` is the result of `summarize`, `accuracy` that of `tabulate_accuracy`. `accuracy` of a line is
-    the mean over seeds of the variant's test accuracy at width 16, NaN if it is not trained. `behind` is how
+    the mean over seeds of the variant's test accuracy at width 16, NaN if it is not trained;
+    `accuracy_heldout` is that on held-out images, by which choices are made. `behind` is how
     much less that is than of `behind_of`, the most accurate network that is no slower under this engine and
     link. `worth` tells that it is level with that one, and that no faster network is as accurate. Both are
     missing without an accuracy.
@@ -74,10 +76,11 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
         & cases["online_median_s"].notna()
         & (cases["role"] != "extra")
     ].drop_duplicates(["variant", "engine", "link"])
-    narrow = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")["accuracy_test"]
+    narrow = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")
     lines = cases.assign(
-        accuracy=cases["variant"].map(narrow.mean()).astype(float),
-        seeds=cases["variant"].map(narrow.count()),
+        accuracy=cases["variant"].map(narrow["accuracy_test"].mean()).astype(float),
+        accuracy_heldout=cases["variant"].map(narrow["accuracy_heldout"].mean()).astype(float),
+        seeds=cases["variant"].map(narrow["accuracy_test"].count()),
         behind=math.nan,
         behind_of=None,
         worth=None,
