@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from training_setup import CLASSES, TINY, tiny_images, tiny_run
 
+from pibench.models.allocation import least_sensitive_blocks
 from pibench.models.training.relus import CutReLU, SoftReLU, exchange_relus, named_relus
 from pibench.models.training.rows import finish_row
 from pibench.models.training.tasks.folding import Folding
@@ -84,7 +85,10 @@ def prod_of(run, model, relu):
     return torch.Size(run.shapes(model)[relu]).numel()
 
 
-def test_until_it_is_trained_the_least_sensitive_blocks_are_merged():
-    one, other = variant("folding-5").build(4, None), variant("merged-exact").build(4, None)
-    x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(one(x), other(x))
+@pytest.mark.parametrize("network", ["resnet18", "resnet20"])
+def test_seeded_networks_merge_the_blocks_that_training_has_found_where_it_has(network):
+    layout = layout_of(network)
+    (step,) = variant("folding-3").structure(layout)
+    found = ("layer1.0", "layer1.1", "layer3.0")
+    names = found if network == "resnet18" else least_sensitive_blocks(3, layout)
+    assert set(step.arguments["keep"]) == {f"{name}.relu1" for name in names}

@@ -16,10 +16,11 @@ from pibench.models.cost import relu_shapes
 from pibench.models.graph.polynomial import SPREAD, PolynomialReLU, fitted
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.masks import random_network_masks
-from pibench.models.training.relus import FittedReLU, HysteresisReLU, Quadratic
+from pibench.models.training.relus import EDGE, FittedReLU, HysteresisReLU, Quadratic
 from pibench.models.training.rows import finish_row
-from pibench.models.training.schedules import HysteresisSchedule
-from pibench.models.training.tasks.hysteresis import Hysteresis
+from pibench.models.training.schedules import HysteresisSchedule, Schedule
+from pibench.models.training.tasks.distilled import Distilled
+from pibench.models.training.tasks.hysteresis import ESCAPED, Hysteresis, QuadraticTuning
 from pibench.models.transforms import fold_batchnorm, linearize_relus, polynomial_relus
 from pibench.models.variants import variant
 from pibench.models.weights import file_name, load, read_weights
@@ -91,6 +92,31 @@ def test_running_values_give_the_coefficients():
     torch.testing.assert_close(y, c0 + c1 * x + c2 * x * x, rtol=1e-3, atol=1e-3)
     layer.eval()(x + 100)
     assert layer.coefficients() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_what_escapes_from_a_quadratic_is_counted_and_drawn_back():
+    layer = Quadratic(momentum=0.0).train()  # mean 0, deviation 1
+    x = torch.tensor([[0.5, -SPREAD * EDGE], [SPREAD * (EDGE + 3), -SPREAD * (EDGE + 1)]], requires_grad=True)
+    layer(x)
+    assert layer.escaped.item() == pytest.approx((3**2 + 1**2) / 2)
+    layer.escaped.backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[0.0, 0.0], [3 / SPREAD, -1 / SPREAD]]))
+    before = layer.escaped
+    layer.eval()(100 * x)
+    assert layer.escaped is before
+
+
+def test_the_tuning_pays_for_what_escapes():
+    quadratic = FittedReLU(torch.zeros(1, 2, 2, dtype=torch.bool))
+    model = nn.Sequential(quadratic, nn.Flatten(), nn.Linear(4, 3)).train()
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    task = QuadraticTuning(model, Schedule(1, 0.1), teacher, ())
+    x, labels = 30 * torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
+    relu = quadratic.quadratic
+    relu.momentum = 0.0
+    loss = task.loss(x, labels)
+    assert relu.escaped > 1
+    torch.testing.assert_close(loss - Distilled.loss(task, x, labels), ESCAPED * relu.escaped)
 
 
 def selection_of(budget, epochs=4, steps=40, sides=(4, 2)):

@@ -31,6 +31,7 @@ TINY = Plan(
         "masks": MaskSchedule(2, 0.02, batch=BATCH, images=40),
         "lasso": LassoSchedule(2, 0.02, batch=BATCH),
         "hysteresis": HysteresisSchedule(2, 0.02, batch=BATCH),
+        "quadratics": Schedule(1, 0.02, batch=BATCH),
         "gates": ConstraintSchedule(2, 0.02, batch=BATCH),
         "shrinkage": ShrinkSchedule(2, 0.02, batch=BATCH),
         "slopes": FoldSchedule(2, 0.02, batch=BATCH, travels=0.5),

@@ -10,7 +10,7 @@ from pibench.models.decisions import Step
 from pibench.models.layout import Layout
 from pibench.models.reductions import baseline
 from pibench.models.training.phases import Phase
-from pibench.models.training.schedules import HysteresisSchedule, Plan, Schedules
+from pibench.models.training.schedules import HysteresisSchedule, Plan, Schedule, Schedules
 
 if TYPE_CHECKING:
     from pibench.models.training.loop import Task
@@ -33,6 +33,7 @@ SCHEDULES: Schedules = {
         "standard": HysteresisSchedule(6, 0.01),
         "long": HysteresisSchedule(8, 0.01),
     },
+    "quadratics": {"quick": Schedule(2, 0.01), "standard": Schedule(6, 0.01), "long": Schedule(12, 0.01)},
 }
 
 
@@ -84,7 +85,7 @@ def trained(variant: Variant, plan: Plan) -> Phase:
             chosen[name] = FittedReLU(mask)
             chosen[name].quadratic.load_state_dict(found[name].quadratic.state_dict())
         exchange_relus(model, chosen)
-        return QuadraticTuning(model, plan["tune"], run.teacher(teacher), run.layout.stages)
+        return QuadraticTuning(model, plan["quadratics"], run.teacher(teacher), run.layout.stages)
 
     def finish(run: Run, learnt: Any) -> tuple[Step, ...]:
         from pibench.models.training.relus import FittedReLU, named_relus
@@ -97,7 +98,7 @@ def trained(variant: Variant, plan: Plan) -> Phase:
         return (Step("polynomial_relus", {"coefficients": coefficients}), FOLD)
 
     after = (baseline.trained(variant, plan), selection(variant, plan))
-    return Phase(variant.name, plan["tune"], task, after, finish=finish)
+    return Phase(variant.name, plan["quadratics"], task, after, finish=finish)
 
 
 VARIANTS = tuple(

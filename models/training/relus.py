@@ -82,17 +82,25 @@ class SoftReLU(nn.Module):
         return x - self.alpha.to(x.dtype) * x.clamp(max=0)
 
 
+EDGE = 2.0
+
+
 class Quadratic(nn.Module):
     """The quadratic nearest to ReLU for the values that a layer has seen: [N, C, H, W] -> the same shape.
 
     Mean and mean square of the values are running ones, as in BatchNorm; the values count as normal ones
     (`pibench.models.graph.polynomial.fitted`). No gradient goes through the coefficients. The deviation
     is taken `SPREAD` times as large.
+
+    `escaped` is, after a forward pass in training, the sum of squares by which values are farther than `EDGE`
+    such deviations from the mean, an image. A quadratic is far above ReLU there, and values that leave grow
+    from layer to layer ("escaping activations": Sisyphus, arXiv 2107.12342).
     """
 
     def __init__(self, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum = momentum
+        self.escaped: Tensor | None = None
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("square", torch.ones(()))
 
@@ -108,6 +116,9 @@ class Quadratic(nn.Module):
                 self.mean.lerp_(mean, self.momentum)
                 self.square.lerp_(variance + mean**2, self.momentum)
         mean, std = self.mean, SPREAD * (self.square - self.mean**2).clamp(min=1e-12).sqrt()
+        if self.training:
+            beyond = ((x.float() - mean).abs() / std - EDGE).clamp(min=0)
+            self.escaped = beyond.square().sum() / len(x)
         t = mean / std
         density = torch.exp(-t * t / 2) / sqrt(2 * pi)
         share = (1 + torch.erf(t / sqrt(2))) / 2

@@ -4,22 +4,32 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pibench.models.training.loop import Setting
-from pibench.models.training.relus import HysteresisReLU, named_relus
+from pibench.models.training.relus import HysteresisReLU, Quadratic, named_relus
 from pibench.models.training.schedules import HysteresisSchedule, Schedule
 from pibench.models.training.statistics import recompute_statistics
 from pibench.models.training.tasks.distilled import Distilled
 
+ESCAPED = 0.01
+"""The weight of values that escape from a quadratic."""
+
 
 class QuadraticTuning(Distilled):
-    """Tuning of a network with quadratics: statistics anew after each epoch, gradients of bounded norm.
+    """Tuning of a network with quadratics: values kept inside, statistics renewed, gradients of bounded norm.
 
-    Quadratics magnify what running statistics lag behind, and every large step.
+    Quadratics magnify values far outside, what running statistics lag behind, and every large step. A single
+    image whose values escape spoils the statistics of all.
     """
 
     clip = 1.0
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of the tuning and the weighted sum of what escaped."""
+        loss = super().loss(x, labels)
+        escaped = [each.escaped for each in self.model.modules() if isinstance(each, Quadratic)]
+        return loss + ESCAPED * torch.stack([each for each in escaped if each is not None]).sum()
 
     def optimizers(self, schedule: Schedule, steps: int) -> list[torch.optim.Optimizer]:
         """Returns the optimizer of the weights, which scales gradients down to the norm `clip` first."""
