@@ -18,10 +18,9 @@ from pibench.models.weights import file_name, load, read_weights
 
 UNTRAINED = (
     *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
-    *("bilinear-1", "bilinear-2"),
+    "bilinear-2",
     *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4"),
-    *("eca", "eca-hard", "gated"),
-    *("poly-0.09", "poly-0.045", "folding-5", "folding-3", "shrinkage-0.9", "cap-joint-0.052"),
+    *("eca-hard", "gated", "poly-0.045", "folding-5", "cap-joint-0.052"),
     *("constrained-relus-0.75", "constrained-macs-0.5", "constrained-seconds-0.75", "constrained-masks-0.09"),
 )
 """Variants whose rows and weights are still to be made."""
@@ -37,7 +36,7 @@ NARROW = (
         "cap-untuned-3",
         "cap-untuned-10",
     ),
-    *("trp-channel-0.9", "tucker-0.9"),
+    *("trp-channel-0.9", "tucker-0.9", "bilinear-1", "eca", "poly-0.09", "folding-3", "shrinkage-0.9"),
 )
 """Variants that are trained at width 16 alone: no CUDA device was left for them at full width."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
