@@ -8,6 +8,7 @@ import torch
 
 from pibench.measure.count import cost_of
 from pibench.models.data import DataError, load_cifar100, normalised
+from pibench.models.graph.polynomial import PolynomialReLU
 from pibench.models.graph.relu import MaskedReLU
 from pibench.models.manifest import read_manifest
 from pibench.models.rows import read_rows
@@ -84,7 +85,8 @@ def test_the_stored_network_is_the_one_of_its_row(name):
     assert (cost.relus - gates, cost.macs) == (row["relus"], row["macs"])
     assert all(value.isfinite().all() for value in model.parameters())
     path = ROOT / "models" / "trained" / file_name(name, 16)
-    kept = [f"{name}.mask" for name, module in model.named_modules() if isinstance(module, MaskedReLU)]
+    masked = (MaskedReLU, PolynomialReLU)
+    kept = [f"{name}.mask" for name, module in model.named_modules() if isinstance(module, masked)]
     assert read_weights(path).decisions.tensors() == set(kept)
     alone = load(path).state_dict()
     assert all(torch.equal(alone[name], tensor) for name, tensor in model.state_dict().items())

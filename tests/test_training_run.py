@@ -76,6 +76,9 @@ def test_what_was_trained_is_what_is_deployed_and_what_is_loaded(name, run, tmp_
             == cost.macs
             < cost_of(variant("baseline").build(2, None, classes=CLASSES), X[:1]).macs
         )
+    elif name.startswith("folding-"):  # and here which blocks are merged
+        found = replace(variant(name), structure=lambda layout: trained.chosen)
+        assert row["macs"] == cost.macs == cost_of(found.build(2, None, classes=CLASSES), X[:1]).macs
     elif variant(name).source is None:
         assert row["macs"] == cost_of(variant(name).build(2, None, classes=CLASSES), X[:1]).macs
     else:  # the masks of this training say what is merged

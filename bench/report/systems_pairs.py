@@ -1,4 +1,4 @@
-"""What joint reduction keeps at the latency of SENet, on every engine and link.
+"""The joint network that keeps most in the time of each SENet network, on every engine and link.
 
 Pairs of budgets say what joint reduction loses at 1.73 times fewer ReLUs. Where a round is dear, its fewer
 layers buy latency that SENet can only buy with ReLUs. Counts and latency are those of full width, accuracy
