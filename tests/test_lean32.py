@@ -77,6 +77,18 @@ def test_an_engine_that_is_not_calibrated_has_no_headroom():
         assert parties.headroom_bits is None
 
 
+def check_that_ones_are_refused(parties, total, weight):
+    """Calibrates a sum of windows by an image of plus and minus 1; returns that image."""
+    nn.init.constant_(total.conv.weight, weight)
+    places = torch.arange(8)
+    board = (1.0 - 2.0 * ((places[:, None] + places) % 2)).expand(1, 3, 8, 8)  # windows sum to 3 at most
+    parties.load(total, board)
+    parties.prepare(1)
+    with pytest.raises(ValueError, match=r"the images leave the range of the calibration: .*'conv'"):
+        parties.infer(torch.ones_like(board))
+    return board
+
+
 def test_an_image_beyond_the_calibrated_range_is_refused_and_the_next_one_is_answered(slim):
     """An image of ordinary size is refused as well if a value inside the network becomes too large."""
     model = network()
@@ -87,12 +99,7 @@ def test_an_image_beyond_the_calibrated_range_is_refused_and_the_next_one_is_ans
     ):
         slim.infer(2.0**12 * IMAGES[:1])
     total = Apply(lambda m, x: m.conv(x).flatten(1), conv=nn.Conv2d(3, 1, 3, bias=False)).eval()
-    nn.init.constant_(total.conv.weight, 4.0)
-    board = checkers()
-    slim.load(total, board)
-    slim.prepare(1)
-    with pytest.raises(ValueError, match=r"the images leave the range of the calibration: .*'conv'"):
-        slim.infer(torch.ones_like(board))
+    board = check_that_ones_are_refused(slim, total, 4.0)
     with torch.no_grad():
         assert (slim.infer(board) - total(board)).abs().max() < 0.05
 
@@ -197,12 +204,6 @@ def test_short_signs_send_what_the_law_says_and_less_than_whole_ones(short, name
     assert whole.bytes_sent - made.bytes_sent == saved > 0
 
 
-def checkers():
-    """An image of plus and minus 1, whose windows of 3 x 3 sum to 3 at most."""
-    places = torch.arange(8)
-    return (1.0 - 2.0 * ((places[:, None] + places) % 2)).expand(1, 3, 8, 8)
-
-
 def test_an_image_beyond_the_bits_that_are_compared_is_refused(short, monkeypatch):
     """Also where the driver does not check the answers."""
     monkeypatch.setattr(short, "_check", False)
@@ -211,12 +212,7 @@ def test_an_image_beyond_the_bits_that_are_compared_is_refused(short, monkeypatc
     with pytest.raises(ValueError, match=r"beyond the 2\^15 that this engine can hold there"):
         short.infer(2.0**24 * IMAGES[:1])
     total = Apply(lambda m, x: m.conv(x).relu().flatten(1), conv=nn.Conv2d(3, 1, 3, bias=False)).eval()
-    nn.init.constant_(total.conv.weight, 2048.0)
-    board = checkers()
-    short.load(total, board)
-    short.prepare(1)
-    with pytest.raises(ValueError, match=r"the images leave the range of the calibration: .*'conv'"):
-        short.infer(torch.ones_like(board))
+    check_that_ones_are_refused(short, total, 2048.0)
 
 
 def test_short_signs_need_bounds():

@@ -120,7 +120,7 @@ def test_the_tuning_pays_for_what_escapes():
 
 
 def selection_of(budget, epochs=4, steps=40, sides=(4, 2)):
-    """A selection over two layers of 16 and 4 positions that has an optimizer, 20 checks an epoch."""
+    """A selection over two layers of 16 and 4 positions that has an optimizer, checked after every step."""
     model = nn.Sequential(*(HysteresisReLU((1, side, side), threshold=0.1) for side in sides))
     model.append(nn.Conv2d(1, 1, 1))
     task = Hysteresis(model, HysteresisSchedule(epochs, 0.1, checks=steps // epochs), model, (), budget)
