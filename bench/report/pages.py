@@ -19,6 +19,11 @@ from pibench.report.systems import systems_section
 from pibench.report.systems_pairs import at_senets_latency_parts
 
 
+def _together(*parts: str) -> str:
+    """Joins the parts of a page that are there."""
+    return "\n\n".join(part for part in parts if part)
+
+
 @dataclass(frozen=True)
 class Page:
     """A page: its title, a short introduction, its tables, and captions of its figures by name.
@@ -66,9 +71,7 @@ PAGES = {
         "The engines side by side",
         "The same networks on each engine, and in plaintext. What the engines are: "
         "[docs/engines.md](docs/engines.md).",
-        lambda report: "\n\n".join(
-            part for part in (engines_section(report.summary), plaintext_section(report.summary)) if part
-        ),
+        lambda report: _together(engines_section(report.summary), plaintext_section(report.summary)),
         {
             "stock_vs_lean": "How the shares of linear and ReLU time change from stock to lean",
             "batch": "Online seconds per image against the batch size",
@@ -78,11 +81,7 @@ PAGES = {
         "Every reduction side by side",
         "What each system of the literature costs under every engine, and what it keeps of the accuracy. "
         "What each does, and why it costs what it costs: [docs/reductions.md](docs/reductions.md).",
-        lambda report: "\n\n".join(
-            part
-            for part in (systems_section(report.systems), *at_senets_latency_parts(report.systems))
-            if part
-        ),
+        lambda report: _together(systems_section(report.systems), *at_senets_latency_parts(report.systems)),
         {},
     ),
     "links": Page(
