@@ -51,7 +51,7 @@ def network():
 
 def batches(count=6):
     images = tiny_images(count * BATCH + 20)
-    return list(images.epoch(BATCH, 0, 0))[:count]
+    return [(x.contiguous(), labels) for x, labels in list(images.epoch(BATCH, 0, 0))[:count]]
 
 
 def test_a_step_is_recorded_after_the_warm_up_and_again_when_a_constant_changes():

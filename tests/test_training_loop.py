@@ -22,6 +22,7 @@ from pibench.models.training import loop
 from pibench.models.training.files import TrainingError, digest, locked, read_history, sealed, write_bytes
 from pibench.models.training.images import Images, accuracy
 from pibench.models.training.loop import Progress, Setting, train
+from pibench.models.training.memory import memory_format
 from pibench.models.training.phases import plan_named, planned
 from pibench.models.training.schedules import PLANS, MaskSchedule, Plan, Schedule, assembled
 from pibench.models.training.tasks.sparse_proxy import SparseProxy, densities
@@ -81,9 +82,12 @@ def test_a_tiny_network_learns(tmp_path):
     assert accuracy(task.model, *banded(80, seed=5)) > 0.9
 
 
+@pytest.mark.parametrize(("width", "channels_last"), [(2, False), (16, True)])
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
-def test_convolutions_run_in_the_precision_and_in_channels_last(tmp_path, precision, dtype):
-    task, seen = Supervised(network(), SCHEDULE), set()
+def test_convolutions_run_in_the_precision_and_in_the_memory_format(
+    tmp_path, precision, dtype, width, channels_last
+):
+    task, seen = Supervised(network(width), SCHEDULE), set()
 
     def look(module, args, value):
         seen.add((value.dtype, value.is_contiguous(memory_format=torch.channels_last)))
@@ -93,7 +97,22 @@ def test_convolutions_run_in_the_precision_and_in_channels_last(tmp_path, precis
             module.register_forward_hook(look)
     setting = Setting(tiny_images(), precision=precision)
     train(task, SCHEDULE, setting, "phase", tmp_path, tmp_path / "log.jsonl", stream=io.StringIO())
-    assert seen == {(dtype, True)}
+    assert seen == {(dtype, channels_last)}
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8, 12, 16])
+def test_the_gradient_of_a_narrow_strided_convolution_is_right_in_the_memory_format(channels):
+    """The faster format writes past its buffer there: the process may die."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False)
+    images = torch.randn(40, channels, 32, 32)
+    wanted = torch.einsum("nchw->c", images[:, :, ::2, ::2].double()).repeat(2 * channels, 1)
+    order = memory_format(conv)
+    conv.to(memory_format=torch.channels_last).to(memory_format=order)
+    for _ in range(10):
+        conv.zero_grad()
+        conv(images.contiguous(memory_format=order)).sum().backward()
+        torch.testing.assert_close(conv.weight.grad[:, :, 0, 0].double(), wanted, rtol=1e-4, atol=1e-2)
 
 
 def test_every_epoch_is_a_line_of_the_log_and_of_the_progress(tmp_path):

@@ -26,6 +26,7 @@ STAGE_OUTPUTS = layout_of("resnet18").stages
 
 SETTING = Setting(tiny_images(), precision="float32")
 X, LABELS = next(SETTING.images.epoch(8, 0, 0))
+X = X.contiguous()  # as the narrow networks have it in training
 
 
 def network(seed=0):

@@ -27,6 +27,7 @@ from pibench.models.training.files import (
 )
 from pibench.models.training.gradients import Differentiable, Gradients, RecordedGradients
 from pibench.models.training.images import Images, accuracy
+from pibench.models.training.memory import memory_format
 from pibench.models.training.schedules import Schedule
 
 
@@ -166,7 +167,7 @@ def train(
     when the loss is not a number, a file cannot be written, or the checkpoint belongs to another
     architecture, schedule, seed, precision or start.
     """
-    model = task.model.to(setting.device, memory_format=torch.channels_last)
+    model = task.model.to(setting.device, memory_format=memory_format(task.model))
     task.extra = {key: value.to(setting.device) for key, value in task.extra.items()}
     identity = phase_identity(name, schedule, setting) | {
         "task": type(task).__name__,
@@ -294,7 +295,7 @@ def _epoch(
     """Trains one epoch; returns its line of the log."""
     began = time.monotonic()
     model, images = task.model, setting.images
-    steps = images.steps(schedule.batch)
+    steps, order = images.steps(schedule.batch), memory_format(model)
     losses, rate = Losses(steps, setting.device), 0.0
 
     def behind(step: int) -> float:
@@ -311,7 +312,7 @@ def _epoch(
         for group in gradients.optimizers[0].param_groups:
             group["lr"] = rate
         task.before_step(done)
-        losses.add(gradients(x, labels))
+        losses.add(gradients(x.contiguous(memory_format=order), labels))
         wrong = losses.read()
         if wrong:
             at, value = wrong
