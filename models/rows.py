@@ -94,6 +94,7 @@ class AccuracyRow(Key, total=False):
     plan: str
     epochs_scale: Amount
     precision: str
+    start: str
     weights_sha256: str
     accuracy_fixed_point: Share
     fixed_point: FixedPoint

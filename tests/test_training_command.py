@@ -5,12 +5,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from training_setup import TINY, banded
+from training_setup import TINY, banded, tiny_run
 
 from pibench.models import manifest
 from pibench.models import weights as checkpoint
 from pibench.models.data import FOLDER, load_cifar100
 from pibench.models.graph.relu import MaskedReLU
+from pibench.models.reductions.senet import measured
 from pibench.models.rows import ResultsError, read_rows
 from pibench.models.training import command, rows, run
 from pibench.models.training.__main__ import main
@@ -77,7 +78,7 @@ def cifar(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "load_cifar100", partial(load_cifar100, checksums=None))
     plans = {"long": TINY, "extended": TINY}
     monkeypatch.setattr(command, "plan_named", plans.__getitem__)
-    options = ["--width", "2", "--device", "cpu", "--data", str(tmp_path / "data")]
+    options = ["--width", "2", "--device", "cpu", "--precision", "bfloat16", "--data", str(tmp_path / "data")]
     for name in ("results", "checkpoints", "weights"):
         options += [f"--{name}", str(tmp_path / name)]
     return tmp_path, options, plans
@@ -263,6 +264,96 @@ def test_a_try_shares_phases_and_stays_apart(cifar, monkeypatch, capsys):
     assert "no try: nothing differs" in capsys.readouterr().err
     assert main([*options, "--set", "masks.nonsense=1"]) == 1
     assert "the plan has no 'masks.nonsense'" in capsys.readouterr().err
+
+
+def test_a_published_baseline_takes_the_place_of_its_training(cifar, monkeypatch, capsys):
+    folder, options, plans = cifar
+    shorter = TINY.changed({"baseline.epochs": 1, "masks.epochs": 1})
+    monkeypatch.setitem(plans, "standard", shorter)
+    reference = folder / "reference"
+    at_reference = partial(command.Folders, reference=reference / "results")
+    monkeypatch.setattr("pibench.models.training.__main__.Folders", at_reference)
+    monkeypatch.setattr(manifest, "FOLDER", reference / "weights")
+    start = [*options, "--from-published"]
+    assert main([*start, "--rows", "senet-0.09"]) == 1
+    assert (
+        "no baseline of resnet18 of width 2 and seed 0 is published: leave --from-published out"
+        in capsys.readouterr().err
+    )
+    moved = [*options, "--results", str(reference / "results"), "--weights", str(reference / "weights")]
+    assert main([*moved, "--rows", "baseline"]) == 0
+    capsys.readouterr()
+    assert main([*start, "--rows", "baseline", "senet-0.09"]) == 0
+    said = capsys.readouterr().err
+    assert "baseline: the published one is the start of the others" in said
+    assert "in all 4 epochs to go" in said  # sensitivity, then masks
+    assert "baseline  epoch" not in said
+    (row,) = read_rows(folder / "results" / "accuracy.json")
+    assert row["start"] == "published"
+    assert row["phases"] == {"baseline": 2, "sensitivity": 2, "senet-0.09": 2}
+    assert (folder / "checkpoints" / "w2-s0-long-published" / "senet-0.09.pt").exists()
+    for plan, state in (("long", "finished"), ("standard", "to be trained")):
+        assert main([*options, "--rows", "senet-0.09", "--plan", plan, "--list"]) == 0
+        assert state in capsys.readouterr().out
+    assert main([*start, "--rows", "senet-0.09", "--plan", "standard"]) == 0
+    (row,) = read_rows(folder / "results" / "accuracy.json")
+    assert row["phases"] == {"baseline": 2, "sensitivity": 2, "senet-0.09": 1}
+    capsys.readouterr()
+    assert main([*options, "--rows", "senet-0.09", "--plan", "standard", "--list"]) == 0
+    assert "finished" in capsys.readouterr().out  # the plan's own baseline would be shorter
+    logs = reference / "results" / "training" / "w2-s0-long"
+    assert main([*moved, "--rows", "senet-0.09"]) == 0
+    for file in (folder / "checkpoints").glob("*/*.pt"):
+        file.unlink()
+    capsys.readouterr()
+    assert main([*start, "--rows", "joint-0.09", "--plan", "long"]) == 0
+    said = capsys.readouterr().err
+    assert "in all 4 epochs to go" in said  # gated, then masks
+    assert "sensitivity  epoch" not in said
+    rows_by_name = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
+    joint = rows_by_name["joint-0.09"]
+    assert joint["phases"] == {"baseline": 2, "gated-5": 2, "sensitivity": 2, "joint-0.09": 2}
+    of_file = json.loads((logs / "sensitivity.json").read_text())["sensitivity"]
+    trained = command.published_sensitivity(tiny_run(folder), logs)
+    assert measured(tiny_run(folder).layout, trained.phases[-1].extra) == pytest.approx(of_file, abs=1e-6)
+    (logs / "sensitivity.json").write_text("{")
+    assert main([*start, "--rows", "snl-0.09"]) == 1
+    assert "holds no measured sensitivity" in capsys.readouterr().err
+    (logs / "sensitivity.json").unlink()
+    assert main([*start, "--rows", "senet-0.09", "--set", "masks.peak=0.2"]) == 0
+    (tried,) = json.loads((folder / "results" / "tries.json").read_text())
+    assert tried["changes"] == {"start": "published", "masks.peak": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("device", "able", "precision"),
+    [
+        ("cpu", {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ("cpu", {"architecture": "arm64"}, "float32"),
+        ("cpu", {"avx512_bf16": True}, "bfloat16"),
+        ("cpu", {"amx_bf16": True}, "bfloat16"),
+        ("cuda", {}, "bfloat16"),
+    ],
+)
+def test_the_precision_is_the_faster_one_of_the_device(cifar, monkeypatch, capsys, device, able, precision):
+    folder, options, _ = cifar
+    monkeypatch.setattr(command.torch.cpu, "get_capabilities", lambda: able)
+    assert command.fast_precision(device) == precision
+    if device == "cpu":
+        at = options.index("--precision")
+        automatic = [*options[:at], *options[at + 2 :], "--rows", "baseline"]
+        assert main(automatic) == 0
+        assert read_rows(folder / "results" / "accuracy.json")[0]["precision"] == precision
+        capsys.readouterr()
+        for chosen in ("auto", precision):
+            assert main([*automatic, "--precision", chosen, "--list"]) == 0
+            assert "finished" in capsys.readouterr().out
+        monkeypatch.setattr(command.torch.cpu, "get_capabilities", lambda: {"avx512_bf16": not able})
+        assert main([*automatic, "--list"]) == 0
+        assert "finished" in capsys.readouterr().out  # elsewhere it is finished too
+        other = {"float32": "bfloat16", "bfloat16": "float32"}[precision]
+        assert main([*automatic, "--precision", other, "--list"]) == 0
+        assert "to be trained" in capsys.readouterr().out
 
 
 def test_missing_data_and_devices_are_one_clear_line(cifar, capsys):

@@ -60,7 +60,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default=usual.device, help="auto (a CUDA device if there is one), cpu, cuda, ..."
     )
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default=usual.precision)
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float32"),
+        default=usual.precision,
+        help="of convolutions: auto is bfloat16 where the hardware multiplies it, else float32",
+    )
+    parser.add_argument(
+        "--from-published",
+        action="store_true",
+        help="start from the project's own baseline and sensitivity instead of training them",
+    )
     parser.add_argument(
         "--no-graphs",
         action="store_true",
@@ -96,6 +106,7 @@ def _options(given: argparse.Namespace) -> Options:
         plan=given.plan,
         epochs_scale=given.epochs_scale,
         precision=given.precision,
+        from_published=given.from_published,
         changes=dict(given.set),
         tried=given.tried,
         device=given.device,

@@ -1,5 +1,6 @@
 """Training rows: trains every requested variant that is not finished, from where it stopped."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,17 +9,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pibench.models import catalogue, manifest
 from pibench.models import weights as checkpoint
 from pibench.models.data import load_cifar100
-from pibench.models.files import demand_room
+from pibench.models.files import demand_room, parse_json
 from pibench.models.manifest import MANIFEST, read_manifest
 from pibench.models.rows import read_rows
 from pibench.models.training.files import TrainingError, writing
 from pibench.models.training.images import Images
-from pibench.models.training.loop import Setting
+from pibench.models.training.loop import Outcome, Setting
 from pibench.models.training.phases import last_phase, phases, plan_named, planned, schedules_of
 from pibench.models.training.rows import (
     Row,
@@ -31,7 +32,12 @@ from pibench.models.training.rows import (
 )
 from pibench.models.training.run import Run, Trained
 from pibench.models.training.schedules import USUAL, Plan, unusual
+from pibench.models.training.unfold import unfolded
 from pibench.models.variants import variant
+
+BASELINE, PUBLISHED = "baseline", "published"
+STATISTICS = 5000
+"""So many images give BatchNorm's statistics to a published network."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class Options:
     `plan` None means each row's own plan, or the plan of `USUAL` for a try. `changes` of the plan (see
     `Plan.changed`) make a try. A try is judged only by held-out images and goes to tries.json; `tried` makes
     one without changes. `device` is "auto" (a CUDA device if there is one) or a device name of torch.
-    `recorded` chooses whether a CUDA device replays recorded steps.
+    `precision` is that of convolutions; "auto" is the faster one of the device, and finished rows may have
+    either. `recorded` chooses whether a CUDA device replays recorded steps. If `from_published`, the
+    project's own baseline and measured sensitivity take the place of their training.
     """
 
     network: str = "resnet18"
@@ -60,7 +68,8 @@ class Options:
     seed: int = 0
     plan: str | None = None
     epochs_scale: float = USUAL["epochs_scale"]
-    precision: str = USUAL["precision"]
+    precision: str = "auto"
+    from_published: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     tried: bool = False
     device: str = "auto"
@@ -80,13 +89,22 @@ class Options:
         """Returns the plan of this name, scaled and changed."""
         return plan_named(plan).scaled(self.epochs_scale).changed(self.changes)
 
+    @property
+    def convolutions(self) -> str:
+        """The precision of convolutions on the device."""
+        return fast_precision(self.device) if self.precision == "auto" else self.precision
+
     def facts(self, plan: str) -> dict[str, Any]:
         """Returns the facts that a row states about its training."""
-        return {"plan": plan, "epochs_scale": self.epochs_scale, "precision": self.precision}
+        facts = {"plan": plan, "epochs_scale": self.epochs_scale, "precision": self.convolutions}
+        return facts | ({"start": PUBLISHED} if self.from_published else {})
 
     def changes_of(self, row: str, plan: str) -> dict[str, Any]:
         """Returns how a try differs from a row's usual training; empty if it is not a try."""
-        return unusual(self.facts(plan), variant(row).plan) | dict(self.changes) if self.is_try else {}
+        if not self.is_try:
+            return {}
+        start = {"start": PUBLISHED} if self.from_published else {}
+        return unusual(self.facts(plan), variant(row).plan) | start | dict(self.changes)
 
     @property
     def accuracy(self) -> Path:
@@ -99,7 +117,8 @@ class Options:
         name = "" if self.network == "resnet18" else f"{self.network}-"
         name += f"w{self.width}-s{self.seed}-{plan}"
         name += "" if self.epochs_scale == 1 else f"-x{self.epochs_scale:g}"
-        return name + ("" if self.precision == USUAL["precision"] else f"-{self.precision}")
+        name += "" if self.convolutions == USUAL["precision"] else f"-{self.convolutions}"
+        return name + (f"-{PUBLISHED}" if self.from_published else "")
 
 
 def usable_device(name: str) -> torch.device:
@@ -116,11 +135,24 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def fast_precision(device: str) -> str:
+    """Returns the faster precision of convolutions on a device: bfloat16 where its hardware multiplies that.
+
+    A processor without AVX512-BF16 or AMX emulates it: a step of ResNet-18 then takes seven times as long as
+    in float32.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    able = torch.cpu.get_capabilities()
+    slow = device == "cpu" and not (able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "float32" if slow else "bfloat16"
+
+
 def remaining(run: Run, rows: Iterable[str]) -> str:
     """Returns a text: how many epochs the rows still need, and the time at the mean pace so far."""
     waiting = {phase.name: phase for row in rows for phase in phases(run.phase(row), run.stored)}
-    histories = [run.history(phase) for phase in waiting.values()]
-    done = [epoch["wall_s"] for history in histories for epoch in history]
+    waiting = {name: phase for name, phase in waiting.items() if name not in run.published}
+    done = [epoch["wall_s"] for phase in waiting.values() for epoch in run.history(phase)]
     epochs = sum(phase.schedule.epochs for phase in waiting.values()) - len(done)
     if not done:
         return f"{epochs} epochs to go"
@@ -139,8 +171,11 @@ def _same_training(name: str, row: Row, plan: Plan, options: Options) -> bool:
     except (KeyError, ValueError):
         return False
     known = variant(name)
-    same = schedules_of(known, of_row) == schedules_of(known, plan) and precision == options.precision
-    return same and trained == planned(known, plan)
+    pairs = (schedules_of(known, of_row), schedules_of(known, plan)), (trained, planned(known, plan))
+    differing = {key for left, right in pairs for key, _ in left.items() ^ right.items()}
+    # What was published is the same under every plan.
+    given = {BASELINE, "sensitivity"} if row.get("start") == PUBLISHED else set()
+    return differing <= given and options.precision in ("auto", precision)
 
 
 def finished(rows: Iterable[str], options: Options) -> list[str]:
@@ -179,6 +214,49 @@ def stored_rows(rows: Iterable[str], plan: str, options: Options) -> dict[str, T
     return result
 
 
+def published(run: Run, options: Options) -> dict[str, Trained]:
+    """Returns what the project has published of the phases that others start from, in training form.
+
+    These are the baseline, and the sensitivity if it was measured. Raises TrainingError if the project has no
+    baseline of the run's network, width and seed.
+    """
+    usual = Options(options.network, options.width, options.seed, precision=USUAL["precision"])
+    row = find_row(
+        read_rows(options.folders.reference / usual.accuracy.name), BASELINE, run.width, run.setting.seed
+    )
+    file = checkpoint.file_name(BASELINE, run.width, run.network)
+    if row is None or file not in read_manifest(manifest.FOLDER):
+        raise TrainingError(
+            f"no baseline of {run.network} of width {run.width} and seed {run.setting.seed} is published: "
+            "leave --from-published out"
+        )
+    stored = stored_row(row, manifest.FOLDER / file)
+    images = run.setting.images.sample(STATISTICS)
+    model = run.placed(unfolded(run.original(), stored.model, (x.cpu() for x in images)))
+    found = {BASELINE: replace(stored, model=model, decisions=None)}
+    logs = options.folders.reference / "training" / usual.run_name(USUAL["plan"])
+    if (logs / "sensitivity.json").is_file():
+        found["sensitivity"] = published_sensitivity(run, logs)
+    return found
+
+
+def published_sensitivity(run: Run, logs: Path) -> Trained:
+    """Returns a published measurement of sensitivity as the phase that made it: densities, without a network.
+
+    Raises TrainingError if the files in `logs` are damaged.
+    """
+    try:
+        content = (logs / "sensitivity.json").read_bytes()
+        measured = parse_json(content.decode())["sensitivity"]
+        kept = {conv: torch.tensor([1 - measured[relu]]) for relu, conv in run.layout.convolutions.items()}
+        lines = (logs / "sensitivity.jsonl").read_text().splitlines()
+        history = tuple(parse_json(line) for line in lines)
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{logs} holds no measured sensitivity ({error}): restore it from git") from error
+    outcome = Outcome("sensitivity", hashlib.sha256(content).hexdigest(), history, kept)
+    return Trained(nn.Identity(), (outcome,))
+
+
 Data = tuple[Images, tuple[Tensor, Tensor] | None]
 """Training and held-out images, and the test set, which a try does not get."""
 
@@ -206,6 +284,9 @@ def train(rows: Iterable[str], options: Options, stream: TextIO | None = None) -
     done = finished(rows, options)
     for row in done:
         print(f"{row}: finished before, see {options.accuracy}", file=output)
+    if options.from_published and BASELINE in rows:
+        print(f"{BASELINE}: the published one is the start of the others", file=output)
+        done.append(BASELINE)
 
     @cache
     def data() -> Data:
@@ -248,7 +329,7 @@ def _train_plan(
     others = dict.fromkeys((own, options.run_name(USUAL["plan"])))
     apart = options.is_try and not options.changes
     run = Run(
-        Setting(images, device, options.precision, options.seed, options.recorded),
+        Setting(images, device, options.convolutions, options.seed, options.recorded),
         options.schedules(plan),
         options.width,
         folders.checkpoints / name,
@@ -259,6 +340,8 @@ def _train_plan(
         tried=options.is_try,
         network=options.network,
     )
+    if options.from_published:
+        run.published |= published(run, options)
     result = []
     for index, row in enumerate(rows, start=1):
         left = remaining(run, rows)

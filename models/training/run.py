@@ -59,8 +59,9 @@ class Run:
     """One seed of all variants of a network at one width: settings, folders, and the trained networks.
 
     A phase that a run of another plan has already trained is taken from its checkpoints, in the folders
-    `shared`. `stored` are finished rows by variant, for phases that need a deployed network alone. A run that
-    is `tried` publishes no weights.
+    `shared`. `stored` are finished rows by variant, for phases that need a deployed network alone.
+    `published` are networks by phase that take the place of its training. A run that is `tried` publishes no
+    weights.
     """
 
     setting: Setting
@@ -73,6 +74,7 @@ class Run:
     stored: Mapping[str, Trained] = field(default_factory=dict)
     tried: bool = False
     network: str = "resnet18"
+    published: dict[str, Trained] = field(default_factory=dict)
     done: dict[str, Trained] = field(default_factory=dict)
 
     @property
@@ -106,6 +108,8 @@ class Run:
         """Trains one phase and the earlier ones, continues their training, or loads them."""
         if phase.row is not None and phase.row in self.stored:
             return self.stored[phase.row]
+        if phase.name in self.published:
+            return self.published[phase.name]
         if phase.name not in self.done:
             after = [self.train(before) for before in phase.after]
             task = phase.task(self, *after)
