@@ -59,7 +59,9 @@ def test_an_emulated_link_has_its_own_line_and_untrained_networks_have_no_verdic
     assert far.loc["senet-0.09", "online_median_s"] == pytest.approx(8)
     assert pd.isna(far.loc["eca", ["accuracy", "behind"]]).all()
     assert far.loc["eca", "worth"] is None
-    assert far.loc["baseline", "seeds"] == 2
+    assert far.loc["baseline", ["seeds", "epochs"]].tolist() == [2, 24]
+    assert far.loc["senet-0.09", "epochs"] == 44
+    assert pd.isna(far.loc["eca", "epochs"])
 
 
 def test_level_networks_are_not_beaten(content, rows):
@@ -103,6 +105,8 @@ def test_the_table_has_every_measured_network(systems):
     assert [line["Variant"] for line in lines] == [f"`{name}`" for name in sorted(SECONDS, key=ORDER.index)]
     eca = next(line for line in lines if line["Variant"] == "`eca`")
     assert eca["Accuracy, %"] == "not trained yet"
+    assert eca["Seeds × epochs"] == "–"
+    assert lines[0]["Seeds × epochs"] == "2 × 24"
     assert eca["Online, s, loopback"] == "1.50"
     assert eca["Online, s, wan"] == "15.0"
 

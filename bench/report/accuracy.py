@@ -20,9 +20,11 @@ from pibench.models.rows import read_rows
 from pibench.store.engines import shown_engines
 
 SETTINGS = ("plan", "epochs_scale", "precision")
-SEED_AND_PLAN = ("seed", *SETTINGS)
+RANDOM = "random"
+"""The start of a network that was trained from random weights on."""
+SEED_AND_PLAN = ("seed", *SETTINGS, "start")
 """What rows have in common whose networks share a baseline."""
-ROW = ("variant", "width", "seed", *SETTINGS, "epochs", "relus", "macs")
+ROW = ("variant", "width", "seed", *SETTINGS, "start", "epochs", "relus", "macs")
 JUDGED = ("accuracy_heldout", "accuracy_test", "accuracy_fixed_point")
 PRIVATE = ("images", "agreement", "accuracy", "accuracy_plaintext", "max_logit_error")
 
@@ -46,6 +48,7 @@ def read_accuracy(path: Path) -> pd.DataFrame | None:
 def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
     """Makes one line for each variant, width and seed; `private_ENGINE_*` are of the private inferences.
 
+    `start` is "random", or "published" for a network that was trained from the project's own baseline.
     `relus_by` is the phase that gave each layer its share of the ReLUs: SENet's "sensitivity", SNL's "lasso".
     """
     judged = [] if accuracy is None else [_part(row, "private") for _, row in accuracy.iterrows()]
@@ -67,6 +70,7 @@ def tabulate_accuracy(accuracy: pd.DataFrame | None) -> pd.DataFrame:
     for _, row in accuracy.iterrows():
         fixed, engines = _part(row, "fixed_point"), _part(row, "private")
         line = {name: row.get(name, math.nan) for name in (*ROW, *JUDGED, "wall_s", "machine")}
+        line["start"] = line["start"] if isinstance(line["start"], str) else RANDOM
         line["relus_by"] = _relus_by(row)
         line |= {f"fixed_point_{name}": fixed.get(name, math.nan) for name in ("images", "agreement")}
         for engine in by_engine:

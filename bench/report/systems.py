@@ -42,6 +42,7 @@ SYSTEMS = (
     "accuracy",
     "accuracy_heldout",
     "seeds",
+    "epochs",
     "relus",
     "macs",
     "parameters",
@@ -60,10 +61,11 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
 
     `summary` is the result of `summarize`, `accuracy` that of `tabulate_accuracy`. `accuracy` of a line is
     the mean over seeds of the variant's test accuracy at width 16, NaN if it is not trained;
-    `accuracy_heldout` is that on held-out images, by which choices are made. `behind` is how
-    much less that is than of `behind_of`, the most accurate network that is no slower under this engine and
-    link. `worth` tells that it is level with that one, and that no faster network is as accurate. Both are
-    missing without an accuracy.
+    `accuracy_heldout` is that on held-out images, by which choices are made. `seeds` of them were trained,
+    for `epochs` each (the most, from random weights on). `behind` is how much less accurate the variant is
+    than `behind_of`, the most accurate network that is no slower under this engine and link. `worth` tells
+    that it is level with that one, and that no faster network is as accurate. Both are missing without an
+    accuracy.
     """
     if summary.empty:
         return pd.DataFrame(columns=list(SYSTEMS))
@@ -81,6 +83,7 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
         accuracy=cases["variant"].map(narrow["accuracy_test"].mean()).astype(float),
         accuracy_heldout=cases["variant"].map(narrow["accuracy_heldout"].mean()).astype(float),
         seeds=cases["variant"].map(narrow["accuracy_test"].count()),
+        epochs=cases["variant"].map(narrow["epochs"].max()).astype("Int64"),
         behind=math.nan,
         behind_of=None,
         worth=None,
@@ -129,8 +132,9 @@ def systems_section(systems: pd.DataFrame) -> str:
             markdown_table(systems_table(systems, engines)),
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
-            "CIFAR-100, test images. *noisy*: the interquartile range exceeds 10 % of the median. A dash: "
-            f"not measured. Rows are of {systems['commit'].nunique()} commits, which `systems.csv` names.",
+            "CIFAR-100, test images, mean over seeds; epochs are counted from random weights on. *noisy*: "
+            "the interquartile range exceeds 10 % of the median. A dash: not measured. "
+            f"Rows are of {systems['commit'].nunique()} commits, which `systems.csv` names.",
         ]
     )
 
@@ -150,6 +154,9 @@ def systems_table(systems: pd.DataFrame, engines: Sequence[str]) -> pd.DataFrame
         line = {
             "Variant": f"`{variant}`",
             "Accuracy, %": UNTRAINED if pd.isna(first["accuracy"]) else format_accuracy(first["accuracy"]),
+            "Seeds × epochs": "–"
+            if pd.isna(first["epochs"])
+            else f"{first['seeds']:.0f} × {first['epochs']}",
             "ReLUs, K": format_number(first["relus"], 1e3, 4),
             "MACs, M": format_number(first["macs"], 1e6, 4),
             "Parameters, M": format_number(first["parameters"], 1e6),
