@@ -314,7 +314,7 @@ def test_a_published_baseline_takes_the_place_of_its_training(cifar, monkeypatch
     joint = rows_by_name["joint-0.09"]
     assert joint["phases"] == {"baseline": 2, "gated-5": 2, "sensitivity": 2, "joint-0.09": 2}
     of_file = json.loads((logs / "sensitivity.json").read_text())["sensitivity"]
-    trained = command.published_sensitivity(tiny_run(folder), logs)
+    trained = command.stored_sensitivity(tiny_run(folder), logs)
     assert measured(tiny_run(folder).layout, trained.phases[-1].extra) == pytest.approx(of_file, abs=1e-6)
     (logs / "sensitivity.json").write_text("{")
     assert main([*start, "--rows", "snl-0.09"]) == 1

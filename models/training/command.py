@@ -236,11 +236,11 @@ def published(run: Run, options: Options) -> dict[str, Trained]:
     found = {BASELINE: replace(stored, model=model, decisions=None)}
     logs = options.folders.reference / "training" / usual.run_name(USUAL["plan"])
     if (logs / "sensitivity.json").is_file():
-        found["sensitivity"] = published_sensitivity(run, logs)
+        found["sensitivity"] = stored_sensitivity(run, logs)
     return found
 
 
-def published_sensitivity(run: Run, logs: Path) -> Trained:
+def stored_sensitivity(run: Run, logs: Path) -> Trained:
     """Returns a published measurement of sensitivity as the phase that made it: densities, without a network.
 
     Raises TrainingError if the files in `logs` are damaged.

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pibench.models.training.statistics import set_batchnorm
 from pibench.models.training.taps import run_tapped
 
 
@@ -117,7 +118,4 @@ def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches:
             block.shallow.bias.copy_(bias)
             continue
         mean, variance = sums[name].statistics(kernel)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.copy_(mean + bias)
+        set_batchnorm(norm, mean, variance, (variance + norm.eps).sqrt(), mean + bias)

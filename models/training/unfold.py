@@ -15,14 +15,15 @@ A lone BatchNorm is published as a depthwise convolution y = k x + t. With the m
 input it has gamma = k sqrt(v + eps) and beta = t + k mu.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from pibench.models.graph.moves import module_of, source, trace
+from pibench.models.training.statistics import set_batchnorm
+from pibench.models.training.taps import run_tapped
 from pibench.models.transforms.fold_batchnorm import obstacle
 
 
@@ -38,41 +39,29 @@ class _Place:
     published: nn.Conv2d
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, 1, dtype=torch.float64))
 
-    def watch(self) -> Callable[[], None]:
-        """Adds up what BatchNorm will see, from now on; returns what ends this."""
-
-        def add(_: nn.Module, x: tuple[Tensor], y: Tensor) -> None:
-            values = (x[0] if self.conv is None else y).double()
-            moments = (torch.ones_like(values), values, values.square())
-            self.sums = self.sums + torch.stack([moment.sum((0, 2, 3)) for moment in moments])
-
-        return self.published.register_forward_hook(add).remove
+    def add(self, values: Tensor) -> None:
+        """Adds up what BatchNorm will see, [N, C, H, W]."""
+        values = values.double()
+        moments = (torch.ones_like(values), values, values.square())
+        self.sums = self.sums + torch.stack([moment.sum((0, 2, 3)) for moment in moments])
 
     def put(self) -> None:
         """Gives the convolution and BatchNorm their weights and statistics."""
         assert self.published.bias is not None
         kernel, shift = self.published.weight.double(), self.published.bias.double()
         count, values, squares = self.sums
-        mean = beta = values / count
+        mean = values / count
         variance = (squares / count - mean.square()).clamp(min=0)
         if self.conv is None:
-            gamma, beta = (
-                kernel.flatten() * (variance + self.norm.eps).sqrt(),
-                shift + kernel.flatten() * mean,
-            )
-        else:
-            s = _scale(self.conv, kernel)
-            self.conv.weight.copy_(kernel * s.view(-1, 1, 1, 1))
-            if self.conv.bias is not None:
-                self.conv.bias.zero_()
-            mean, variance = s * (mean - shift), s.square() * variance
-            gamma = (variance + self.norm.eps).sqrt() / s
-        assert self.norm.running_mean is not None
-        assert self.norm.running_var is not None
-        self.norm.running_mean.copy_(mean)
-        self.norm.running_var.copy_(variance)
-        self.norm.weight.copy_(gamma)
-        self.norm.bias.copy_(beta)
+            k = kernel.flatten()
+            set_batchnorm(self.norm, mean, variance, k * (variance + self.norm.eps).sqrt(), shift + k * mean)
+            return
+        s = _scale(self.conv, kernel)
+        self.conv.weight.copy_(kernel * s.view(-1, 1, 1, 1))
+        if self.conv.bias is not None:
+            self.conv.bias.zero_()
+        scaled = s.square() * variance
+        set_batchnorm(self.norm, s * (mean - shift), scaled, (scaled + self.norm.eps).sqrt() / s, mean)
 
 
 @torch.no_grad()
@@ -83,7 +72,7 @@ def unfolded(original: nn.Module, published: nn.Module, batches: Iterable[Tensor
     `batches` [N, 3, H, W] give the statistics. Raises ValueError for a network of another structure.
     """
     graph, folded = trace(original.eval()), dict(published.named_modules())
-    own, places = dict(original.named_modules()), []
+    own, places = dict(original.named_modules()), dict[str, _Place]()
     for node in graph.graph.nodes:
         if module_of(graph, node, nn.BatchNorm2d) is None:
             continue
@@ -94,17 +83,17 @@ def unfolded(original: nn.Module, published: nn.Module, batches: Iterable[Tensor
         shape = conv.weight.shape if conv else (norm.num_features, 1, 1, 1)
         if not isinstance(layer, nn.Conv2d) or layer.weight.shape != shape:
             raise ValueError(f"the published network is of another structure: its {name} does not fit")
-        places.append(_Place(norm, conv, layer))
+        places[name] = _Place(norm, conv, layer)
         del folded[name]
     for name, layer in folded.items():
         if isinstance(layer, nn.Conv2d | nn.Linear):  # without BatchNorm
             own[name].load_state_dict(layer.state_dict())
-    with ExitStack() as stack:
-        for place in places:
-            stack.callback(place.watch())
-        for images in batches:
-            published(images)
-    for place in places:
+    lone = [name for name, place in places.items() if place.conv is None]
+    for images in batches:
+        _, after, before = run_tapped(published, images, places.keys() - lone, lone)
+        for name, values in (after | before).items():
+            places[name].add(values)
+    for place in places.values():
         place.put()
     return original
 
