@@ -3,7 +3,7 @@ SPU_PYTHON ?= $(shell command -v python3.11)
 BIN := .venv/bin
 SPU_BIN := .venv-spu/bin
 
-.PHONY: .venv install test lint faults bench operators sweep smoke report plots reference train accuracy data
+.PHONY: .venv install test lint faults bench operators sweep smoke report plots reference train longer accuracy data
 .PHONY: .venv-spu protocols spu clean
 .DELETE_ON_ERROR:
 
@@ -108,6 +108,18 @@ reference: .venv
 # TRAIN="--rows baseline --plan quick" chooses.
 train: .venv
 	$(BIN)/python -m pibench.models.training $(TRAIN)
+
+# As many epochs as the papers have, and wider, for a CUDA device (plan `paper`, resumable): SNL on the original
+# and the joint structure, the budgets where accuracy is flat; then those of width 64 in fixed point and under the
+# protocol. LONGER="--epochs-scale 0.01" shortens all of it.
+FLAT := senet-0.72 senet-0.54 joint joint-0.416 joint-0.312
+SLOPES := snl-0.09 snl-0.052 joint-snl-0.09 joint-snl-0.052
+longer: .venv
+	$(BIN)/python -m pibench.models.training --plan paper --width 64 --rows $(SLOPES) $(FLAT) $(LONGER)
+	$(BIN)/python -m pibench.models.training --plan paper --width 32 \
+	--rows snl-0.18 joint-snl-0.18 $(SLOPES) $(LONGER)
+	for weights in checkpoints/w64-s0-paper*; do \
+	$(BIN)/python -m pibench.measure.accuracy --width 64 --weights $$weights || exit 1; done
 
 # Your trained networks in fixed point and under the real protocol, added to results/accuracy.json.
 accuracy: .venv

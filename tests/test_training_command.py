@@ -17,6 +17,7 @@ from pibench.models.training import command, rows, run
 from pibench.models.training.__main__ import main
 from pibench.models.training.files import TrainingError
 from pibench.models.training.images import Images
+from pibench.models.training.phases import plan_named, planned
 from pibench.models.training.rows import put_row, update_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import WeightsError
@@ -264,6 +265,26 @@ def test_a_try_shares_phases_and_stays_apart(cifar, monkeypatch, capsys):
     assert "no try: nothing differs" in capsys.readouterr().err
     assert main([*options, "--set", "masks.nonsense=1"]) == 1
     assert "the plan has no 'masks.nonsense'" in capsys.readouterr().err
+
+
+def test_the_lengths_of_the_papers_are_one_command(cifar, monkeypatch):
+    """The plan is the real one, shortened to one step a phase."""
+    folder, options, plans = cifar
+    monkeypatch.setitem(plans, "paper", plan_named("paper"))
+    name = "joint-snl-0.052"
+    assert planned(VARIANTS[name], plans["paper"]) == {
+        **{"baseline": 200, "gated-5": 120},
+        **{f"{name}-lasso": 300, name: 100},
+    }
+    wanted = [*options, "--plan", "paper", "--epochs-scale", "0.003", "--rows", "snl-0.052", name]
+    assert main(wanted) == 0
+    rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
+    assert {(row["plan"], row["epochs_scale"], row["relus"]) for row in rows.values()} == {
+        ("paper", 0.003, VARIANTS[name].budget(2))
+    }
+    weights = folder / "weights"
+    monkeypatch.setattr(manifest, "FOLDER", weights)
+    assert all(VARIANTS[row].build(width=2).meta["trained"] for row in rows)
 
 
 def test_a_published_baseline_takes_the_place_of_its_training(cifar, monkeypatch, capsys):

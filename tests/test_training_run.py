@@ -21,7 +21,7 @@ from pibench.models.reductions.senet import next_larger
 from pibench.models.training import rows
 from pibench.models.training.command import remaining
 from pibench.models.training.files import TrainingError
-from pibench.models.training.phases import plan_named, planned
+from pibench.models.training.phases import phases, plan_named, planned
 from pibench.models.training.relus import masks_of
 from pibench.models.training.rows import finish_row
 from pibench.models.training.run import Run
@@ -239,6 +239,22 @@ def test_other_networks_are_trained_deployed_saved_and_loaded(network, name, oth
     assert torch.equal(logits(built), logits(final))
     if name == "joint-0.052":
         assert sum(module.endswith("shallow") for module, _ in final.named_modules()) == 5
+
+
+def test_a_lasso_chooses_on_the_shallow_network(tmp_path):
+    """SNL starts from the network whose gates have fallen, and keeps the budget exactly."""
+    run, name = tiny_run(tmp_path), "joint-snl-0.09"
+    gated = next(phase for phase in phases(run.phase(name)) if phase.name == "gated-5")
+    before = {key: value.clone() for key, value in run.train(gated).model.state_dict().items()}
+    selection = next(phase for phase in phases(run.phase(name)) if phase.name == f"{name}-lasso")
+    task = selection.task(run, run.train(gated))
+    begun = task.model.state_dict()
+    assert all(torch.equal(begun[key], value) for key, value in before.items())
+    assert {tuple(soft.alpha.unique().tolist()) for soft in task.softs.values()} == {(1.0,)}
+    row = finish_row(run, name, run.trained(name), None, {}, tmp_path / "weights")
+    assert list(row["phases"]) == ["baseline", "gated-5", f"{name}-lasso", name]
+    assert row["relus"] == variant(name).budget(2)
+    assert row["macs"] == cost_of(variant("joint").build(2, None, classes=CLASSES), X[:1]).macs
 
 
 @pytest.mark.parametrize("name", ["deepreduce", "merged-exact", "snl-0.09"])

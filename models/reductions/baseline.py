@@ -28,8 +28,18 @@ FAMILIES = (
     ),
 )
 SCHEDULES: Schedules = {
-    "baseline": {"quick": Schedule(14, 0.4), "standard": Schedule(24, 0.4), "long": Schedule(40, 0.4)},
-    "tune": {"quick": Schedule(3, 0.05), "standard": Schedule(10, 0.05), "long": Schedule(24, 0.05)},
+    "baseline": {
+        "quick": Schedule(14, 0.4),
+        "standard": Schedule(24, 0.4),
+        "long": Schedule(40, 0.4),
+        "paper": Schedule(200, 0.4),
+    },
+    "tune": {
+        "quick": Schedule(3, 0.05),
+        "standard": Schedule(10, 0.05),
+        "long": Schedule(24, 0.05),
+        "paper": Schedule(100, 0.05),
+    },
 }
 
 

@@ -46,6 +46,7 @@ SCHEDULES: Schedules = {
         "standard": GateSchedule(14, 0.1),
         "long": GateSchedule(24, 0.1),
         "extended": GateSchedule(40, 0.1, bounded=True),
+        "paper": GateSchedule(120, 0.1, bounded=True),
     },
 }
 

@@ -37,12 +37,14 @@ SCHEDULES: Schedules = {
         "quick": None,  # None takes the published one
         "standard": SparseSchedule(6, 0.4),
         "long": SparseSchedule(10, 0.4),
+        "paper": SparseSchedule(150, 0.4),
     },
     "masks": {
         "quick": MaskSchedule(6, 0.05),
         "standard": MaskSchedule(14, 0.05),
         "long": MaskSchedule(40, 0.05),
         "extended": MaskSchedule(32, 0.05, descending=True),
+        "paper": MaskSchedule(240, 0.05),
     },
 }
 RANKED = (3, 5)

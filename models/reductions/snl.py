@@ -33,6 +33,7 @@ SCHEDULES: Schedules = {
         "quick": LassoSchedule(3, 0.02),
         "standard": LassoSchedule(6, 0.02),
         "long": LassoSchedule(8, 0.02),
+        "paper": LassoSchedule(300, 0.02),
     },
 }
 
@@ -47,8 +48,8 @@ def masks(layout: Layout, shapes: Mapping[str, Any], budget: int, seed: int) -> 
     return random_network_masks(shapes, budget, seed)
 
 
-def selection(variant: Variant, plan: Plan) -> Phase:
-    """Trains weights and slopes of the baseline with a lasso, down to the variant's budget."""
+def selection(variant: Variant, plan: Plan, start: Phase) -> Phase:
+    """Trains weights and slopes of the network of `start` with a lasso, down to the variant's budget."""
 
     def task(run: Run, start: Trained) -> Task:
         import copy
@@ -60,11 +61,14 @@ def selection(variant: Variant, plan: Plan) -> Phase:
         exchange_relus(model, {relu: SoftReLU(shape) for relu, shape in run.shapes(start.model).items()})
         return Lasso(model, plan["lasso"], run.budget(variant))
 
-    return Phase(f"{variant.name}-lasso", plan["lasso"], task, (baseline.trained(variant, plan),))
+    return Phase(f"{variant.name}-lasso", plan["lasso"], task, (start,))
 
 
-def trained(variant: Variant, plan: Plan) -> Phase:
-    """Keeps the largest slopes of the entire network as ReLUs, and tunes the network after the lasso."""
+def selected(variant: Variant, plan: Plan, start: Phase) -> Phase:
+    """Keeps the largest slopes of the entire network as ReLUs, and tunes the network after the lasso.
+
+    The network of `start` has the variant's structure; the teacher is the baseline.
+    """
 
     def network(run: Run, teacher: Trained, selected: Trained) -> nn.Module:
         import copy
@@ -81,7 +85,14 @@ def trained(variant: Variant, plan: Plan) -> Phase:
         mask_relus(model, largest_network_masks(slopes, run.budget(variant)))
         return model
 
-    return baseline.tuned(variant, plan, network, (selection(variant, plan),))
+    return baseline.tuned(variant, plan, network, (selection(variant, plan, start),))
 
 
-VARIANTS = (Variant("snl-0.09", trained, fraction=0.09, masks=masks),)
+def trained(variant: Variant, plan: Plan) -> Phase:
+    """Chooses ReLUs of the baseline and tunes it."""
+    return selected(variant, plan, baseline.trained(variant, plan))
+
+
+VARIANTS = tuple(
+    Variant(f"snl-{fraction}", trained, fraction=fraction, masks=masks) for fraction in (0.18, 0.09, 0.052)
+)

@@ -163,6 +163,7 @@ PLANS = {
     "standard": "three hours for all rows there",
     "long": "the committed rows: a quarter of an hour for all of one width on an H200",
     "extended": "a gate that cannot grow, learnt longer; budgets that descend",
+    "paper": "as many epochs as the papers of SENet and SNL have, 500 to 700 a row; for a CUDA device",
 }
 """Plans by name. A phase that does not name its schedule under a plan takes the one of `USUAL`'s."""
 
