@@ -177,6 +177,14 @@ def test_the_processor_is_named_by_its_model_else_by_its_architecture(monkeypatc
     text = "processor : 0\nmodel name\t: A: fast one\nmodel name\t: another\n"
     monkeypatch.setattr(Path, "read_text", lambda path: text)
     assert cpu_name() == "A: fast one"
+    for named, model, expected in (
+        ("AMD EPYC", 17, "AMD EPYC (family 6, model 17)"),
+        ("Xeon(R) CPU @ 2.20GHz", 79, "Xeon(R) CPU @ 2.20GHz (family 6, model 79)"),
+        ("AMD EPYC 7B13", 1, "AMD EPYC 7B13"),
+    ):
+        text = f"cpu family\t: 6\nmodel\t\t: {model}\nmodel name\t: {named}\ncpu family\t: 9\nmodel\t: 9\n"
+        monkeypatch.setattr(Path, "read_text", lambda path, text=text: text)
+        assert cpu_name() == expected
     monkeypatch.setattr(platform, "processor", lambda: "")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
 
