@@ -100,8 +100,14 @@ def test_the_verdict_names_who_is_worth_it_where(systems):
     assert "eca" not in text
 
 
-def test_the_table_has_every_measured_network(systems):
-    (lines,) = tables_of(systems_section(systems))
+def test_the_table_has_every_measured_network_and_every_trained_one(systems, content):
+    untimed = make_accuracy_row("cap-10", accuracy_test=0.6)
+    (lines,) = tables_of(systems_section(systems, table([*content, untimed])))
+    last = lines.pop()
+    assert [last[name] for name in ("Variant", "Accuracy, %", "Seeds × epochs")] == [
+        *("`cap-10`", "60.00", "1 × 44")
+    ]
+    assert {last[name] for name in last if name not in ("Variant", "Accuracy, %", "Seeds × epochs")} == {"–"}
     assert [line["Variant"] for line in lines] == [f"`{name}`" for name in sorted(SECONDS, key=ORDER.index)]
     eca = next(line for line in lines if line["Variant"] == "`eca`")
     assert eca["Accuracy, %"] == "not trained yet"
@@ -117,7 +123,7 @@ ORDER = ["baseline", "senet-0.09", "joint-0.052", "deepreduce", "eca"]
 def test_without_rows_there_is_nothing():
     empty = report.tabulate_systems(report.summarize([]), report.tabulate_accuracy(None))
     assert empty.empty
-    assert systems_section(empty) == ""
+    assert systems_section(empty, report.tabulate_accuracy(None)) == ""
     untrained = report.tabulate_systems(report.summarize([row("eca")]), report.tabulate_accuracy(None))
     assert len(untrained) == 1
     assert systems_verdict(untrained) == ""

@@ -81,7 +81,9 @@ PAGES = {
         "Every reduction side by side",
         "What each system of the literature costs under every engine, and what it keeps of the accuracy. "
         "What each does, and why it costs what it costs: [docs/reductions.md](docs/reductions.md).",
-        lambda report: _together(systems_section(report.systems), *at_senets_latency_parts(report.systems)),
+        lambda report: _together(
+            systems_section(report.systems, report.accuracy), *at_senets_latency_parts(report.systems)
+        ),
         {},
     ),
     "links": Page(

@@ -78,16 +78,11 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
         & cases["online_median_s"].notna()
         & (cases["role"] != "extra")
     ].drop_duplicates(["variant", "engine", "link"])
-    narrow = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")
-    lines = cases.assign(
-        accuracy=cases["variant"].map(narrow["accuracy_test"].mean()).astype(float),
-        accuracy_heldout=cases["variant"].map(narrow["accuracy_heldout"].mean()).astype(float),
-        seeds=cases["variant"].map(narrow["accuracy_test"].count()),
-        epochs=cases["variant"].map(narrow["epochs"].max()).astype("Int64"),
-        behind=math.nan,
-        behind_of=None,
-        worth=None,
-    ).astype({"behind_of": object, "worth": object})
+    lines = (
+        cases.join(_trained(accuracy), on="variant")
+        .assign(behind=math.nan, behind_of=None, worth=None)
+        .astype({"behind_of": object, "worth": object})
+    )
     for _, group in lines.groupby(["engine", "link"]):
         known = group.dropna(subset=["accuracy"])
         for index, line in known.iterrows():
@@ -110,6 +105,19 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
     return lines.loc[order, list(SYSTEMS)].reset_index(drop=True)
 
 
+def _trained(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Returns accuracies at the width of the trained networks, seeds and epochs, by variant."""
+    narrow = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")
+    return pd.DataFrame(
+        {
+            "accuracy": narrow["accuracy_test"].mean().astype(float),
+            "accuracy_heldout": narrow["accuracy_heldout"].mean().astype(float),
+            "seeds": narrow["accuracy_test"].count(),
+            "epochs": narrow["epochs"].max().astype("Int64"),
+        }
+    )
+
+
 def _in_one_place(summary: pd.DataFrame) -> pd.DataFrame:
     """Returns the lines with the seconds over an emulated link in the columns of measured ones."""
     cases = summary.copy()
@@ -120,8 +128,11 @@ def _in_one_place(summary: pd.DataFrame) -> pd.DataFrame:
     return cases
 
 
-def systems_section(systems: pd.DataFrame) -> str:
-    """Writes the table of all reductions, and which of them are worth their accuracy where."""
+def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame) -> str:
+    """Writes the table of all reductions, and which of them are worth their accuracy where.
+
+    A network that `accuracy` has and `systems` has not stands there without latency.
+    """
     if systems.empty:
         return ""
     engines = sorted(systems["engine"].unique(), key=engine_place)
@@ -129,7 +140,7 @@ def systems_section(systems: pd.DataFrame) -> str:
         [
             systems_verdict(systems),
             "![Accuracy against online latency of every reduction](plots/systems.svg)",
-            markdown_table(systems_table(systems, engines)),
+            markdown_table(systems_table(systems, engines, accuracy)),
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
             "CIFAR-100, test images, mean over seeds; epochs are counted from random weights on. *noisy*: "
@@ -139,10 +150,13 @@ def systems_section(systems: pd.DataFrame) -> str:
     )
 
 
-def systems_table(systems: pd.DataFrame, engines: Sequence[str]) -> pd.DataFrame:
-    """Makes one line for each measured variant: counts, traffic, offline and online seconds, accuracy."""
+def systems_table(systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Makes one line for each variant: counts, traffic, offline and online seconds, accuracy."""
     links = [link for link in LINKS if link in set(systems["link"])]
     lines = []
+    trained = _trained(accuracy).reset_index()
+    untimed = trained[~trained["variant"].isin(systems["variant"])].reindex(columns=list(SYSTEMS))
+    systems = pd.concat([systems, untimed]) if len(untimed) else systems
     for variant in sorted(systems["variant"].unique(), key=variant_place):
         found = systems[systems["variant"] == variant]
         case = {(each["engine"], each["link"]): each for _, each in found.iterrows()}
