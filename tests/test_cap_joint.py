@@ -7,7 +7,7 @@ from torch import nn
 from training_setup import tiny_images, tiny_run
 
 from pibench.measure.count import cost_of
-from pibench.models.reductions.cap_joint import deep_blocks
+from pibench.models.reductions.cap_joint import FOUND, deep_blocks
 from pibench.models.training.rows import finish_row
 from pibench.models.variants import variant
 from pibench.models.weights import file_name, load, read_weights
@@ -25,11 +25,11 @@ def test_channels_go_where_blocks_stay_deep():
     ours, theirs = cost_of(thin, x), cost_of(whole, x)
     assert ours.relus == theirs.relus
     saved = 0
-    for block in DEEP:
+    for block, share in zip(DEEP, FOUND, strict=True):
         one, other = whole.get_submodule(f"{block}.conv1"), whole.get_submodule(f"{block}.conv2")
         pixels = 8 * 8 if block.startswith("layer3") else 4 * 4
-        saved += pixels * (one.weight.numel() + other.weight.numel()) // 2
-        assert thin.get_submodule(f"{block}.conv2").in_channels == other.in_channels // 2
+        saved += pixels * (one.weight.numel() + other.weight.numel()) * (1 - share)
+        assert thin.get_submodule(f"{block}.conv2").in_channels == other.in_channels * share
     assert ours.macs == theirs.macs - saved
     assert (ours.relu_layers, ours.linear_layers) == (theirs.relu_layers, theirs.linear_layers)
 

@@ -13,6 +13,7 @@ from pibench.models.graph.relu import MaskedReLU
 from pibench.models.manifest import read_manifest
 from pibench.models.rows import read_rows
 from pibench.models.training import __main__ as command
+from pibench.models.training.phases import plan_named, planned
 from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_weights
@@ -22,7 +23,7 @@ UNTRAINED = (
     *("snl-0.18", "snl-0.052", "joint-snl-0.18", "joint-snl-0.09", "joint-snl-0.052"),
     "bilinear-2",
     *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4"),
-    *("eca-hard", "gated", "poly-0.045", "folding-5", "cap-joint-0.052"),
+    *("eca-hard", "gated", "poly-0.045", "folding-5"),
     *("constrained-relus-0.75", "constrained-macs-0.5", "constrained-seconds-0.75", "constrained-masks-0.09"),
 )
 """Variants whose rows and weights are still to be made."""
@@ -39,8 +40,11 @@ NARROW = (
         "cap-untuned-10",
     ),
     *("trp-channel-0.9", "tucker-0.9", "bilinear-1", "eca", "poly-0.09", "folding-3", "shrinkage-0.9"),
+    "cap-joint-0.052",
 )
 """Variants that are trained at width 16 alone: no CUDA device was left for them at full width."""
+SHORTER = {"cap-joint-0.052": "standard"}
+"""Rows of a shorter plan than their own, which the tables say: no hardware for bfloat16 was left."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -58,7 +62,10 @@ def test_every_row_is_trained_and_the_pair_by_three_seeds():
     assert [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (16, 0)] == list(ROWS)
     wide = [row["variant"] for row in ACCURACY if (row["width"], row["seed"]) == (64, 0)]
     assert wide == [name for name in ROWS if name not in NARROW]
-    assert all(row["plan"] == VARIANTS[row["variant"]].plan for row in ACCURACY)
+    plans = {name: known.plan for name, known in VARIANTS.items()} | SHORTER
+    assert all(row["plan"] == plans[row["variant"]] for row in ACCURACY)
+    for name in SHORTER:
+        assert row_of(name)["epochs"] < sum(planned(VARIANTS[name], plan_named(VARIANTS[name].plan)).values())
     for name in ("baseline", "senet-0.09", "joint-0.052"):
         assert {row["seed"] for row in ACCURACY if (row["variant"], row["width"]) == (name, 16)} == {0, 1, 2}
     assert row_of("baseline")["accuracy_test"] > 0.66
