@@ -18,9 +18,9 @@ from pibench.models.published import SENET_SENSITIVITY
 from pibench.models.reductions.joint import gated
 from pibench.models.reductions.merged import blocks, hoist_in_training
 from pibench.models.reductions.senet import next_larger
-from pibench.models.training import rows
+from pibench.models.training import loop, rows
 from pibench.models.training.command import remaining
-from pibench.models.training.files import TrainingError
+from pibench.models.training.files import TrainingError, digest
 from pibench.models.training.phases import phases, plan_named, planned
 from pibench.models.training.relus import masks_of
 from pibench.models.training.rows import finish_row
@@ -44,6 +44,15 @@ def run(tmp_path_factory):
 @torch.no_grad()
 def logits(model):
     return copy.deepcopy(model).eval()(X)
+
+
+@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+def test_what_is_finished_is_loaded_and_not_trained_again(name, run, monkeypatch):
+    """A process that was stopped between two phases finds the earlier ones as they ended."""
+    expected = digest(run.trained(name).model.state_dict())
+    monkeypatch.setattr(loop, "_epoch", None)
+    again = tiny_run(run.checkpoints.parent)
+    assert digest(again.trained(name).model.state_dict()) == expected
 
 
 @pytest.mark.parametrize("name", ONE_OF_A_FAMILY)

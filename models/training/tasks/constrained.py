@@ -66,7 +66,9 @@ class Constrained(Supervised):
         return [sgd, adam]
 
     def before_step(self, done: float) -> None:
-        """Draws the noise of the gates, by the run's seed and the step's number."""
+        """Draws the noise of the gates, by the run's seed and the step's number; none after the last step."""
+        if done == 1:
+            return
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + round(done * self.steps))
         for gate in self.gates.values():
             gate.draw(generator)
