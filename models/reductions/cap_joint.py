@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pibench.models.allocation import least_sensitive_blocks
-from pibench.models.base import FOLD, Family, Variant
+from pibench.models.base import Family, Variant
 from pibench.models.decisions import Step
 from pibench.models.layout import Block, Layout
 from pibench.models.reductions import baseline, cap, joint, senet
@@ -30,8 +30,8 @@ FAMILIES = (
         place=45,
     ),
 )
-COUNT, DROP = 5, 0.03
-"""The shallow blocks; the accuracy that the search for channels may cost."""
+DROP = 0.03
+"""The accuracy that the search for channels may cost."""
 FOUND = (0.75, 0.6875, 0.875)
 """The shares of the deep blocks' inner channels that the search keeps.
 
@@ -41,13 +41,13 @@ They are of ResNet-18 of width 16, from the published baseline. Seeded networks 
 
 def deep_blocks(layout: Layout) -> Sequence[Block]:
     """Returns the blocks that stay deep: only inside these are channels left to remove."""
-    shallow = least_sensitive_blocks(COUNT, layout)
+    shallow = least_sensitive_blocks(joint.COUNT, layout)
     return [block for block in layout.blocks if block.name not in shallow]
 
 
 def structure(layout: Layout) -> tuple[Step, ...]:
     """Removes channels of the deep blocks, then makes the others shallow."""
-    return (*cap.structure(layout, FOUND, deep_blocks), *joint.structure(layout, COUNT))
+    return (*cap.structure(layout, FOUND, deep_blocks), *joint.structure(layout, joint.COUNT))
 
 
 def gated(variant: Variant, plan: Plan) -> Phase:
@@ -58,7 +58,7 @@ def gated(variant: Variant, plan: Plan) -> Phase:
         """Returns the pruned and shallow network with random weights."""
         from pibench.models.weights import apply
 
-        steps = (*(pruned.chosen or ()), *joint.structure(run.layout, COUNT))
+        steps = (*(pruned.chosen or ()), *joint.structure(run.layout, joint.COUNT))
         return run.seeded(lambda: apply(run.original(), steps))
 
     def task(run: Run, teacher: Trained, pruned: Trained) -> Task:
@@ -66,13 +66,13 @@ def gated(variant: Variant, plan: Plan) -> Phase:
         for name, module in pruned.model.named_modules():
             if not list(module.children()) and name:
                 start.set_submodule(name, module)
-        return joint.gated_task(run, plan, COUNT, shallow(run, pruned), teacher, start)
+        return joint.gated_task(run, plan, joint.COUNT, shallow(run, pruned), teacher, start)
 
     def settle(run: Run, learnt: Task) -> nn.Module:
         return joint.without_gates(run, shallow(run, run.train(found)), learnt)
 
     def chosen(run: Run, learnt: Task) -> tuple[Step, ...]:
-        return (*(run.train(found).chosen or ()), *joint.structure(run.layout, COUNT))
+        return (*(run.train(found).chosen or ()), *joint.structure(run.layout, joint.COUNT))
 
     after = (baseline.trained(variant, plan), found)
     return Phase("cap-joint-gated", plan["gated"], task, after, settle, chosen)
@@ -90,7 +90,7 @@ VARIANTS = tuple(
         structure,
         fraction,
         senet.masks,
-        (FOLD, Step("absorb_skips")),
+        joint.FINISH,
     )
     for fraction in (0.052,)
 )

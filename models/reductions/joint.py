@@ -51,6 +51,12 @@ SCHEDULES: Schedules = {
 }
 
 
+COUNT = 5
+"""The shallow blocks, where a variant's name says nothing else."""
+FINISH = (FOLD, Step("absorb_skips"))
+"""The last transforms of a network with shallow blocks."""
+
+
 def structure(layout: Layout, count: int) -> tuple[Step, ...]:
     """Makes the `count` blocks with the least sensitive mid ReLU shallow.
 
@@ -101,14 +107,14 @@ def trained(variant: Variant, plan: Plan, count: int) -> Phase:
     return start if variant.fraction is None else senet.masked(variant, plan, start)
 
 
-def _variant(name: str, fraction: float | None = None, count: int = 5, **changes: Any) -> Variant:
+def _variant(name: str, fraction: float | None = None, count: int = COUNT, **changes: Any) -> Variant:
     return Variant(
         name,
         partial(trained, count=count),
         partial(structure, count=count),
         fraction,
         None if fraction is None else senet.masks,
-        (FOLD, Step("absorb_skips")),
+        FINISH,
         **changes,
     )
 

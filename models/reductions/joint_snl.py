@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pibench.models.base import FOLD, Family, Variant
-from pibench.models.decisions import Step
+from pibench.models.base import Family, Variant
 from pibench.models.reductions import joint, snl
 from pibench.models.training.phases import Phase
 from pibench.models.training.schedules import Plan
@@ -21,22 +20,21 @@ FAMILIES = (
         place=42,
     ),
 )
-COUNT = 5
 
 
 def trained(variant: Variant, plan: Plan) -> Phase:
     """Learns the shallow structure, then SNL's slopes on the rest, and tunes the network."""
-    return snl.selected(variant, plan, joint.gated(variant, plan, COUNT))
+    return snl.selected(variant, plan, joint.gated(variant, plan, joint.COUNT))
 
 
 VARIANTS = tuple(
     Variant(
         f"joint-snl-{fraction}",
         trained,
-        partial(joint.structure, count=COUNT),
+        partial(joint.structure, count=joint.COUNT),
         fraction,
         snl.masks,
-        (FOLD, Step("absorb_skips")),
+        joint.FINISH,
     )
     for fraction in (0.18, 0.09, 0.052)
 )

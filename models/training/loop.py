@@ -72,7 +72,11 @@ class Task(Differentiable, Protocol):
         """Returns the optimizers; the rate of the first follows the schedule."""
 
     def before_step(self, done: float) -> None:
-        """Sets the values that depend on `done`, the finished fraction of all steps; keeps no state."""
+        """Sets the values that depend on `done`, the finished fraction of all steps; keeps no state.
+
+        It is called with 1 after the last step, also for a finished phase that is loaded, which has no
+        `optimizers`.
+        """
 
     def after_step(self, done: float) -> None:
         """Changes the weights after a step."""
