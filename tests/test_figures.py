@@ -47,6 +47,7 @@ def tables(rows):
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
     made["systems"] = report.tabulate_systems(made["summary"], trained)
+    made["machines"] = report.tabulate_machines(rows, [])
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 
 

@@ -35,7 +35,7 @@ from pibench.store.results import ResultsError
 pytestmark = pytest.mark.usefixtures("remembered_intervals")
 
 
-def tables(content, rows=(), runs=(), masks=None):
+def tables(content, rows=(), runs=(), masks=None, others=()):
     """Returns the input of figures: rows of accuracy.json and bench.json, and runs with their sensitivity."""
     rows = list(rows) or [make_row()]
     accuracy = report.tabulate_accuracy(pd.DataFrame(content) if content else None)
@@ -45,6 +45,7 @@ def tables(content, rows=(), runs=(), masks=None):
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
     made["iso_accuracy"] = report.tabulate_iso_accuracy(accuracy, rows)
     made["systems"] = report.tabulate_systems(made["summary"], accuracy)
+    made["machines"] = report.tabulate_machines(rows, others)
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])
     made = {name: through_csv(table) for name, table in made.items()}

@@ -59,7 +59,7 @@ def test_nothing_measured_is_said():
 def test_the_same_rows_agree_in_everything(summary):
     text = compare(summary, summary)
     assert "counts (ReLUs, MACs, rounds, bytes): equal, exactly" in text
-    assert "machine and versions: as the reference's" in text
+    assert "machine, versions and images: as the reference's" in text
     agreed = next(line for line in text.splitlines() if line.startswith("- speed-ups"))
     judged = agreed.split()[2:5]
     assert judged[0] == judged[2]

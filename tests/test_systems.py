@@ -12,6 +12,8 @@ from pibench import figures, report
 from pibench.report.systems import systems_section, systems_verdict
 
 SECONDS = {"baseline": 1.0, "senet-0.09": 0.8, "joint-0.052": 0.5, "deepreduce": 0.81, "eca": 1.5}
+ALONE = report.tabulate_machines([], [])
+"""No other machine has measured anything."""
 ACCURACY = {"baseline": 0.68, "senet-0.09": 0.59, "joint-0.052": 0.63, "deepreduce": 0.55}
 
 
@@ -102,7 +104,7 @@ def test_the_verdict_names_who_is_worth_it_where(systems):
 
 def test_the_table_has_every_measured_network_and_every_trained_one(systems, content):
     untimed = make_accuracy_row("cap-10", accuracy_test=0.6)
-    (lines,) = tables_of(systems_section(systems, table([*content, untimed])))
+    (lines,) = tables_of(systems_section(systems, table([*content, untimed]), ALONE))
     last = lines.pop()
     assert [last[name] for name in ("Variant", "Accuracy, %", "Seeds × epochs")] == [
         *("`cap-10`", "60.00", "1 × 44")
@@ -123,7 +125,7 @@ ORDER = ["baseline", "senet-0.09", "joint-0.052", "deepreduce", "eca"]
 def test_without_rows_there_is_nothing():
     empty = report.tabulate_systems(report.summarize([]), report.tabulate_accuracy(None))
     assert empty.empty
-    assert systems_section(empty, report.tabulate_accuracy(None)) == ""
+    assert systems_section(empty, report.tabulate_accuracy(None), ALONE) == ""
     untrained = report.tabulate_systems(report.summarize([row("eca")]), report.tabulate_accuracy(None))
     assert len(untrained) == 1
     assert systems_verdict(untrained) == ""

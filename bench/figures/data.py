@@ -38,6 +38,7 @@ class Tables:
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
     systems: pd.DataFrame
+    machines: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 
@@ -54,6 +55,7 @@ WORDS = {
     "sensitivity": ("layer",),
     "protocols": ("case", "variant", "engine", "timing"),
     "systems": ("variant", "engine", "link"),
+    "machines": ("machine", "case", "variant", "engine", "link"),
 }
 """The columns of each table that hold a word in every line."""
 NUMBERS = {
@@ -66,6 +68,7 @@ NUMBERS = {
     "sensitivity": ("width", "seed", "position", "measured_sensitivity", "published_sensitivity"),
     "protocols": ("bytes_all", "whole_speedup"),
     "systems": ("accuracy", "relus", "macs"),
+    "machines": ("width", "batch", "parties", "median_s", "speedup"),
 }
 """The columns that hold numbers, beside those whose names tell it."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,35 +31,46 @@ SHOWN = ("loopback", "wan")
 
 
 def systems(tables: Tables) -> Figure:
-    """Draws every trained reduction once a link; a line joins those that no other network beats."""
+    """Draws every trained reduction once a link; a line joins those that no other network beats.
+
+    A network that only another machine measured is a hollow point, at the baseline's seconds here divided by
+    its speed-up over the baseline there. It takes no part in the line.
+    """
     lines = tables.systems
     lines = lines[(lines["engine"] == ENGINE) & lines["accuracy"].notna()]
     links = [link for link in SHOWN if (lines["link"] == link).sum() > 1]
     if not links:
         raise Missing(f"it needs measured cases of two trained variants on the engine {ENGINE}")
     figure, panels = panels_beside(len(links), 4.2, 1 if len(links) > 1 else 0.6)
-    labelled = []
+    labelled: list[tuple[Axes, pd.DataFrame]] = []
+    others: set[str] = set()
     for axes, link in zip(panels, links, strict=True):
         points = lines[lines["link"] == link].set_index("variant")
+        placed = _placed(tables, points, link)
+        for variant, point in placed.iterrows():
+            _mark(axes, variant, point, markerfacecolor="white")
         _draw(axes, points)
+        points = pd.concat([points, placed]) if len(placed) else points
+        others |= set(placed.index)
         axes.set(xscale="log", xlabel="online latency, milliseconds")
         axes.set_title(f"{engine_look(ENGINE).label}, {link_style(link)[0]}")
         plain_log(axes.xaxis)
         axes.margins(x=0.1, y=0.06)
         labelled.append((axes, points))
     label_y(panels, f"test accuracy, % (width {TRAINED_WIDTH})")
-    shown = lines.loc[lines["link"].isin(links), "variant"].map(catalogue.family_name)
-    handles = family_handles(shown, linestyle="none")
+    shown = [*lines.loc[lines["link"].isin(links), "variant"], *sorted(others)]
+    handles = family_handles(map(catalogue.family_name, shown), linestyle="none")
     handles.append(Line2D([], [], color="0.6", linewidth=0.8, label="beaten by none"))
     figure.legend(
         handles=handles, loc="outside upper center", ncols=2 if is_narrow() else 6, handletextpad=0.3
     )
+    hollow = " Hollow: placed by its speed-up over the baseline on another machine." if others else ""
     add_small_print(
         figure,
         f"Accuracy of networks trained at width {TRAINED_WIDTH} on CIFAR-100; latency of the same structures "
         f"at width {WIDTH}, batch 1, two parties, medians. Horizontal bars: 95 % intervals. The line joins "
         "the networks that no other one beats in both, however little. At the points, where there is room: "
-        "the end of the variant's name.",
+        f"the end of the variant's name.{hollow}",
     )
     for axes, points in labelled:
         _label(axes, points)
@@ -68,18 +81,7 @@ def _draw(axes: Axes, points: pd.DataFrame) -> None:
     times = 1e3 * points[["online_median_s", "online_low_s", "online_high_s"]]
     bars = error_bars(times["online_median_s"], times["online_low_s"], times["online_high_s"])
     for variant, point in points.iterrows():
-        _, colour, marker = family_style(variant)
-        axes.errorbar(
-            times.loc[variant, "online_median_s"],
-            100 * point["accuracy"],
-            xerr=[[bar[variant]] for bar in bars],
-            color=colour,
-            marker=marker,
-            markersize=8 if marker == "*" else 4.5,
-            linestyle="none",
-            elinewidth=0.6,
-            zorder=3,
-        )
+        _mark(axes, variant, point, xerr=[[bar[variant]] for bar in bars], elinewidth=0.6)
     front, best = [], 0.0
     for variant in times["online_median_s"].sort_values(kind="stable").index:
         accuracy = points.loc[variant, "accuracy"]
@@ -87,6 +89,42 @@ def _draw(axes: Axes, points: pd.DataFrame) -> None:
             front.append((times.loc[variant, "online_median_s"], 100 * accuracy))
             best = accuracy
     axes.plot(*zip(*front, strict=True), color="0.6", linewidth=0.8, zorder=1)
+
+
+def _mark(axes: Axes, variant: str, point: pd.Series, **style: Any) -> None:
+    _, colour, marker = family_style(variant)
+    size = 8 if marker == "*" else 4.5
+    axes.errorbar(
+        1e3 * point["online_median_s"],
+        100 * point["accuracy"],
+        color=colour,
+        marker=marker,
+        markersize=size,
+        linestyle="none",
+        zorder=3,
+        **style,
+    )
+
+
+def _placed(tables: Tables, points: pd.DataFrame, link: str) -> pd.DataFrame:
+    """Returns trained networks that only another machine measured, at seconds that follow from here."""
+    machines, accuracy = tables.machines, tables.accuracy
+    found = machines[
+        ~machines["own"].astype(bool)
+        & (machines["engine"] == ENGINE)
+        & (machines["link"] == link)
+        & (machines["width"] == WIDTH)
+        & (machines["batch"] == 1)
+        & (machines["parties"] == 2)
+        & machines["speedup"].notna()
+        & ~machines["variant"].isin(points.index)
+    ].drop_duplicates("variant")
+    trained = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")["accuracy_test"].mean()
+    found = found.set_index("variant").join(trained.rename("accuracy"), how="inner")
+    if "baseline" not in points.index or found.empty:
+        return found.iloc[:0]
+    seconds = points.loc["baseline", "online_median_s"] / found["speedup"]
+    return pd.DataFrame({"online_median_s": seconds, "accuracy": found["accuracy"]})
 
 
 def _label(axes: Axes, points: pd.DataFrame) -> None:

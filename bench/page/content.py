@@ -37,6 +37,7 @@ TABLES = {
     "protocols": "the same networks under other protocols, each beside its own baseline",
     "protocol_models": "what published models say of those protocols, beside what was measured",
     "systems": "every reduction under every engine and link, and whether another one beats it",
+    "machines": "cases that other machines measured, beside the same here",
 }
 """The tables of a report, in the order of the page, and what one line is."""
 

@@ -17,6 +17,7 @@ from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.headline import headline_section
 from pibench.report.iso_accuracy import tabulate_iso_accuracy
 from pibench.report.links import links_section
+from pibench.report.machines import machines_section, tabulate_machines
 from pibench.report.models import models_section, tabulate_models
 from pibench.report.pairs import tabulate_pairs
 from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
@@ -37,6 +38,7 @@ __all__ = [
     "headline_section",
     "interval_of_median",
     "links_section",
+    "machines_section",
     "models_section",
     "protocols_section",
     "read_accuracy",
@@ -49,6 +51,7 @@ __all__ = [
     "tabulate_equal_latency",
     "tabulate_iso_accuracy",
     "tabulate_layers",
+    "tabulate_machines",
     "tabulate_models",
     "tabulate_pairs",
     "tabulate_protocol_models",

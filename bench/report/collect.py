@@ -10,6 +10,7 @@ import pandas as pd
 from pibench.report.accuracy import read_accuracy, tabulate_accuracy
 from pibench.report.equal_latency import tabulate_equal_latency
 from pibench.report.iso_accuracy import tabulate_iso_accuracy
+from pibench.report.machines import ELSEWHERE, tabulate_machines
 from pibench.report.models import tabulate_models
 from pibench.report.pairs import tabulate_pairs
 from pibench.report.protocols import tabulate_protocol_models, tabulate_protocols
@@ -17,7 +18,7 @@ from pibench.report.sensitivity import read_sensitivity
 from pibench.report.systems import tabulate_systems
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
-from pibench.store.results import ResultsError, Row, Store, one_machine
+from pibench.store.results import ResultsError, Row, Store, machine_name, one_machine, read_rows
 
 ONE_NETWORK = ["variant", "width", "seed"]
 ONE_TRY = [*ONE_NETWORK, "changes", "beside"]
@@ -28,7 +29,8 @@ ONE_LAYER = ["width", "seed", "position"]
 class Report:
     """Measured rows, their folder `source`, and the tables that follow.
 
-    `others` names the machines whose other rows are in the folder; it is None if there are none.
+    `others` names the machines whose other rows are in bench.json; it is None if there are none. `machines`
+    compares the rows with those, and with the ones in elsewhere.json.
     """
 
     source: Path
@@ -47,6 +49,7 @@ class Report:
     protocols: pd.DataFrame
     protocol_models: pd.DataFrame
     systems: pd.DataFrame
+    machines: pd.DataFrame
 
     def csvs(self) -> dict[str, str]:
         """Returns the text of each table's file, by the name of the file."""
@@ -66,7 +69,8 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
     """
     folders = [results] if reference is None else [results, reference]
     for source in folders:
-        rows, others = one_machine(Store(source / "bench.json").rows(), machine)
+        every = Store(source / "bench.json").rows()
+        rows, others = one_machine(every, machine)
         if rows:
             break
     else:
@@ -93,7 +97,13 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
         protocols=protocols,
         protocol_models=tabulate_protocol_models(rows, protocols),
         systems=tabulate_systems(summary, accuracy),
+        machines=tabulate_machines(rows, _of_others([*every, *read_rows(source / ELSEWHERE)], rows[0])),
     )
+
+
+def _of_others(rows: list[Row], own: Row) -> list[Row]:
+    """Returns the rows of other machines than that of the row `own`."""
+    return [row for row in rows if machine_name(row) != machine_name(own)]
 
 
 def csv_text(frame: pd.DataFrame) -> str:

@@ -215,8 +215,12 @@ def _compare_seconds(both: pd.DataFrame) -> list[str]:
 
 
 def _compare_machines(both: pd.DataFrame) -> list[str]:
-    """Lists differences of machine and versions; seconds of two machines do not compare, counts do."""
-    names = ["cpu", "cores", "system", "python"]
+    """Lists differences of machine, versions and images.
+
+    Seconds of two machines do not compare, counts do. The images calibrate the ring of 32 bits: a bound that
+    lies at a power of two may change the bytes of its correlated randomness.
+    """
+    names = ["cpu", "cores", "system", "python", "images"]
     names += [name for name in both if name.startswith("version_") and not name.endswith("_reference")]
     differing = []
     for name in names:
@@ -225,8 +229,8 @@ def _compare_machines(both: pd.DataFrame) -> list[str]:
             label = name.removeprefix("version_")
             differing.append(f"{label} {here}, not {there}")
     if not differing:
-        return ["- machine and versions: as the reference's"]
-    return [f"- machine and versions differ: {'; '.join(differing)}"]
+        return ["- machine, versions and images: as the reference's"]
+    return [f"- machine, versions or images differ: {'; '.join(differing)}"]
 
 
 def _values(both: pd.DataFrame, column: str) -> str:

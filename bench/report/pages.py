@@ -12,6 +12,7 @@ from pibench.report.collect import Report
 from pibench.report.engines import engines_section
 from pibench.report.headline import headline_section
 from pibench.report.links import links_section
+from pibench.report.machines import machines_section
 from pibench.report.models import models_section
 from pibench.report.plaintext import plaintext_section
 from pibench.report.protocols_section import protocols_section
@@ -82,8 +83,16 @@ PAGES = {
         "What each system of the literature costs under every engine, and what it keeps of the accuracy. "
         "What each does, and why it costs what it costs: [docs/reductions.md](docs/reductions.md).",
         lambda report: _together(
-            systems_section(report.systems, report.accuracy), *at_senets_latency_parts(report.systems)
+            systems_section(report.systems, report.accuracy, report.machines),
+            *at_senets_latency_parts(report.systems),
         ),
+        {},
+    ),
+    "machines": Page(
+        "The same cases on other machines",
+        "How far a speed-up depends on the processor: what other machines measured, beside this report's. "
+        "How a run gets here: [docs/method.md](docs/method.md).",
+        lambda report: machines_section(report.machines),
         {},
     ),
     "links": Page(

@@ -2,6 +2,9 @@
 
 The run's rows replace the reference's rows of the same cases, networks, tries and operators. The other rows
 of the reference stay. Tables, pages in docs/results/ and the README's sections follow from them.
+
+Seconds of two machines share no table. Cases of another machine than the reference's therefore stand beside
+it, in elsewhere.json, until a run of that machine covers all cases of the reference and takes its place.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from pibench.models.files import changing, read_file, replace_file, writing
 from pibench.models.manifest import WeightsError, read_listed, read_manifest, replace_listed
 from pibench.report.collect import Report, read_report
 from pibench.report.findings import findings, short_headline
+from pibench.report.machines import ELSEWHERE
 from pibench.report.pages import make_pages
 from pibench.report.writing import REFERENCE, REMEDY, find_stale, write_stale
 from pibench.store.operators import put_operators, read_operators
-from pibench.store.results import ResultsError, Store, read_rows
+from pibench.store.results import ResultsError, Row, Store, machine_name, read_rows
 
 SECTIONS = {"headline": short_headline, "findings": findings}
 """The README's sections by the name of their markers."""
@@ -127,6 +131,8 @@ def take_over(project: Project) -> list[str]:
     try:
         measured, operators = read_rows(own / "bench.json"), read_operators(own / "operators.json")
         read_operators(reference / "operators.json")
+        old = read_rows(reference / "bench.json")
+        read_rows(reference / ELSEWHERE)
         trained = {name: read(own / name) for name, read in readers.items()}
         for name, read in readers.items():
             read(reference / name)
@@ -139,8 +145,7 @@ def take_over(project: Project) -> list[str]:
     if measured:
         for row in measured:
             row.pop("host", None)  # a computer's name says nothing to others
-        Store(reference / "bench.json").renew(measured)
-        said.append(f"{len(measured)} cases of {own / 'bench.json'}")
+        said += _take_cases(reference, old, measured)
     for name, fresh in trained.items():
         if fresh:
             _renew_trained(reference / name, readers[name], fresh)
@@ -159,6 +164,26 @@ def take_over(project: Project) -> list[str]:
             )
     if weights:
         said.append(f"weights of {len(weights)} networks of {own / 'weights'}")
+    return said
+
+
+def _take_cases(reference: Path, old: Sequence[Row], measured: Sequence[Row]) -> list[str]:
+    """Puts cases into the reference, or beside it where they are of another machine; returns what it did."""
+    by_machine: dict[str, list[Row]] = {}
+    for row in measured:
+        by_machine.setdefault(machine_name(row), []).append(row)
+    cases, said = {row["case"] for row in old}, []
+    known = {machine_name(row) for row in old}
+    for machine, rows in by_machine.items():
+        if machine in known or cases <= {row["case"] for row in rows}:
+            Store(reference / "bench.json").renew(rows)
+            said.append(f"{len(rows)} cases of {machine}")
+        else:
+            Store(reference / ELSEWHERE).merge(rows)
+            said.append(
+                f"{len(rows)} cases of {machine}, which stand beside the reference's "
+                f"({', '.join(sorted(known))}) until they are all of its {len(cases)}"
+            )
     return said
 
 

@@ -17,12 +17,14 @@ from pibench.report.cells import (
     format_accuracy,
     format_count,
     format_number,
+    format_ratio,
     format_seconds,
     join_cells,
     listed,
     markdown_table,
 )
 from pibench.report.order import variant_place
+from pibench.report.tables import in_one_place
 from pibench.store.engines import engine_look, engine_place
 from pibench.store.settings import TRAINED_WIDTH
 from pibench.store.settings import WIDTH as FULL_WIDTH
@@ -69,7 +71,7 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
     """
     if summary.empty:
         return pd.DataFrame(columns=list(SYSTEMS))
-    cases = _in_one_place(summary)
+    cases = in_one_place(summary)
     cases = cases[
         (cases["width"] == FULL_WIDTH)
         & (cases["batch"] == 1)
@@ -118,20 +120,11 @@ def _trained(accuracy: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _in_one_place(summary: pd.DataFrame) -> pd.DataFrame:
-    """Returns the lines with the seconds over an emulated link in the columns of measured ones."""
-    cases = summary.copy()
-    for name in CLOCKS:
-        if (emulated := f"emulated_{name}") in cases:
-            measured = cases.get(name, math.nan)
-            cases[name] = cases[emulated].where(cases["timing"] == "emulated", measured)
-    return cases
-
-
-def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame) -> str:
+def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame, machines: pd.DataFrame) -> str:
     """Writes the table of all reductions, and which of them are worth their accuracy where.
 
-    A network that `accuracy` has and `systems` has not stands there without latency.
+    A network that `accuracy` has and `systems` has not stands there without latency. What another machine
+    measured (`tabulate_machines`) stands in brackets: the speed-up over the baseline there.
     """
     if systems.empty:
         return ""
@@ -140,19 +133,27 @@ def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame) -> str:
         [
             systems_verdict(systems),
             "![Accuracy against online latency of every reduction](plots/systems.svg)",
-            markdown_table(systems_table(systems, engines, accuracy)),
+            markdown_table(systems_table(systems, engines, accuracy, machines)),
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
             "CIFAR-100, test images, mean over seeds; epochs are counted from random weights on. *noisy*: "
-            "the interquartile range exceeds 10 % of the median. A dash: not measured. "
+            "the interquartile range exceeds 10 % of the median. A dash: not measured. In brackets: not "
+            "measured on this machine, but so many times faster than the baseline on another one "
+            "([machines](docs/results/machines.md)). "
             f"Rows are of {systems['commit'].nunique()} commits, which `systems.csv` names.",
         ]
     )
 
 
-def systems_table(systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Makes one line for each variant: counts, traffic, offline and online seconds, accuracy."""
+def systems_table(
+    systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.DataFrame, machines: pd.DataFrame
+) -> pd.DataFrame:
+    """Makes one line for each variant: counts, traffic, offline and online seconds, accuracy.
+
+    Counts do not depend on the machine; a speed-up on another one stands in brackets.
+    """
     links = [link for link in LINKS if link in set(systems["link"])]
+    systems = pd.concat([systems, _elsewhere(systems, machines, accuracy)])
     lines = []
     trained = _trained(accuracy).reset_index()
     untimed = trained[~trained["variant"].isin(systems["variant"])].reindex(columns=list(SYSTEMS))
@@ -180,9 +181,31 @@ def systems_table(systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.Da
         }
         for link in links:
             cases = [case.get((engine, link)) for engine in engines]
-            line[f"Online, s, {link}"] = join_cells(cases, lambda each: format_seconds(each, "online"))
+            line[f"Online, s, {link}"] = join_cells(cases, _seconds_or_speedup)
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _elsewhere(systems: pd.DataFrame, machines: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Returns lines of the cases that only other machines measured: counts and `speedup`, no seconds."""
+    place = ["variant", "engine", "link"]
+    lines = machines[
+        ~machines["own"].astype(bool)
+        & machines["speedup"].notna()
+        & (machines["width"] == FULL_WIDTH)
+        & (machines["batch"] == 1)
+        & (machines["parties"] == 2)
+    ].drop_duplicates(place)
+    lines = lines[~pd.MultiIndex.from_frame(lines[place]).isin(pd.MultiIndex.from_frame(systems[place]))]
+    return lines.join(_trained(accuracy), on="variant").reindex(columns=[*SYSTEMS, "speedup"])
+
+
+def _seconds_or_speedup(case: pd.Series) -> str:
+    return (
+        f"({format_ratio(case['speedup'])})"
+        if pd.isna(case["online_median_s"])
+        else format_seconds(case, "online")
+    )
 
 
 def systems_verdict(systems: pd.DataFrame) -> str:

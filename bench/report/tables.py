@@ -54,6 +54,16 @@ def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.D
     return frame.loc[order].reset_index(drop=True)
 
 
+def in_one_place(summary: pd.DataFrame) -> pd.DataFrame:
+    """Returns the lines with what was measured over an emulated link in the columns of measured cases."""
+    cases = summary.copy()
+    emulated = cases["timing"] == "emulated"
+    for column in [name for name in cases if name.startswith("emulated_")]:
+        name = column.removeprefix("emulated_")
+        cases[name] = cases[column].where(emulated, cases.get(name, math.nan))
+    return cases
+
+
 def tabulate_layers(rows: Iterable[Row]) -> pd.DataFrame:
     """Makes one line for each layer of a case, in running order, with its class: linear, relu or other."""
     lines = []
