@@ -1,4 +1,4 @@
-"""Gates that the client computes: their price by the traffic laws, and the numbers that the docs give."""
+"""Gates that the client computes: their price by the traffic laws, and what the docs give and run."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pibench.costs.predict import predict
+from pibench.models.training.images import Images
 from pibench.program.lower import lower
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reductions.md").read_text()
@@ -18,12 +19,12 @@ class Hidden(nn.Module):
 
     def __init__(self, kind):
         super().__init__()
-        self.kind, self.conv, self.fc = kind, nn.Conv2d(3, 64, 3, padding=1), nn.Linear(64, 100)
+        self.kind, self.conv, self.fc = kind, nn.Conv2d(3, 64, 3, padding=1), nn.Linear(1024, 100)
 
     def forward(self, x):
         y = self.conv(x[:, :3])
         y = {"linear": lambda: y, "relu": y.relu, "gated": lambda: x[:, 3:] * y}[self.kind]()
-        return self.fc(y.mean((2, 3)))
+        return self.fc(nn.functional.avg_pool2d(y, 8).flatten(1))
 
 
 def price(kind, engine):
@@ -47,3 +48,34 @@ def test_the_docs_give_the_prices(engine):
         found = price(kind, engine)
         assert int(rounds) == found.rounds
         assert float(megabytes) == pytest.approx(found.bytes_sent / 1e6, rel=0.01)
+
+
+def test_the_docs_train_both(tmp_path, monkeypatch):
+    """The blocks of the page, for one epoch, on images that stand for CIFAR-100."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (300, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(300) % 100
+    monkeypatch.setattr(Images, "cifar100", lambda: Images.split(images, labels, 100, 100))
+    monkeypatch.setattr("pibench.models.data.load_cifar100", lambda split: (images[:100], labels[:100]))
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    costs, training = (
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+        if "Small" in block
+    )
+    names = {}
+    exec(costs, names)
+    before = {name: weight.clone() for name, weight in names["public"].state_dict().items()}
+    exec(training.replace("Schedule(10,", "Schedule(1,").replace("smoothing", "batch=50, smoothing"), names)
+    assert (tmp_path / "results" / "small-relu.jsonl").read_text().count("\n") == 1
+    trained = names["Both"]
+    assert (tmp_path / "results" / "small-gated.pt").exists()
+    for name, weight in names["public"].state_dict().items():
+        assert torch.equal(weight, before[name]), "public vectors are not trained"
+    image = names["image"]
+    model = trained().eval()
+    gates = (names["public"](image) > 0).float()
+    assert torch.equal(model(image), model.server(torch.cat([image, gates], 1))), (
+        "the server sees gates alone"
+    )
