@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from training_setup import CLASSES, TINY, tiny_images, tiny_run
 
 from pibench.measure.count import cost_of
-from pibench.models.reductions.constrained import SECONDS, SECONDS_WHOLE, costs
+from pibench.models.reductions.constrained import SECONDS, SECONDS_WHOLE, costs, structure
 from pibench.models.training.gates import FIRST, GatedReLU, affordable
 from pibench.models.training.relus import exchange_relus
 from pibench.models.training.rows import finish_row
@@ -108,7 +109,8 @@ def test_the_cost_of_a_channel_is_what_its_removal_saves(what, tmp_path):
     whole = cost_of(model.eval(), X[:1])
     total = fixed + sum(unit[name] * shapes[name][0] for name in unit)
     assert total == getattr(whole, what)
-    thin = cost_of(variant("constrained-macs-0.5").build(2, None, classes=CLASSES), X[:1])
+    half = replace(variant("constrained-macs-0.5"), structure=partial(structure, what=what, shares=(0.5,)))
+    thin = cost_of(half.build(2, None, classes=CLASSES), X[:1])
     saved = sum(unit[name] * (shapes[name][0] // 2) for name in unit)
     assert total - saved == getattr(thin, what)
 

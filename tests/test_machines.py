@@ -137,6 +137,13 @@ def test_the_figure_places_it_hollow_by_its_speed_up():
         assert (at, True) in found
         assert {place for place, hollow in found if not hollow} >= others
         assert at not in list(axes.lines[-1].get_xdata()) or at in others, "no part of the line"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "baseline",
+        "SENet",
+        "joint",
+        "beaten by none",
+    ]
     assert "Hollow: placed by its speed-up" in " ".join(
         text.get_text().replace("\n", " ") for text in figure.texts
     )

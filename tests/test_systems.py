@@ -9,6 +9,7 @@ from test_figures import check_texts, texts
 from test_figures_accuracy import tables
 
 from pibench import figures, report
+from pibench.models import catalogue
 from pibench.report.systems import systems_section, systems_verdict
 
 SECONDS = {"baseline": 1.0, "senet-0.09": 0.8, "joint-0.052": 0.5, "deepreduce": 0.81, "eca": 1.5}
@@ -147,3 +148,19 @@ def test_the_figure_has_a_point_for_each_trained_network_and_joins_the_unbeaten(
 def test_the_figure_is_missing_without_two_networks(content):
     with pytest.raises(figures.Missing, match="two trained variants on the engine lean"):
         figures.systems(tables(content, [row("baseline")]))
+
+
+def test_the_legend_of_every_family_fits():
+    """The catalogue grows, and the figure is as wide as a page."""
+    names = {catalogue.family_name(name): name for name in catalogue.variant_names()}.values()
+    shown = list(names)
+    rows = [row(name, link=link, seconds=1.0) for name in shown for link in ("loopback", "wan")]
+    trained = [make_accuracy_row(name, accuracy_test=0.3 + 0.01 * place) for place, name in enumerate(shown)]
+    with mpl.rc_context(figures.STYLE):
+        figure = figures.systems(tables(trained, rows))
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box, page = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == len(shown) + 1
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1

@@ -24,7 +24,6 @@ UNTRAINED = (
     "bilinear-2",
     *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4"),
     *("eca-hard", "gated", "poly-0.045", "folding-5"),
-    *("constrained-macs-0.5", "constrained-seconds-0.75", "constrained-masks-0.09"),
 )
 """Variants whose rows and weights are still to be made."""
 NARROW = (
@@ -40,10 +39,13 @@ NARROW = (
         "cap-untuned-10",
     ),
     *("trp-channel-0.9", "tucker-0.9", "bilinear-1", "eca", "poly-0.09", "folding-3", "shrinkage-0.9"),
-    *("cap-joint-0.052", "constrained-relus-0.75"),
+    *("cap-joint-0.052", "constrained-relus-0.75", "constrained-macs-0.5"),
+    *("constrained-seconds-0.75", "constrained-masks-0.09"),
 )
 """Variants that are trained at width 16 alone: no CUDA device was left for them at full width."""
-SHORTER = {"cap-joint-0.052": "standard", "constrained-relus-0.75": "standard"}
+SHORTER = dict.fromkeys(
+    ("cap-joint-0.052", *(name for name in VARIANTS if name.startswith("constrained-"))), "standard"
+)
 """Rows of a shorter plan than their own, which the tables say: no hardware for bfloat16 was left."""
 ROWS = tuple(name for name in VARIANTS if name not in UNTRAINED)
 ROOT = Path(__file__).resolve().parent.parent

@@ -59,10 +59,10 @@ def systems(tables: Tables) -> Figure:
         labelled.append((axes, points))
     label_y(panels, f"test accuracy, % (width {TRAINED_WIDTH})")
     shown = [*lines.loc[lines["link"].isin(links), "variant"], *sorted(others)]
-    handles = family_handles(map(catalogue.family_name, shown), linestyle="none")
+    handles = family_handles([catalogue.family_name(name) for name in shown], linestyle="none")
     handles.append(Line2D([], [], color="0.6", linewidth=0.8, label="beaten by none"))
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=2 if is_narrow() else 6, handletextpad=0.3
+        handles=handles, loc="outside upper center", ncols=2 if is_narrow() else 5, handletextpad=0.3
     )
     hollow = " Hollow: placed by its speed-up over the baseline on another machine." if others else ""
     add_small_print(

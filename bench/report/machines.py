@@ -55,7 +55,7 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
     cases = {row["case"] for row in others}
     lines = [line for found in by_machine.values() for line in _lines(found) if line["case"] in cases]
     lines += [line | {"own": True} for line in _lines(rows) if line["case"] in cases]
-    places = {row["case"]: place_of(row) for row in others}
+    places = {row["case"]: place_of(row)[1:] for row in others}  # whatever their roles
     lines.sort(key=lambda line: (places[line["case"]], not line["own"]))
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
