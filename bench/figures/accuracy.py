@@ -262,7 +262,7 @@ def _published_handles() -> list[Line2D]:
 
 
 def _legend(figure: Figure, handles: list[Line2D], columns: int, side: str, title: str | None = None) -> None:
-    look = {"handlelength": 1.8, "columnspacing": 1.2, "alignment": "left"}
+    look = {"handlelength": 1.8, "columnspacing": 0.9, "alignment": "left"}
     loc = "outside lower left" if is_narrow() and side == "right" else f"outside upper {side}"
     figure.legend(
         handles=handles, loc=loc, ncols=min(columns, 2) if is_narrow() else columns, title=title, **look

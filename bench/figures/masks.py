@@ -119,9 +119,9 @@ def masks(tables: Tables) -> Figure:
         panels[row][0].set_ylabel(label, color=colour)
     axes = right.subplots()
     for name, kept in counts.items():
-        _, colour, marker = family_style(name)
+        family, colour, marker = family_style(name)
         look = {"color": colour, "marker": marker, "markevery": max(1, channels // 8), "markersize": 3.5}
-        axes.plot(np.arange(1, channels + 1), np.sort(kept)[::-1], label=name, **look)
+        axes.plot(np.arange(1, channels + 1), np.sort(kept)[::-1], label=family, **look)
     axes.legend(loc="upper right", handlelength=1.4, fontsize=6)
     axes.set(xlim=(0, channels + 1), ylim=(0, None))
     axes.set_xlabel("channel, by rank")
