@@ -9,6 +9,7 @@ from torch import nn
 
 from pibench.costs.predict import predict
 from pibench.models.training.images import Images
+from pibench.models.training.schedules import Schedule
 from pibench.program.lower import lower
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reductions.md").read_text()
@@ -51,7 +52,7 @@ def test_the_docs_give_the_prices(engine):
 
 
 def test_the_docs_train_both(tmp_path, monkeypatch):
-    """The blocks of the page, for one epoch, on images that stand for CIFAR-100."""
+    """The block of the page, for one epoch, on images that stand for CIFAR-100."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (300, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(300) % 100
@@ -59,22 +60,23 @@ def test_the_docs_train_both(tmp_path, monkeypatch):
     monkeypatch.setattr("pibench.models.data.load_cifar100", lambda split: (images[:100], labels[:100]))
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()
-    costs, training = (
+    (block,) = (
         block
         for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
         if "Small" in block
     )
     names = {}
-    exec(costs, names)
+    exec(block, names)
     before = {name: weight.clone() for name, weight in names["public"].state_dict().items()}
-    exec(training.replace("Schedule(10,", "Schedule(1,").replace("smoothing", "batch=50, smoothing"), names)
-    assert (tmp_path / "results" / "small-relu.jsonl").read_text().count("\n") == 1
-    trained = names["Both"]
-    assert (tmp_path / "results" / "small-gated.pt").exists()
+    schedule = Schedule(1, 0.1, batch=50)
+    for name, model in {"small-relu": names["Small"](False), "small-gated": names["Both"]()}.items():
+        assert 0 <= names["learn"](name, model, schedule) <= 1
+        assert (tmp_path / "results" / f"{name}.jsonl").read_text().count("\n") == 1
+        assert (tmp_path / "results" / f"{name}.pt").exists()
     for name, weight in names["public"].state_dict().items():
         assert torch.equal(weight, before[name]), "public vectors are not trained"
+    model = model.eval()
     image = names["image"]
-    model = trained().eval()
     gates = (names["public"](image) > 0).float()
     assert torch.equal(model(image), model.server(torch.cat([image, gates], 1))), (
         "the server sees gates alone"

@@ -218,5 +218,10 @@ def test_all_but_the_gates_learn_and_it_is_saved_and_loaded(tmp_path):
     row = finish_row(run, "gated", trained, None, {}, tmp_path / "weights")
     assert row["phases"] == {"gated": TINY["fixed_gates"].epochs}
     model = load(tmp_path / "weights" / file_name("gated", 2))
-    assert (model(x) - expected).abs().max() < 0.03 * expected.std()
+    final, _ = run.deployed(variant("gated"), trained)
+    assert (final(x) - expected).abs().max() < 1e-3 * expected.std()
+    with torch.no_grad():
+        for value in final.parameters():
+            value.copy_(value.half())
+    assert (model(x) - final(x)).abs().max() < 1e-3 * expected.std(), "as stored: gates magnify rounding"
     assert row["macs"] == cost_of(variant("gated").build(2, None, classes=CLASSES), x[:1]).macs

@@ -74,5 +74,9 @@ def test_a_link_without_measurements_is_a_dash(systems):
 
 def test_the_page_shows_it(systems):
     assert "At SENet's latency" in PAGES["systems"].tables(
-        SimpleNamespace(systems=systems, accuracy=report.tabulate_accuracy(None))
+        SimpleNamespace(
+            systems=systems,
+            accuracy=report.tabulate_accuracy(None),
+            machines=report.tabulate_machines([], []),
+        )
     )
