@@ -44,6 +44,7 @@ OTHERS = [
     elsewhere(timed("baseline", 9.0, link="wan")),
     elsewhere(timed("joint-0.052", 4.5, link="wan")),
 ]
+MACHINES = (OWN[0]["machine"]["cpu"], "Xeon")
 TRAINED = [
     make_accuracy_row(name, accuracy_test=accuracy)
     for name, accuracy in {"baseline": 0.68, "senet-0.09": 0.59, "joint-0.052": 0.63}.items()
@@ -163,6 +164,22 @@ def test_a_report_compares_the_machines_of_its_folder(tmp_path):
     read = report.read_report(tmp_path)
     assert len(read.machines[~read.machines["own"].astype(bool)]) == len(OTHERS)
     assert "joint-0.052" not in set(read.summary["variant"])
+
+
+def test_a_run_of_ones_own_is_compared_with_the_reference_of_another_machine(tmp_path):
+    """Of the reference only the cases of the run are shown; on the reference's machine there is nothing."""
+    reference = tmp_path / "reference"
+    Store(reference / "bench.json").merge(OWN)
+    Store(reference / ELSEWHERE).merge(OTHERS)
+    Store(tmp_path / "bench.json").add(elsewhere(timed("senet-0.09", 0.7), "Mine"))
+    found = report.read_report(tmp_path, reference).machines
+    assert set(found["variant"]) == {"senet-0.09"}
+    assert found["machine"].str.partition(",")[0].tolist() == ["Mine", *MACHINES]
+    assert found["own"].tolist() == [True, False, False]
+    (tmp_path / "bench.json").unlink()
+    Store(tmp_path / "bench.json").add(timed("senet-0.09", 0.7))
+    found = report.read_report(tmp_path, reference).machines
+    assert found["own"].tolist() == [True, False], "the Xeon alone is another machine"
 
 
 def test_a_run_of_another_machine_stands_beside_the_reference(tmp_path, capsys):

@@ -18,7 +18,7 @@ from pibench.report.sensitivity import read_sensitivity
 from pibench.report.systems import tabulate_systems
 from pibench.report.tables import summarize, tabulate_layers
 from pibench.report.tries import tabulate_tries
-from pibench.store.results import ResultsError, Row, Store, machine_name, one_machine, read_rows
+from pibench.store.results import ResultsError, Row, Store, key_of, machine_name, one_machine, read_rows
 
 ONE_NETWORK = ["variant", "width", "seed"]
 ONE_TRY = [*ONE_NETWORK, "changes", "beside"]
@@ -30,7 +30,7 @@ class Report:
     """Measured rows, their folder `source`, and the tables that follow.
 
     `others` names the machines whose other rows are in bench.json; it is None if there are none. `machines`
-    compares the rows with those, and with the ones in elsewhere.json.
+    compares the rows with those, with the ones in elsewhere.json, and with the reference's of the same cases.
     """
 
     source: Path
@@ -97,13 +97,19 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
         protocols=protocols,
         protocol_models=tabulate_protocol_models(rows, protocols),
         systems=tabulate_systems(summary, accuracy),
-        machines=tabulate_machines(rows, _of_others([*every, *read_rows(source / ELSEWHERE)], rows[0])),
+        machines=tabulate_machines(rows, _of_others(rows, every, source, reference)),
     )
 
 
-def _of_others(rows: list[Row], own: Row) -> list[Row]:
-    """Returns the rows of other machines than that of the row `own`."""
-    return [row for row in rows if machine_name(row) != machine_name(own)]
+def _of_others(rows: list[Row], every: list[Row], source: Path, reference: Path | None) -> list[Row]:
+    """Returns what other machines measured: the folder's rows, and those of the reference for its cases."""
+    known = {row["case"] for row in rows}
+    found = [*every, *read_rows(source / ELSEWHERE)]
+    if reference is not None and reference != source:
+        beside = [*read_rows(reference / "bench.json"), *read_rows(reference / ELSEWHERE)]
+        found += [row for row in beside if row["case"] in known]
+    others = {key_of(row): row for row in found if machine_name(row) != machine_name(rows[0])}
+    return list(others.values())
 
 
 def csv_text(frame: pd.DataFrame) -> str:
