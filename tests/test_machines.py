@@ -10,6 +10,7 @@ from results_factory import make_accuracy_row, make_row
 from test_figures import check_texts
 from test_figures_accuracy import tables
 from test_report_reference import filled, run
+from test_results import another_machine
 
 from pibench import figures, report
 from pibench.report.machines import ELSEWHERE, machines_section
@@ -27,8 +28,8 @@ def timed(variant, seconds, engine="lean", link="loopback", reference=None, **ch
     return made | changes
 
 
-def elsewhere(row, cpu="Xeon"):
-    return row | {"machine": row["machine"] | {"cpu": cpu}}
+def elsewhere(row):
+    return another_machine(row, "Xeon")
 
 
 OWN = [
@@ -171,7 +172,7 @@ def test_a_run_of_ones_own_is_compared_with_the_reference_of_another_machine(tmp
     reference = tmp_path / "reference"
     Store(reference / "bench.json").merge(OWN)
     Store(reference / ELSEWHERE).merge(OTHERS)
-    Store(tmp_path / "bench.json").add(elsewhere(timed("senet-0.09", 0.7), "Mine"))
+    Store(tmp_path / "bench.json").add(another_machine(timed("senet-0.09", 0.7), "Mine"))
     found = report.read_report(tmp_path, reference).machines
     assert set(found["variant"]) == {"senet-0.09"}
     assert found["machine"].str.partition(",")[0].tolist() == ["Mine", *MACHINES]

@@ -72,7 +72,9 @@ def test_what_was_trained_is_what_is_deployed_and_what_is_loaded(name, run, tmp_
             value.copy_(value.half())
     assert (logits(loaded) - logits(halved)).abs().max() < 1e-3 * scale
     assert (logits(loaded) - expected).abs().max() > 0
-    if not name.startswith(("poly-", "gated")):  # quadratics and gates magnify what rounding changes
+    if not name.startswith(
+        ("poly-", "gated")
+    ):  # two channels magnify what rounding changes (gated: test_gated)
         assert (logits(loaded) - expected).abs().max() < 0.03 * scale
     shapes = relu_shapes(variant(name).structured(2, CLASSES), X[:1])
     budget = variant(name).budget(2)

@@ -54,7 +54,8 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
         by_machine.setdefault(machine_name(row), []).append(row)
     cases = {row["case"] for row in others}
     lines = [line for found in by_machine.values() for line in _lines(found) if line["case"] in cases]
-    lines += [line | {"own": True} for line in _lines(rows) if line["case"] in cases]
+    needed = [row for row in rows if row["case"] in cases or (cases and row["variant"] == "baseline")]
+    lines += [line | {"own": True} for line in _lines(needed) if line["case"] in cases]
     places = {row["case"]: place_of(row)[1:] for row in others}  # whatever their roles
     lines.sort(key=lambda line: (places[line["case"]], not line["own"]))
     return pd.DataFrame(lines, columns=list(COLUMNS))

@@ -153,9 +153,10 @@ def systems_table(
     Counts do not depend on the machine; a speed-up on another one stands in brackets.
     """
     links = [link for link in LINKS if link in set(systems["link"])]
-    systems = pd.concat([systems, _elsewhere(systems, machines, accuracy)])
+    trained = _trained(accuracy)
+    systems = pd.concat([systems, _elsewhere(systems, machines, trained)])
     lines = []
-    trained = _trained(accuracy).reset_index()
+    trained = trained.reset_index()
     untimed = trained[~trained["variant"].isin(systems["variant"])].reindex(columns=list(SYSTEMS))
     systems = pd.concat([systems, untimed]) if len(untimed) else systems
     for variant in sorted(systems["variant"].unique(), key=variant_place):
@@ -186,7 +187,7 @@ def systems_table(
     return pd.DataFrame(lines)
 
 
-def _elsewhere(systems: pd.DataFrame, machines: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+def _elsewhere(systems: pd.DataFrame, machines: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
     """Returns lines of the cases that only other machines measured: counts and `speedup`, no seconds."""
     place = ["variant", "engine", "link"]
     lines = machines[
@@ -197,7 +198,7 @@ def _elsewhere(systems: pd.DataFrame, machines: pd.DataFrame, accuracy: pd.DataF
         & (machines["parties"] == 2)
     ].drop_duplicates(place)
     lines = lines[~pd.MultiIndex.from_frame(lines[place]).isin(pd.MultiIndex.from_frame(systems[place]))]
-    return lines.join(_trained(accuracy), on="variant").reindex(columns=[*SYSTEMS, "speedup"])
+    return lines.join(trained, on="variant").reindex(columns=[*SYSTEMS, "speedup"])
 
 
 def _seconds_or_speedup(case: pd.Series) -> str:
