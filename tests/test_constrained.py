@@ -140,7 +140,7 @@ def test_a_budget_of_channels_is_met_trained_saved_and_loaded(name, tmp_path):
 
 
 def test_the_seconds_are_those_of_the_reference():
-    """The reference is renewed now and then: the shares of the layers stay near, if not the seconds."""
+    """Of the reference's seconds for a block's inner layers, channels are the larger part, but not all."""
     rows = csv.DictReader((ROOT / "results" / "reference" / "layers.csv").read_text().splitlines())
     seconds = {
         row["layer"]: 1000 * float(row["seconds"])
@@ -152,7 +152,7 @@ def test_the_seconds_are_those_of_the_reference():
     for name, noted in SECONDS.items():
         layers = [f"{name.replace('.', '_')}_{layer}" for layer in ("conv1", "relu1", "conv2")]
         found = sum(seconds[layer] for layer in layers) / whole
-        assert sum(noted) / SECONDS_WHOLE == pytest.approx(found, rel=0.3)
+        assert 0.5 * found < noted / SECONDS_WHOLE < 1.1 * found
 
 
 def test_a_network_whose_channels_or_seconds_are_not_known_is_refused():

@@ -12,6 +12,7 @@ from training_setup import CLASSES, TINY, tiny_images, tiny_run
 from pibench.costs.predict import predict
 from pibench.measure.count import cost_of
 from pibench.models import variants
+from pibench.models.reductions.low_rank import QUICKEST
 from pibench.models.training.rows import finish_row
 from pibench.models.training.tasks.rank_pruning import RankPruning
 from pibench.models.training.tasks.supervised import Supervised
@@ -117,6 +118,7 @@ def test_a_structure_without_fit_has_the_shapes_of_a_fitted_one(form):
         ("trp-channel-4", 170_600_736, 175 + 13, 108 + 2 * 13),
         ("trp-spatial-4", 162_212_128, 175 + 13, 108 + 2 * 13),
         ("tucker-4", 149_002_528, 175 + 32, 108 + 4 * 16),
+        ("trp-quickest-4", 150_903_072, 175 + 12 + 2 * 4, 108 + 2 * 12 + 4 * 4),
     ],
 )
 def test_weights_go_and_rounds_come(name, sent, rounds, on_lean, monkeypatch):
@@ -201,6 +203,30 @@ def test_the_factored_network_is_the_truncated_one(tmp_path):
     x = torch.cat(list(tiny_images().sample(20)))
     with torch.no_grad():
         torch.testing.assert_close(model(x), learnt[0](x), rtol=1e-3, atol=1e-3)
+
+
+def test_each_convolution_has_its_own_form_trained_saved_and_loaded(tmp_path):
+    run = tiny_run(tmp_path)
+    trained = run.trained("trp-quickest-4")
+    assert {
+        name: step.arguments["form"] for step in trained.chosen for name in step.arguments["ranks"]
+    } == QUICKEST
+    x = torch.cat(list(tiny_images().sample(20)))
+    with torch.no_grad():
+        expected = trained.model(x)
+    row = finish_row(run, "trp-quickest-4", trained, None, {}, tmp_path / "weights")
+    assert row["phases"] == {"baseline": 2, "trp-quickest-4-ranks": 2, "trp-quickest-4": 1}
+    model = load(tmp_path / "weights" / file_name("trp-quickest-4", 2))
+    assert (model(x) - expected).abs().max() < 0.03 * expected.std()
+    factors = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    for name, form in QUICKEST.items():
+        assert sum(factor.startswith(f"{name}_") for factor in factors) == {"spatial": 2, "tucker": 3}[form]
+
+
+def test_a_network_whose_layers_have_not_been_measured_is_refused():
+    for network in ("vgg16", "resnet34"):
+        with pytest.raises(ValueError, match="give all layers one form"):
+            _ = replace(variant("trp-quickest-4"), network=network).steps
 
 
 @pytest.mark.parametrize("name", ["trp-channel-0.9", "trp-channel-4", "tucker-4"])

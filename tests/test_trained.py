@@ -22,7 +22,7 @@ UNTRAINED = (
     *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
     *("snl-0.18", "snl-0.052", "joint-snl-0.18", "joint-snl-0.09", "joint-snl-0.052"),
     "bilinear-2",
-    *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4"),
+    *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4", "trp-quickest-4"),
     *("eca-hard", "gated", "poly-0.045", "folding-5"),
 )
 """Variants whose rows and weights are still to be made."""

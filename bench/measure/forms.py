@@ -84,16 +84,21 @@ def measured(
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs from the command line; returns the exit status."""
-    parser = Parser(prog="python -m pibench.measure.forms", description=__doc__)
+def options(prog: str, description: str | None) -> Parser:
+    """Returns the parser of a command that profiles networks: engine, link, width, rounds."""
+    parser = Parser(prog=prog, description=description)
     parser.add_argument(
         "--engine", choices=[name for name, each in ENGINES.items() if each.offered], default="lean"
     )
     parser.add_argument("--link", default="loopback", help='a name, or a text like "200Mbit/40ms"')
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs from the command line; returns the exit status."""
+    given = options("python -m pibench.measure.forms", __doc__).parse_args(argv)
     return exit_status(
         lambda: _print(given), EngineMissing, ShaperUnavailable, PartyFailed, ExportError, ValueError
     )

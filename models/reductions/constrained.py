@@ -53,19 +53,20 @@ SCHEDULES: Schedules = {
     },
 }
 SECONDS = {
-    "layer1.0": (1.075, 1.800, 0.928),
-    "layer1.1": (0.906, 1.789, 0.904),
-    "layer2.0": (0.903, 0.866, 0.799),
-    "layer2.1": (0.758, 0.877, 0.753),
-    "layer3.0": (0.740, 0.496, 0.765),
-    "layer3.1": (0.831, 0.524, 0.783),
-    "layer4.0": (0.951, 0.388, 1.370),
-    "layer4.1": (1.363, 0.362, 1.394),
+    "layer1.0": 4.48,
+    "layer1.1": 4.44,
+    "layer2.0": 3.19,
+    "layer2.1": 3.31,
+    "layer3.0": 2.96,
+    "layer3.1": 2.92,
+    "layer4.0": 3.69,
+    "layer4.1": 4.72,
 }
-"""Milliseconds online of each block's first convolution, middle ReLU and second convolution, as measured for
-the baseline of ResNet-18 at width 64, engine lean, loopback (`results/reference/layers.csv`). Only their
-proportions matter."""
-SECONDS_WHOLE = 33.0
+"""Milliseconds online that all inner channels of each block add to what its layers cost without channels.
+
+Measured for ResNet-18 at width 64, engine lean, loopback, as the slope of a line through five numbers of
+channels (`python -m pibench.measure.channels`, the mean of two runs). Only their proportions matter."""
+SECONDS_WHOLE = 51.4
 """Milliseconds of all layers there."""
 FOUND = {
     ("relus", 0.75): (0.125, 0.0625, 0.9375, 0.4375, 1.0, 1.0, 1.0, 1.0),
@@ -98,7 +99,7 @@ def costs(run: Run, model: nn.Module, what: str) -> tuple[dict[str, float], floa
         unit[block.mid] = {
             "relus": float(prod(map_)),
             "macs": float(prod(map_) * (conv1.weight[0].numel() + conv2.weight[:, 0].numel())),
-            "seconds": sum(SECONDS[block.name]) / channels,
+            "seconds": SECONDS[block.name] / channels,
         }[what]
     inside = sum(unit[block.mid] * shapes[block.mid][0] for block in run.layout.blocks)
     counts = {"relus": count_relus, "macs": count_macs}
