@@ -79,6 +79,17 @@ def test_a_speed_up_is_paired_on_one_machine_or_the_quotient_of_its_medians(mach
     assert here.loc[("baseline", "loopback"), "gain"] == pytest.approx(10)
 
 
+def test_one_other_machine_stands_in_for_a_case_that_this_one_has_not_measured(machines):
+    third = [another_machine(row, "Third") for row in OTHERS[:4]]
+    both = report.tabulate_machines(OWN, [*OTHERS, *third])
+    for found in (machines, both):
+        standing = found[found["stands_in"].astype(bool)]
+        assert standing[["machine", "variant", "link"]].to_numpy().tolist() == [
+            [machine_name(OTHERS[0]), "joint-0.052", "loopback"],
+            [machine_name(OTHERS[0]), "joint-0.052", "wan"],
+        ]
+
+
 def test_the_section_shows_machines_beside_each_other(machines):
     text = machines_section(machines)
     assert text.startswith("5 cases were measured on Xeon, ")

@@ -110,15 +110,13 @@ def _placed(tables: Tables, points: pd.DataFrame, link: str) -> pd.DataFrame:
     """Returns trained networks that only another machine measured, at seconds that follow from here."""
     machines, accuracy = tables.machines, tables.accuracy
     found = machines[
-        ~machines["own"].astype(bool)
+        machines["stands_in"].astype(bool)
         & (machines["engine"] == ENGINE)
         & (machines["link"] == link)
         & (machines["width"] == WIDTH)
         & (machines["batch"] == 1)
         & (machines["parties"] == 2)
-        & machines["speedup"].notna()
-        & ~machines["variant"].isin(points.index)
-    ].drop_duplicates("variant")
+    ]
     trained = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")["accuracy_test"].mean()
     found = found.set_index("variant").join(trained.rename("accuracy"), how="inner")
     if "baseline" not in points.index or found.empty:

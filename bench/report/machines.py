@@ -36,6 +36,7 @@ COLUMNS = (
     "gain_low",
     "gain_high",
     "gain_over",
+    "stands_in",
     "commit",
 )
 
@@ -47,7 +48,8 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
     is judged by: online, or all phases of an engine with one clock. `speedup` is how many times faster the
     case is there than the baseline on the same machine, engine and link: over paired repetitions where there
     are some, else the quotient of the medians, without an interval. It is missing without a baseline. `gain`
-    is the paired speed-up over the same network on another engine, `gain_over`.
+    is the paired speed-up over the same network on another engine, `gain_over`. `stands_in` is true where
+    the speed-up of another machine, the first that has one, may stand for a case that `rows` lack.
     """
     by_machine: dict[str, list[Row]] = {}
     for row in others:
@@ -58,6 +60,11 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
     lines += [line | {"own": True} for line in _lines(needed) if line["case"] in cases]
     places = {row["case"]: place_of(row)[1:] for row in others}  # whatever their roles
     lines.sort(key=lambda line: (places[line["case"]], not line["own"]))
+    known = {tuple(row[name] for name in ("variant", *SETTING)) for row in rows}
+    for line in lines:
+        place = tuple(line[name] for name in ("variant", *SETTING))
+        line["stands_in"] = bool(np.isfinite(line.get("speedup", np.nan))) and place not in known
+        known |= {place} if line["stands_in"] else set()
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 

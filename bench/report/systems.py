@@ -154,7 +154,7 @@ def systems_table(
     """
     links = [link for link in LINKS if link in set(systems["link"])]
     trained = _trained(accuracy)
-    systems = pd.concat([systems, _elsewhere(systems, machines, trained)])
+    systems = pd.concat([systems, _elsewhere(machines, trained)])
     lines = []
     trained = trained.reset_index()
     untimed = trained[~trained["variant"].isin(systems["variant"])].reindex(columns=list(SYSTEMS))
@@ -187,17 +187,14 @@ def systems_table(
     return pd.DataFrame(lines)
 
 
-def _elsewhere(systems: pd.DataFrame, machines: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
+def _elsewhere(machines: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
     """Returns lines of the cases that only other machines measured: counts and `speedup`, no seconds."""
-    place = ["variant", "engine", "link"]
     lines = machines[
-        ~machines["own"].astype(bool)
-        & machines["speedup"].notna()
+        machines["stands_in"].astype(bool)
         & (machines["width"] == FULL_WIDTH)
         & (machines["batch"] == 1)
         & (machines["parties"] == 2)
-    ].drop_duplicates(place)
-    lines = lines[~pd.MultiIndex.from_frame(lines[place]).isin(pd.MultiIndex.from_frame(systems[place]))]
+    ]
     return lines.join(trained, on="variant").reindex(columns=[*SYSTEMS, "speedup"])
 
 
