@@ -1,7 +1,11 @@
 import json
+import os
 import pickle
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,12 +280,26 @@ def test_the_lengths_of_the_papers_are_one_command(cifar, monkeypatch):
         **{"baseline": 200, "gated-5": 120},
         **{f"{name}-lasso": 300, name: 100},
     }
-    wanted = [*options, "--plan", "paper", "--epochs-scale", "0.003", "--rows", "snl-0.052", name]
-    assert main(wanted) == 0
+    said = subprocess.run(
+        ["make", "--dry-run", "longer", "LONGER=--epochs-scale 0.003"],
+        cwd=Path(__file__).resolve().parent.parent,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.replace("\\\n", " ")
+    commands = re.findall(r"-m pibench\.models\.training (.+)", said)
+    assert len(commands) == 2
+    for words in map(str.split, commands):
+        assert words[:3] == ["--plan", "paper", "--width"]
+        assert words[4] == "--rows"
+        assert main([*options, "--plan", "paper", *words[4:]]) == 0
+    named = {word for words in commands for word in words.split() if word in VARIANTS}
     rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
-    assert {(row["plan"], row["epochs_scale"], row["relus"]) for row in rows.values()} == {
-        ("paper", 0.003, VARIANTS[name].budget(2))
-    }
+    assert set(rows) == named >= {"senet-0.72", "joint-0.416", "joint", "snl-0.18", "joint-snl-0.052"}
+    budgets = {each: VARIANTS[each].budget(2) for each in named if VARIANTS[each].fraction}
+    assert {(row["plan"], row["epochs_scale"]) for row in rows.values()} == {("paper", 0.003)}
+    assert {each: rows[each]["relus"] for each in budgets} == budgets
     weights = folder / "weights"
     monkeypatch.setattr(manifest, "FOLDER", weights)
     assert all(VARIANTS[row].build(width=2).meta["trained"] for row in rows)
