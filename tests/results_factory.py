@@ -451,7 +451,7 @@ MACS = {
     "gated": 55_000_000,
     "cap-untuned-3": 26_500_000,
     "cap-untuned-10": 18_000_000,
-    "trp-quickest-4": 52_000_000,
+    "trp-quickest-4": 12_000_000,
     "constrained-relus-0.75": 19_000_000,
     "constrained-macs-0.5": 17_500_000,
     "constrained-seconds-0.75": 20_500_000,

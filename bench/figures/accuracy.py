@@ -85,7 +85,7 @@ def accuracy_full_width(tables: Tables) -> Figure:
 def accuracy_vs_macs(tables: Tables) -> Figure:
     """Draws test accuracy against multiply-accumulates per image."""
     points = trained_points(tables.accuracy)
-    figure, axes = one_panel(0.72, 3.7)
+    figure, axes = one_panel(0.8, 3.7)
     millions = points["macs"] / 1e6
     _draw_families(axes, points, millions, joined=False)
     axes.set_xlabel("MACs per image, millions")

@@ -50,7 +50,7 @@ FAMILIES = (
     ),
     Family(
         name="trp-quickest",
-        label="low rank, quickest form",
+        label="low rank, mixed forms",
         paper=f"{_TRP}; the choice by measured seconds is ours",
         summary="Each convolution has the form, dense or factored, that was measured to be the quickest.",
         colour="#5254A3",
@@ -87,6 +87,21 @@ FOUND: Mapping[str, Mapping[str, float | tuple[float, float]]] = {
         "layer4.1.conv1": 7 / 128,
         "layer4.1.conv2": 7 / 128,
     },
+    "spatial": {
+        "layer1.0.conv1": 5 / 16,
+        "layer1.0.conv2": 5 / 16,
+        "layer1.1.conv1": 6 / 16,
+        "layer1.1.conv2": 5 / 16,
+        "layer2.0.conv2": 6 / 32,
+        "layer2.1.conv1": 6 / 32,
+        "layer2.1.conv2": 6 / 32,
+        "layer3.0.conv2": 7 / 64,
+        "layer3.1.conv1": 7 / 64,
+        "layer3.1.conv2": 7 / 64,
+        "layer4.0.conv2": 8 / 128,
+        "layer4.1.conv1": 7 / 128,
+        "layer4.1.conv2": 6 / 128,
+    },
     "tucker": {
         "layer1.0.conv1": (4 / 16, 4 / 16),
         "layer1.0.conv2": (4 / 16, 4 / 16),
@@ -108,7 +123,8 @@ FOUND: Mapping[str, Mapping[str, float | tuple[float, float]]] = {
 }
 """The ranks by energy that training has found, as shares of a kernel's channels.
 
-They are of ResNet-18 of width 16 on CIFAR-100, plan `long`, seed 0. Seeded networks of every width have them.
+They are of ResNet-18 of width 16 on CIFAR-100, seed 0, plan `long` (spatial: `standard`). Seeded networks of
+every width have them.
 """
 
 QUICKEST = {
