@@ -21,7 +21,7 @@ from pibench.models.weights import file_name, load, read_weights
 UNTRAINED = (
     *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
     *("snl-0.18", "snl-0.052", "joint-snl-0.18", "joint-snl-0.09", "joint-snl-0.052"),
-    *("bilinear-2", "tucker-4", "eca-hard", "gated", "folding-5"),
+    *("bilinear-2", "eca-hard", "gated", "folding-5"),
 )
 """Variants whose rows and weights are still to be made."""
 NARROW = (
@@ -39,13 +39,15 @@ NARROW = (
     *("trp-channel-0.9", "tucker-0.9", "bilinear-1", "eca", "poly-0.09", "folding-3", "shrinkage-0.9"),
     *("cap-joint-0.052", "constrained-relus-0.75", "constrained-macs-0.5"),
     *("constrained-seconds-0.75", "constrained-masks-0.09"),
-    *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "trp-quickest-4", "poly-0.045"),
+    *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4", "trp-quickest-4"),
+    "poly-0.045",
 )
 """Variants that are trained at width 16 alone: no CUDA device was left for them at full width."""
 SHORTER = dict.fromkeys(
     (
         *("cap-joint-0.052", *(name for name in VARIANTS if name.startswith("constrained-"))),
-        *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "trp-quickest-4", "poly-0.045"),
+        *("trp-channel-4", "trp-spatial-0.9", "trp-spatial-4", "tucker-4", "trp-quickest-4"),
+        "poly-0.045",
     ),
     "standard",
 )
