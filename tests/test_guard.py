@@ -15,6 +15,7 @@ from networks import Apply, logits_of
 from torch import nn
 
 from pibench.engines import ENGINES
+from pibench.models.data import normalised, picture_crops
 from pibench.models.variants import VARIANTS
 from pibench.models.zoo import ZOO, resnet18
 from pibench.parties import judge as judges
@@ -42,10 +43,19 @@ PICTURES = noise(2, 3, 32, 32)
 @pytest.mark.parametrize(("width", "trained"), [(8, False), (16, False), (16, True)])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_pass_without_a_warning(name, width, trained):
+    """Trained ones on pictures, which they have learnt, seeded ones on noise."""
     build = VARIANTS[name].build
-    lowered = lower(build(width) if trained else build(width, weights=None), PICTURES)
+    images = normalised(picture_crops(2)) if trained else PICTURES
+    lowered = lower(build(width) if trained else build(width, weights=None), images)
     for engine in GUARDED:
-        judge(engine, lowered, PICTURES)
+        judge(engine, lowered, images)
+
+
+def test_noise_escapes_from_trained_quadratics_and_is_refused():
+    with pytest.raises(
+        ExportError, match=r"\(ReLU\) reaches \d.*, beyond the 2\^30 of fixed point; normalise"
+    ):
+        lower(VARIANTS["poly-0.045"].build(16), PICTURES)
 
 
 @pytest.mark.parametrize("name", ZOO)
