@@ -16,6 +16,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from dry_run import ROOT, dry_run, without
 from results_factory import make_row
 from typer.testing import CliRunner
 from warm_workers import forked_networks
@@ -27,7 +28,6 @@ from pibench.models.catalogue import variant_names
 from pibench.models.training import __main__ as training
 from pibench.store.results import Store
 
-ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PYTHON = re.compile(r"(\S*/)?python")
 ELSEWHERE = ("git", "cd", "ssh")
@@ -132,18 +132,9 @@ def pibench(*words):
     assert result.exit_code == 0, f"{result.output} {result.exception!r}"
 
 
-def without(prefix):
-    """The environment of a command that knows nothing of the one that runs the tests."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
-
-
 def make(*targets):
     """Make knows the targets, and what it would run for them is there."""
-    run = subprocess.run(
-        ["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, text=True, env=without("MAKE")
-    )
-    assert run.returncode == 0, run.stderr
-    for module in re.findall(r"-m (pibench[\w.]*)", run.stdout):
+    for module in re.findall(r"-m (pibench[\w.]*)", dry_run(*targets)):
         path = module.replace("pibench.models", "models").replace("pibench", "bench").replace(".", "/")
         assert any((ROOT / f"{place}.py").exists() for place in (path, f"{path}/__main__")), module
 

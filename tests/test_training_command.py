@@ -1,14 +1,12 @@
 import json
-import os
 import pickle
 import re
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+from dry_run import dry_run
 from training_setup import TINY, banded, tiny_run
 
 from pibench.models import manifest
@@ -280,14 +278,7 @@ def test_the_lengths_of_the_papers_are_one_command(cifar, monkeypatch):
         **{"baseline": 200, "gated-5": 120},
         **{f"{name}-lasso": 300, name: 100},
     }
-    said = subprocess.run(
-        ["make", "--dry-run", "longer", "LONGER=--epochs-scale 0.003"],
-        cwd=Path(__file__).resolve().parent.parent,
-        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.replace("\\\n", " ")
+    said = dry_run("longer", "LONGER=--epochs-scale 0.003").replace("\\\n", " ")
     commands = re.findall(r"-m pibench\.models\.training (.+)", said)
     assert len(commands) == 2
     for words in map(str.split, commands):

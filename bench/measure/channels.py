@@ -14,19 +14,12 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
-from pibench.engines.base import EngineMissing
-from pibench.links import ShaperUnavailable
-from pibench.measure.forms import measured, options
+from pibench.measure.forms import command, measured
 from pibench.measure.session import images
-from pibench.models.commands import exit_status
 from pibench.models.reductions import cap
 from pibench.models.variants import variant
 from pibench.models.weights import apply
 from pibench.models.zoo import layout_of
-from pibench.parties.driver import PartyFailed
-from pibench.program.lower import ExportError
 
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
@@ -40,25 +33,17 @@ def line(seconds: Mapping[float, float]) -> tuple[float, float]:
     return max(0.0, rest), max(0.0, slope)
 
 
-def thinned(model: nn.Module, share: float) -> nn.Module:
-    """Returns the baseline of ResNet-18 with a share of the inner channels of each block, the first ones."""
-    return model if share == 1 else apply(model, cap.structure(layout_of("resnet18"), (share,)))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
-    given = options("python -m pibench.measure.channels", __doc__).parse_args(argv)
-    return exit_status(
-        lambda: _print(given), EngineMissing, ShaperUnavailable, PartyFailed, ExportError, ValueError
-    )
+    return command("pibench.measure.channels", __doc__, _print, argv)
 
 
 def _print(given: argparse.Namespace) -> None:
-    blocks = layout_of("resnet18").blocks
+    layout = layout_of("resnet18")
     model = variant("baseline").build(given.width, None)
     layers = [name for name, module in model.named_modules() if name and not list(module.children())]
     found = measured(
-        {str(share): thinned(model, share) for share in SHARES},
+        {str(share): apply(model, cap.structure(layout, (share,))) for share in SHARES},
         dict.fromkeys(map(str, SHARES), layers),
         images()[0][:2],
         given.engine,
@@ -66,7 +51,7 @@ def _print(given: argparse.Namespace) -> None:
         max(1, given.rounds),
     )
     print(f"{'ms, median':12}" + "".join(f"{share:>9}" for share in SHARES) + "    fixed  channels")
-    for block in blocks:
+    for block in layout.blocks:
         inner = (block.conv1, block.mid, block.conv2)
         seconds = {share: sum(found[str(share)][name] for name in inner) for share in SHARES}
         cells = [*seconds.values(), *line(seconds)]

@@ -13,7 +13,7 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from pibench.models.variants import variant
 from pibench.parties.driver import Parties, PartyFailed
 from pibench.program.lower import ExportError
 
+Work = Callable[[argparse.Namespace], None]
 DENSE = "dense"
 VARIANTS = {DENSE: "baseline", "channel": "trp-channel-4", "spatial": "trp-spatial-4", "tucker": "tucker-4"}
 
@@ -84,24 +85,24 @@ def measured(
     }
 
 
-def options(prog: str, description: str | None) -> Parser:
-    """Returns the parser of a command that profiles networks: engine, link, width, rounds."""
-    parser = Parser(prog=prog, description=description)
+def command(name: str, description: str | None, work: Work, argv: Sequence[str] | None) -> int:
+    """Runs `work` with engine, link, width and rounds from the command line; returns the exit status."""
+    parser = Parser(prog=f"python -m {name}", description=description)
     parser.add_argument(
         "--engine", choices=[name for name, each in ENGINES.items() if each.offered], default="lean"
     )
     parser.add_argument("--link", default="loopback", help='a name, or a text like "200Mbit/40ms"')
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
-    return parser
+    given = parser.parse_args(argv)
+    return exit_status(
+        lambda: work(given), EngineMissing, ShaperUnavailable, PartyFailed, ExportError, ValueError
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs from the command line; returns the exit status."""
-    given = options("python -m pibench.measure.forms", __doc__).parse_args(argv)
-    return exit_status(
-        lambda: _print(given), EngineMissing, ShaperUnavailable, PartyFailed, ExportError, ValueError
-    )
+    return command("pibench.measure.forms", __doc__, _print, argv)
 
 
 def _print(given: argparse.Namespace) -> None:

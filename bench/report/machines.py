@@ -7,6 +7,7 @@ What a second machine says of it tells how far it depends on the processor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,12 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
     lines += [line | {"own": True} for line in _lines(needed) if line["case"] in cases]
     places = {row["case"]: place_of(row)[1:] for row in others}  # whatever their roles
     lines.sort(key=lambda line: (places[line["case"]], not line["own"]))
-    known = {tuple(row[name] for name in ("variant", *SETTING)) for row in rows}
+    setting = itemgetter("variant", *SETTING)
+    known = {setting(row) for row in rows}
     for line in lines:
-        place = tuple(line[name] for name in ("variant", *SETTING))
-        line["stands_in"] = bool(np.isfinite(line.get("speedup", np.nan))) and place not in known
-        known |= {place} if line["stands_in"] else set()
+        line["stands_in"] = bool(np.isfinite(line.get("speedup", np.nan))) and setting(line) not in known
+        if line["stands_in"]:
+            known.add(setting(line))
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 

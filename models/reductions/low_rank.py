@@ -145,10 +145,11 @@ QUICKEST = {
     "layer4.1.conv1": "spatial",
     "layer4.1.conv2": "spatial",
 }
-"""The form in which each 3x3 convolution of ResNet-18 is the quickest: dense, or factored to a quarter of the
-channels. Measured at width 64 with engine lean on loopback (`python -m pibench.measure.forms`, twice). No
-convolution is the quickest dense there. Where the two runs disagree (five of the sixteen) it is the form with
-fewer rounds."""
+"""The form in which each 3x3 convolution of ResNet-18 is the quickest, factored to a quarter of the channels.
+
+Measured at width 64 with engine lean on loopback (`python -m pibench.measure.forms`, twice). A convolution
+that is the quickest dense would be left out; there is none. Where the two runs disagree (five of the sixteen)
+it is the form with fewer rounds."""
 
 Forms = Callable[[Layout, "nn.Module"], Mapping[str, str]]
 """Returns the form of each convolution that is factored, from the layout and the network."""
@@ -169,6 +170,10 @@ def _steps(forms: Mapping[str, str], ranks: Mapping[str, Any], fit: bool) -> tup
     )
 
 
+def _is_resnet18(layout: Layout) -> bool:
+    return [block.conv2 for block in layout.blocks] == list(BLOCKS)
+
+
 def structure(layout: Layout, form: str, energy: float | None) -> tuple[Step, ...]:
     """Factors the suitable convolutions; their weights are drawn, not fitted.
 
@@ -176,7 +181,7 @@ def structure(layout: Layout, form: str, energy: float | None) -> tuple[Step, ..
     are `SHARE`.
     """
     found = FOUND.get(form, {}) if energy is not None else {}
-    known = bool(found) and [block.conv2 for block in layout.blocks] == list(BLOCKS)
+    known = bool(found) and _is_resnet18(layout)
     return (Step("factorize_convs", {"form": form, "ranks": found if known else SHARE, "fit": False}),)
 
 
@@ -192,15 +197,14 @@ def quickest_structure(layout: Layout) -> tuple[Step, ...]:
 
     Raises ValueError for a network whose layers have not been measured.
     """
-    if [block.conv2 for block in layout.blocks] != list(BLOCKS):
+    if not _is_resnet18(layout):
         raise ValueError("only the layers of ResNet-18 have been measured; give all layers one form")
-    forms = quickest_forms(layout)
-    return _steps(forms, dict.fromkeys(forms, SHARE), fit=False)
+    return _steps(QUICKEST, dict.fromkeys(QUICKEST, SHARE), fit=False)
 
 
-def quickest_forms(layout: Layout, model: nn.Module | None = None) -> Mapping[str, str]:
-    """Gives each convolution its `QUICKEST` form; what is the quickest dense is left out."""
-    return {name: form for name, form in QUICKEST.items() if form != "dense"}
+def quickest_forms(layout: Layout, model: nn.Module) -> Mapping[str, str]:
+    """Gives each convolution its `QUICKEST` form."""
+    return QUICKEST
 
 
 def pruned(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> Phase:
