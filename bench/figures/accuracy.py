@@ -27,6 +27,7 @@ from pibench.figures.style import (
 )
 from pibench.models import catalogue
 from pibench.models.published import ALL_RELU_ACCURACY, FULL_WIDTH_RELUS, PUBLISHED
+from pibench.store.cases import single_images
 from pibench.store.engines import engine_look
 from pibench.store.results import plans_of
 from pibench.store.settings import TRAINED_WIDTH
@@ -159,13 +160,8 @@ def trained_points(accuracy: pd.DataFrame, width: int = TRAINED_WIDTH) -> pd.Dat
 
 def latency_cases(summary: pd.DataFrame) -> pd.DataFrame:
     """Returns the measured cases of one image at the trained width, between two parties on loopback."""
-    cases = measured_cases(summary)
-    cases = cases[
-        (cases["width"] == TRAINED_WIDTH)
-        & (cases["batch"] == 1)
-        & (cases["link"] == "loopback")
-        & (cases["parties"] == 2)
-    ].drop_duplicates(["engine", "variant"])
+    cases = single_images(measured_cases(summary), TRAINED_WIDTH)
+    cases = cases[cases["link"] == "loopback"].drop_duplicates(["engine", "variant"])
     if cases.empty:
         raise Missing(f"it needs measured cases at width {TRAINED_WIDTH}: run `make sweep`")
     return cases

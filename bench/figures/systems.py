@@ -23,6 +23,7 @@ from pibench.figures.style import (
     plain_log,
 )
 from pibench.models import catalogue
+from pibench.store.cases import single_images
 from pibench.store.engines import engine_look
 from pibench.store.settings import TRAINED_WIDTH, WIDTH
 
@@ -109,14 +110,8 @@ def _mark(axes: Axes, variant: str, point: pd.Series, **style: Any) -> None:
 def _placed(tables: Tables, points: pd.DataFrame, link: str) -> pd.DataFrame:
     """Returns trained networks that only another machine measured, at seconds that follow from here."""
     machines, accuracy = tables.machines, tables.accuracy
-    found = machines[
-        machines["stands_in"].astype(bool)
-        & (machines["engine"] == ENGINE)
-        & (machines["link"] == link)
-        & (machines["width"] == WIDTH)
-        & (machines["batch"] == 1)
-        & (machines["parties"] == 2)
-    ]
+    found = single_images(machines[machines["stands_in"].astype(bool)], WIDTH)
+    found = found[(found["engine"] == ENGINE) & (found["link"] == link)]
     trained = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")["accuracy_test"].mean()
     found = found.set_index("variant").join(trained.rename("accuracy"), how="inner")
     if "baseline" not in points.index or found.empty:

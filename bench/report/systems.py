@@ -25,6 +25,7 @@ from pibench.report.cells import (
 )
 from pibench.report.order import variant_place
 from pibench.report.tables import in_one_place
+from pibench.store.cases import single_images
 from pibench.store.engines import engine_look, engine_place
 from pibench.store.settings import TRAINED_WIDTH
 from pibench.store.settings import WIDTH as FULL_WIDTH
@@ -71,14 +72,9 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
     """
     if summary.empty:
         return pd.DataFrame(columns=list(SYSTEMS))
-    cases = in_one_place(summary)
+    cases = single_images(in_one_place(summary), FULL_WIDTH)
     cases = cases[
-        (cases["width"] == FULL_WIDTH)
-        & (cases["batch"] == 1)
-        & (cases["parties"] == 2)
-        & cases["link"].isin(LINKS)
-        & cases["online_median_s"].notna()
-        & (cases["role"] != "extra")
+        cases["link"].isin(LINKS) & cases["online_median_s"].notna() & (cases["role"] != "extra")
     ].drop_duplicates(["variant", "engine", "link"])
     lines = (
         cases.join(_trained(accuracy), on="variant")
@@ -189,12 +185,7 @@ def systems_table(
 
 def _elsewhere(machines: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
     """Returns lines of the cases that only other machines measured: counts and `speedup`, no seconds."""
-    lines = machines[
-        machines["stands_in"].astype(bool)
-        & (machines["width"] == FULL_WIDTH)
-        & (machines["batch"] == 1)
-        & (machines["parties"] == 2)
-    ]
+    lines = single_images(machines[machines["stands_in"].astype(bool)], FULL_WIDTH)
     return lines.join(trained, on="variant").reindex(columns=[*SYSTEMS, "speedup"])
 
 

@@ -1,0 +1,8 @@
+"""Which lines of a table of cases stand for a network in figures and reports."""
+
+import pandas as pd
+
+
+def single_images(cases: pd.DataFrame, width: int) -> pd.DataFrame:
+    """Returns the cases of networks of one width that run one image between two parties."""
+    return cases[(cases["width"] == width) & (cases["batch"] == 1) & (cases["parties"] == 2)]
