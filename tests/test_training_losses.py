@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from pibench.models.training.losses import attention, cross_entropy, distillation, lasso, pram
+from pibench.models.training.losses import (
+    attention,
+    cross_entropy,
+    distance,
+    distillation,
+    lasso,
+    pram,
+    standardized_distillation,
+)
 
 LOGITS = torch.tensor([[1.0, -0.5, 2.0], [0.3, 0.2, -1.0]])
 TEACHER = torch.tensor([[0.5, 0.5, 3.0], [-1.0, 2.0, 0.0]])
@@ -31,6 +39,28 @@ def test_distillation_by_hand():
         expected += 16 * sum(p * math.log(p / q) for q, p in pairs) / 2
     assert distillation(LOGITS, TEACHER).item() == pytest.approx(expected, rel=1e-5)
     assert distillation(TEACHER, TEACHER).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_standardized_distillation_by_hand():
+    def scores(row):
+        mean = sum(row) / 3
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in row) / 2)
+        return [(value - mean) / deviation for value in row]
+
+    expected = 0.0
+    for student, teacher in zip(LOGITS.tolist(), TEACHER.tolist(), strict=True):
+        pairs = zip(softmax(scores(student), 2.0), softmax(scores(teacher), 2.0), strict=True)
+        expected += 4 * sum(p * math.log(p / q) for q, p in pairs) / 2
+    assert standardized_distillation(LOGITS, TEACHER).item() == pytest.approx(expected, rel=1e-5)
+    other = torch.tensor([[3.0], [0.2]]) * LOGITS + torch.tensor([[5.0], [-1.0]])
+    assert standardized_distillation(other, TEACHER).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_distances_are_relative_to_the_teacher():
+    teacher = torch.randn(2, 3, 4, 4)
+    assert distance(teacher, teacher).item() == 0
+    assert distance(torch.zeros_like(teacher), teacher).item() == pytest.approx(1)
+    assert distance(3 * teacher, teacher).item() == pytest.approx(4)
 
 
 def stage(seed):

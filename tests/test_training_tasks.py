@@ -12,11 +12,11 @@ from pibench.models.masks import all_kept
 from pibench.models.training import loop
 from pibench.models.training.files import digest
 from pibench.models.training.loop import Setting
-from pibench.models.training.losses import cross_entropy, distillation, pram
+from pibench.models.training.losses import cross_entropy, distillation, pram, standardized_distillation
 from pibench.models.training.relus import SoftReLU, exchange_relus, mask_relus, masks_of, named_relus
 from pibench.models.training.schedules import LassoSchedule
 from pibench.models.training.taps import run_tapped
-from pibench.models.training.tasks.distilled import TUNING, Distilled
+from pibench.models.training.tasks.distilled import STANDARDIZED, TUNING, Distilled
 from pibench.models.training.tasks.lasso import Lasso
 from pibench.models.training.tasks.mask_tuning import MaskTuning, linearisation_error
 from pibench.models.training.tasks.supervised import Supervised
@@ -64,6 +64,12 @@ def test_the_distilled_loss_is_the_weighted_sum_and_teaches_the_student_only():
     expected = sum(weight * part for weight, part in zip(TUNING, parts, strict=True))
     torch.testing.assert_close(task.loss(X, LABELS), expected)
     assert TUNING == (0.1, 0.9, 1000.0)
+    standardized = Distilled(
+        student, dataclasses.replace(TINY["tune"], standardized=True), teacher, STAGE_OUTPUTS
+    )
+    parts[1] = standardized_distillation(logits, wanted)
+    expected = sum(weight * part for weight, part in zip(STANDARDIZED, parts, strict=True))
+    torch.testing.assert_close(standardized.loss(X, LABELS), expected)
     task.loss(X, LABELS).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())

@@ -1,4 +1,4 @@
-"""Which lines of a table of cases stand for a network in figures and reports."""
+"""The lines of a table of cases that stand for a network in figures and reports."""
 
 import pandas as pd
 

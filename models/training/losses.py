@@ -1,4 +1,4 @@
-"""The losses: cross-entropy, distillation, PRAM and the lasso of SNL. Each returns a scalar in float32."""
+"""The losses: cross-entropy, distillation, PRAM, distances, SNL's lasso. Each returns a scalar in float32."""
 
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +27,18 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = TEMPERATU
     return temperature**2 * F.kl_div(student, target, reduction="batchmean", log_target=True)
 
 
+def standardized_distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """Returns `distillation` of the logits' standard scores: each row [C] minus its mean, over its deviation.
+
+    The student need then not have logits as large as the teacher's (arXiv 2403.01683).
+    """
+    scores = [
+        (row.float() - row.float().mean(1, keepdim=True)) / (row.float().std(1, keepdim=True) + 1e-7)
+        for row in (logits, teacher)
+    ]
+    return distillation(*scores, temperature)
+
+
 def attention(activation: Tensor) -> Tensor:
     """Maps f [N, C, H, W] to A / ||A||_2 [N, H W], where A is the channel mean of f^2.
 
@@ -48,6 +60,12 @@ def pram(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         F.mse_loss(attention(student), attention(teacher))
         for student, teacher in zip(students, teachers, strict=True)
     )
+
+
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Returns |s - t|^2 / |t|^2 of two tensors of one shape: 0 if they are equal, 1 for s = 0."""
+    student, teacher = student.float(), teacher.float()
+    return (student - teacher).square().sum() / teacher.square().sum()
 
 
 def lasso(alphas: Iterable[Tensor]) -> Tensor:

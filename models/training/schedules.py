@@ -12,7 +12,8 @@ class Schedule:
     """SGD with momentum on one cycle: the rate rises from peak / 25 to `peak`, then falls to peak / 250,000.
 
     Both parts follow a cosine. The rise takes the fraction `warmup` of all steps (Smith and Topin, arXiv
-    1708.07120; momentum is constant here). Raises ValueError for values out of range.
+    1708.07120; momentum is constant here). With `standardized` a teacher's logits and the student's are
+    compared by their standard scores. Raises ValueError for values out of range.
     """
 
     epochs: int
@@ -22,6 +23,7 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     smoothing: float = 0.1
+    standardized: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.peak <= 0 or not 0 <= self.warmup < 1:
@@ -48,12 +50,15 @@ class GateSchedule(Schedule):
 
     If `bounded`, the last layer of the fading branch keeps its weights, so that the branch cannot grow
     against the gate. The last layer is its last BatchNorm, or the convolution of a block that activates
-    first.
+    first. A kernel is a product of three while it learns if `expanded`, the factor of its channels, is above
+    1. `matched` times the gate is the weight of the blocks' distance from the teacher's.
     """
 
     fading: float = 0.5
     images: int = 2000
     bounded: bool = False
+    expanded: int = 1
+    matched: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,37 @@
 """Learning from a teacher."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from pibench.models.training.losses import cross_entropy, distillation, pram
+from pibench.models.training.losses import (
+    cross_entropy,
+    distance,
+    distillation,
+    pram,
+    standardized_distillation,
+)
 from pibench.models.training.schedules import Schedule
 from pibench.models.training.taps import run_tapped
 from pibench.models.training.tasks.supervised import Supervised
 
 TUNING = (0.1, 0.9, 1000.0)
 """Weights of cross-entropy, distillation and PRAM in SENet's fine-tuning."""
+STANDARDIZED = (0.1, 9.0, 1000.0)
+"""The same with distillation of standard scores, whose gradients are small (arXiv 2403.01683)."""
 
 
 class Distilled(Supervised):
     """Cross-entropy, distillation and PRAM from a frozen teacher in eval mode, as in SENet's fine-tuning.
 
-    `stages` are the modules whose outputs PRAM compares.
+    `stages` are the modules whose outputs PRAM compares. The loss also has the distance of the outputs of
+    the modules `matched`, times `matching`, which is 0 unless a subclass sets it.
     """
+
+    matched: Collection[str] = ()
+    matching = 0.0
 
     def __init__(
         self,
@@ -33,15 +45,21 @@ class Distilled(Supervised):
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns the weighted sum; with a teacher the labels are not smoothed."""
+        tapped = {*self.stages, *self.matched} if self.matching else self.stages
         with torch.no_grad():
-            wanted, theirs, _ = run_tapped(self.teacher, x, self.stages)
-        logits, ours, _ = run_tapped(self.model, x, self.stages)
+            wanted, theirs, _ = run_tapped(self.teacher, x, tapped)
+        logits, ours, _ = run_tapped(self.model, x, tapped)
+        standardized = self.schedule.standardized
         parts = (
             cross_entropy(logits, labels),
-            distillation(logits, wanted),
+            (standardized_distillation if standardized else distillation)(logits, wanted),
             pram([ours[name] for name in self.stages], [theirs[name] for name in self.stages]),
         )
-        return sum(weight * part for weight, part in zip(TUNING, parts, strict=True))
+        weights = STANDARDIZED if standardized else TUNING
+        loss = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        if self.matching:
+            loss = loss + self.matching * sum(distance(ours[name], theirs[name]) for name in self.matched)
+        return loss
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
