@@ -85,10 +85,14 @@ def prod_of(run, model, relu):
     return torch.Size(run.shapes(model)[relu]).numel()
 
 
-@pytest.mark.parametrize("network", ["resnet18", "resnet20"])
-def test_seeded_networks_merge_the_blocks_that_training_has_found_where_it_has(network):
+@pytest.mark.parametrize("count", [3, 5])
+@pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet20"])
+def test_seeded_networks_merge_the_blocks_that_training_has_found_where_it_has(network, count):
     layout = layout_of(network)
-    (step,) = variant("folding-3").structure(layout)
-    found = ("layer1.0", "layer1.1", "layer3.0")
-    names = found if network == "resnet18" else least_sensitive_blocks(3, layout)
+    (step,) = variant(f"folding-{count}").structure(layout)
+    found = {
+        3: ("layer1.0", "layer1.1", "layer3.0"),
+        5: ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"),
+    }
+    names = found[count] if network == "resnet18" else least_sensitive_blocks(count, layout)
     assert set(step.arguments["keep"]) == {f"{name}.relu1" for name in names}

@@ -331,6 +331,10 @@ def test_a_published_baseline_takes_the_place_of_its_training(cifar, monkeypatch
     capsys.readouterr()
     assert main([*options, "--rows", "senet-0.09", "--plan", "standard", "--list"]) == 0
     assert "finished" in capsys.readouterr().out  # the plan's own baseline would be shorter
+    assert main([*start, "--rows", "eca-hard"]) == 0
+    row = next(row for row in read_rows(folder / "results" / "accuracy.json") if row["variant"] == "eca-hard")
+    assert list(row["phases"]) == ["eca-hard"]
+    assert "start" not in row  # from random weights
     logs = reference / "results" / "training" / "w2-s0-long"
     assert main([*moved, "--rows", "senet-0.09"]) == 0
     for file in (folder / "checkpoints").glob("*/*.pt"):

@@ -348,6 +348,8 @@ def _train_plan(
         print(f"[{index}/{len(rows)}] {row} at width {options.width}; in all {left}", file=output)
         trained = run.trained(row)
         said = options.facts(plan)
+        if not any(phase.name in run.published for phase in trained.phases):
+            said.pop("start", None)  # it started from random weights
         said |= {"changes": options.changes_of(row, plan)} if options.is_try else {}
         line = finish_row(run, row, trained, test, said, folders.weights)
         put_row(options.accuracy, line)
