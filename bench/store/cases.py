@@ -1,6 +1,6 @@
 """The lines of a table of cases that stand for a network in figures and reports."""
 
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 
 
 def single_images(cases: pd.DataFrame, width: int) -> pd.DataFrame:
