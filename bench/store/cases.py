@@ -1,6 +1,6 @@
 """The lines of a table of cases that stand for a network in figures and reports."""
 
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 
 def single_images(cases: pd.DataFrame, width: int) -> pd.DataFrame:

@@ -48,9 +48,10 @@ class Gated(Distilled):
 
     def before_step(self, done: float) -> None:
         """Sets the gate and the weight of the blocks' distance."""
-        self.matching = self.schedule.matched * self.gate(done)
+        gate = self.gate(done)
+        self.matching = self.schedule.matched * gate
         for block in self.blocks.values():
-            block.gate = self.gate(done)
+            block.gate = gate
 
     def constants(self) -> Hashable | None:
         """Returns None while the gate falls, because the loss then changes at every step."""
