@@ -46,8 +46,7 @@ def tables(rows):
     made["iso_accuracy"] = report.tabulate_iso_accuracy(trained, rows)
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made["sensitivity"] = report.read_sensitivity(Path("nowhere"), trained)
-    made["systems"] = report.tabulate_systems(made["summary"], trained)
-    made["machines"] = report.tabulate_machines(rows, [])
+    made["systems"] = report.tabulate_systems(made["summary"], trained, report.tabulate_machines(rows, []))
     return figures.Tables(**{name: through_csv(table) for name, table in made.items()})
 
 
@@ -516,7 +515,7 @@ def test_text_stays_text_and_no_date_is_written(data, tmp_path):
     assert b"/FontFile2" in pdf
 
 
-NOT_DRAWN = ("tries", "equal_latency", "protocol_models")
+NOT_DRAWN = ("tries", "equal_latency", "protocol_models", "machines")
 
 
 def test_missing_tables_are_said(tmp_path, capsys):

@@ -44,8 +44,8 @@ def tables(content, rows=(), runs=(), masks=None, others=()):
     made["protocols"] = report.tabulate_protocols(made["summary"], made["layers"], rows)
     made |= {"accuracy": accuracy, "pairs": report.tabulate_pairs(accuracy, []), "sensitivity": runs}
     made["iso_accuracy"] = report.tabulate_iso_accuracy(accuracy, rows)
-    made["systems"] = report.tabulate_systems(made["summary"], accuracy)
-    made["machines"] = report.tabulate_machines(rows, others)
+    machines = report.tabulate_machines(rows, others)
+    made["systems"] = report.tabulate_systems(made["summary"], accuracy, machines)
     if not len(runs):
         made["sensitivity"] = pd.DataFrame(columns=["run", "width", "layer"])
     made = {name: through_csv(table) for name, table in made.items()}

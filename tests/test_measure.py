@@ -33,6 +33,7 @@ from pibench.measure.subject import Subject
 from pibench.measure.suites import (
     HEADLINE,
     OTHERS,
+    REFUSED,
     TRAINED_WIDTH,
     default_cases,
     protocol_cases,
@@ -320,12 +321,19 @@ def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():
         if case.batch == 1 and case.parties == 2
     }
     engines = ("stock", "lean", "lean32")
-    assert measured >= {
+    wanted = {
         *itertools.product(VARIANTS, engines, (64,), ("loopback", "lan", "wan")),
         *itertools.product(HEADLINE, engines, (64,), ("wan-slow",)),
         *itertools.product(VARIANTS, ("stock", "lean"), (TRAINED_WIDTH,), ("loopback",)),
     }
+    assert {(engine, name) for name, engine, _, _ in wanted - measured} == REFUSED
     assert {link for _, _, _, link in measured} == {"loopback", *LINKS}
+    for case in sweep:
+        if case.link == "lan":
+            partner = case.variant, "loopback"
+            if case.variant in OTHERS:
+                partner = "baseline", "lan"
+            assert (case.reference.variant, case.reference.link) == partner, case.id
     headline = {case.id for case in default if case.role == "headline"}
     assert not headline & {case.id for case in sweep}
     assert {case.reference.id for case in sweep if case.reference} <= headline | {case.id for case in sweep}

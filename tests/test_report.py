@@ -361,6 +361,21 @@ def test_speedups_over_a_link_are_over_the_engines_own_baseline_there(summary):
         assert cells[f"{engine}, loopback"] == f"{format_number(paired)}×"
 
 
+def test_a_speedup_over_a_link_is_of_paired_repetitions_where_there_are_some(rows):
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        if row["case"] == case_id("joint-0.052", "lean", link="lan"):
+            seconds = [7 * value for value in row["times"]["online_s"]]
+            row["reference"] = {"case": case_id("baseline", "lean", link="lan")} | {
+                f"{clock}_s": seconds if clock == "online" else [] for clock in report.CLOCKS
+            }
+    table = table_of(report.links_section(report.summarize(rows)))
+    head = next(line for line in table if line[0] == "Speed-up")
+    cells = dict(zip(head, next(line for line in table if line[0] == "`joint-0.052`"), strict=True))
+    assert cells["lean, lan"] == "7.00×"
+    assert cells["stock, lan"] != "7.00×"
+
+
 def test_the_largest_error_is_held_against_the_goal(rows, summary):
     worst = summary.loc[summary["model_error"].abs().idxmax()]
     said = (

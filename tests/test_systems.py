@@ -43,7 +43,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def systems(content, rows):
-    return report.tabulate_systems(report.summarize(rows), table(content))
+    return report.tabulate_systems(report.summarize(rows), table(content), ALONE)
 
 
 def test_each_network_is_compared_with_the_best_that_is_no_slower(systems):
@@ -73,7 +73,7 @@ def test_level_networks_are_not_beaten(content, rows):
     others = [each for each in content if each["variant"] != "joint-0.052"]
     slower = [each for each in rows if each["variant"] != "joint-0.052"]
     slower.append(row("joint-0.052", seconds=0.97))
-    found = report.tabulate_systems(report.summarize(slower), table([*others, *level]))
+    found = report.tabulate_systems(report.summarize(slower), table([*others, *level]), ALONE)
     near = found[found["link"] == "loopback"].set_index("variant")
     assert near.loc["joint-0.052", "behind_of"] == "baseline", "which is slower, but by less than 5 %"
     assert near.loc["joint-0.052", "worth"], "as 0.4 points are within the error"
@@ -83,7 +83,7 @@ def test_a_network_that_a_faster_one_equals_is_not_worth_its_time(content, rows)
     """Half a point is level for a faster network alone."""
     slow = [make_accuracy_row("deepreduce", accuracy_test=0.628, seed=seed) for seed in (0, 1)]
     others = [each for each in content if each["variant"] != "deepreduce"]
-    found = report.tabulate_systems(report.summarize(rows), table([*others, *slow]))
+    found = report.tabulate_systems(report.summarize(rows), table([*others, *slow]), ALONE)
     near = found[found["link"] == "loopback"].set_index("variant")
     assert near.loc["deepreduce", "behind"] == pytest.approx(0.002)
     assert not near.loc["deepreduce", "worth"], "joint-0.052 is faster and more accurate"
@@ -105,7 +105,7 @@ def test_the_verdict_names_who_is_worth_it_where(systems):
 
 def test_the_table_has_every_measured_network_and_every_trained_one(systems, content):
     untimed = make_accuracy_row("cap-10", accuracy_test=0.6)
-    (lines,) = tables_of(systems_section(systems, table([*content, untimed]), ALONE))
+    (lines,) = tables_of(systems_section(systems, table([*content, untimed])))
     last = lines.pop()
     assert [last[name] for name in ("Variant", "Accuracy, %", "Seeds × epochs")] == [
         *("`cap-10`", "60.00", "1 × 44")
@@ -124,10 +124,10 @@ ORDER = ["baseline", "senet-0.09", "joint-0.052", "deepreduce", "eca"]
 
 
 def test_without_rows_there_is_nothing():
-    empty = report.tabulate_systems(report.summarize([]), report.tabulate_accuracy(None))
+    empty = report.tabulate_systems(report.summarize([]), report.tabulate_accuracy(None), ALONE)
     assert empty.empty
-    assert systems_section(empty, report.tabulate_accuracy(None), ALONE) == ""
-    untrained = report.tabulate_systems(report.summarize([row("eca")]), report.tabulate_accuracy(None))
+    assert systems_section(empty, report.tabulate_accuracy(None)) == ""
+    untrained = report.tabulate_systems(report.summarize([row("eca")]), report.tabulate_accuracy(None), ALONE)
     assert len(untrained) == 1
     assert systems_verdict(untrained) == ""
 

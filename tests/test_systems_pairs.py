@@ -31,7 +31,7 @@ def systems():
         for name in TEST
         for seed in ((0, 1) if name.startswith("joint") else (0,))
     ]
-    return report.tabulate_systems(report.summarize(rows), table(trained))
+    return report.tabulate_systems(report.summarize(rows), table(trained), report.tabulate_machines([], []))
 
 
 def test_the_best_on_held_out_images_in_senets_time_is_chosen(systems):

@@ -38,7 +38,6 @@ class Tables:
     sensitivity: pd.DataFrame
     protocols: pd.DataFrame
     systems: pd.DataFrame
-    machines: pd.DataFrame
     masks: Mapping[tuple[str, int], Masks] = field(default_factory=dict)
 
 
@@ -55,7 +54,6 @@ WORDS = {
     "sensitivity": ("layer",),
     "protocols": ("case", "variant", "engine", "timing"),
     "systems": ("variant", "engine", "link"),
-    "machines": ("machine", "case", "variant", "engine", "link"),
 }
 """The columns of each table that hold a word in every line."""
 NUMBERS = {
@@ -67,8 +65,7 @@ NUMBERS = {
     "pairs": ("width", "accuracy_difference", "macs_ratio"),
     "sensitivity": ("width", "seed", "position", "measured_sensitivity", "published_sensitivity"),
     "protocols": ("bytes_all", "whole_speedup"),
-    "systems": ("accuracy", "relus", "macs"),
-    "machines": ("width", "batch", "parties", "median_s", "speedup"),
+    "systems": ("accuracy", "relus", "macs", "speedup_elsewhere"),
 }
 """The columns that hold numbers, beside those whose names tell it."""
 

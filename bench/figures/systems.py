@@ -23,7 +23,6 @@ from pibench.figures.style import (
     plain_log,
 )
 from pibench.models import catalogue
-from pibench.store.cases import single_images
 from pibench.store.engines import engine_look
 from pibench.store.settings import TRAINED_WIDTH, WIDTH
 
@@ -39,39 +38,37 @@ def systems(tables: Tables) -> Figure:
     """
     lines = tables.systems
     lines = lines[(lines["engine"] == ENGINE) & lines["accuracy"].notna()]
-    links = [link for link in SHOWN if (lines["link"] == link).sum() > 1]
+    measured = lines[lines["speedup_elsewhere"].isna()]
+    links = [link for link in SHOWN if (measured["link"] == link).sum() > 1]
     if not links:
         raise Missing(f"it needs measured cases of two trained variants on the engine {ENGINE}")
     figure, panels = panels_beside(len(links), 4.2, 1 if len(links) > 1 else 0.6)
     labelled: list[tuple[Axes, pd.DataFrame]] = []
-    others: set[str] = set()
     for axes, link in zip(panels, links, strict=True):
         points = lines[lines["link"] == link].set_index("variant")
-        placed = _placed(tables, points, link)
-        for variant, point in placed.iterrows():
+        for variant, point in points[points["speedup_elsewhere"].notna()].iterrows():
             _mark(axes, variant, point, markerfacecolor="white")
-        _draw(axes, points)
-        points = pd.concat([points, placed]) if len(placed) else points
-        others |= set(placed.index)
+        _draw(axes, points[points["speedup_elsewhere"].isna()])
         axes.set(xscale="log", xlabel="online latency, milliseconds")
         axes.set_title(f"{engine_look(ENGINE).label}, {link_style(link)[0]}")
         plain_log(axes.xaxis)
         axes.margins(x=0.1, y=0.06)
         labelled.append((axes, points))
     label_y(panels, f"test accuracy, % (width {TRAINED_WIDTH})")
-    shown = [*lines.loc[lines["link"].isin(links), "variant"], *sorted(others)]
-    handles = family_handles([catalogue.family_name(name) for name in shown], linestyle="none")
+    shown = lines[lines["link"].isin(links)]
+    families = [catalogue.family_name(name) for name in shown["variant"]]
+    handles = family_handles(families, linestyle="none")
     handles.append(Line2D([], [], color="0.6", linewidth=0.8, label="beaten by none"))
     figure.legend(
         handles=handles, loc="outside upper center", ncols=2 if is_narrow() else 5, handletextpad=0.3
     )
-    hollow = " Hollow: placed by its speed-up over the baseline on another machine." if others else ""
+    hollow = " Hollow: placed by its speed-up over the baseline on another machine."
     add_small_print(
         figure,
         f"Accuracy of networks trained at width {TRAINED_WIDTH} on CIFAR-100; latency of the same structures "
         f"at width {WIDTH}, batch 1, two parties, medians. Horizontal bars: 95 % intervals. The line joins "
         "the networks that no other one beats in both, however little. At the points, where there is room: "
-        f"the end of the variant's name.{hollow}",
+        f"the end of the variant's name.{hollow if shown['speedup_elsewhere'].notna().any() else ''}",
     )
     for axes, points in labelled:
         _label(axes, points)
@@ -105,19 +102,6 @@ def _mark(axes: Axes, variant: str, point: pd.Series, **style: Any) -> None:
         zorder=3,
         **style,
     )
-
-
-def _placed(tables: Tables, points: pd.DataFrame, link: str) -> pd.DataFrame:
-    """Returns trained networks that only another machine measured, at seconds that follow from here."""
-    machines, accuracy = tables.machines, tables.accuracy
-    found = single_images(machines[machines["stands_in"].astype(bool)], WIDTH)
-    found = found[(found["engine"] == ENGINE) & (found["link"] == link)]
-    trained = accuracy[accuracy["width"] == TRAINED_WIDTH].groupby("variant")["accuracy_test"].mean()
-    found = found.set_index("variant").join(trained.rename("accuracy"), how="inner")
-    if "baseline" not in points.index or found.empty:
-        return found.iloc[:0]
-    seconds = points.loc["baseline", "online_median_s"] / found["speedup"]
-    return pd.DataFrame({"online_median_s": seconds, "accuracy": found["accuracy"]})
 
 
 def _label(axes: Axes, points: pd.DataFrame) -> None:

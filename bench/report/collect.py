@@ -81,6 +81,7 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
     sensitivity = [read_sensitivity(folder / "training", accuracy) for folder in folders]
     summary, layers = summarize(rows, trained), tabulate_layers(rows)
     protocols = tabulate_protocols(summary, layers, rows)
+    machines = tabulate_machines(rows, _of_others(rows, every, source, reference))
     return Report(
         source,
         others,
@@ -96,8 +97,8 @@ def read_report(results: Path, reference: Path | None = None, machine: str | Non
         sensitivity=_joined(sensitivity, ONE_LAYER),
         protocols=protocols,
         protocol_models=tabulate_protocol_models(rows, protocols),
-        systems=tabulate_systems(summary, accuracy),
-        machines=tabulate_machines(rows, _of_others(rows, every, source, reference)),
+        systems=tabulate_systems(summary, accuracy, machines),
+        machines=machines,
     )
 
 

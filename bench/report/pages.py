@@ -83,7 +83,7 @@ PAGES = {
         "What each system of the literature costs under every engine, and what it keeps of the accuracy. "
         "What each does, and why it costs what it costs: [docs/reductions.md](docs/reductions.md).",
         lambda report: _together(
-            systems_section(report.systems, report.accuracy, report.machines),
+            systems_section(report.systems, report.accuracy),
             *at_senets_latency_parts(report.systems),
         ),
         {},

@@ -3,11 +3,13 @@
 Accuracy is that of networks trained at width 16, latency that of networks of the same structure at width 64
 (seeded weights). A reduction is worth its accuracy under an engine and a link if no other network that is no
 slower is more accurate.
+
+A network that only another machine measured is placed by its speed-up over the baseline there. It is judged
+too, but no verdict on a network that was measured here rests on it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -37,6 +39,10 @@ LEVEL = 0.005
 LINKS = {"loopback": "loopback", "lan": "emulated LAN", "wan": "emulated WAN"}
 WITH_OFFLINE = "loopback"
 """The link whose offline seconds are shown; on the others the dealer waits as well."""
+PLACED = (
+    "≈: placed by its speed-up over the baseline on another machine, and compared with all networks; one "
+    "that was measured on this machine is compared with its like."
+)
 CLOCKS = ("offline_median_s", "online_median_s", "online_low_s", "online_high_s", "online_noisy")
 SYSTEMS = (
     "variant",
@@ -52,6 +58,7 @@ SYSTEMS = (
     "rounds",
     "bytes_sent",
     *CLOCKS,
+    "speedup_elsewhere",
     "behind",
     "behind_of",
     "worth",
@@ -59,16 +66,21 @@ SYSTEMS = (
 )
 
 
-def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd.DataFrame) -> pd.DataFrame:
     """Makes one line for each variant, engine and link that were measured at full width.
 
-    `summary` is the result of `summarize`, `accuracy` that of `tabulate_accuracy`. `accuracy` of a line is
-    the mean over seeds of the variant's test accuracy at width 16, NaN if it is not trained;
-    `accuracy_heldout` is that on held-out images, by which choices are made. `seeds` of them were trained,
-    for `epochs` each (the most, from random weights on). `behind` is how much less accurate the variant is
-    than `behind_of`, the most accurate network that is no slower under this engine and link. `worth` tells
-    that it is level with that one, and that no faster network is as accurate. Both are missing without an
-    accuracy.
+    `summary` is the result of `summarize`, `accuracy` that of `tabulate_accuracy`, `machines` that of
+    `tabulate_machines`. `accuracy` of a line is the mean over seeds of the variant's test accuracy at width
+    16, NaN if it is not trained; `accuracy_heldout` is that on held-out images, by which choices are made.
+    `seeds` of them were trained, for `epochs` each (the most, from random weights on).
+
+    `speedup_elsewhere` is that over the baseline on another machine, where this one has not measured the
+    case, but the baseline under this engine and link; its seconds are then the baseline's divided by it.
+
+    `behind` is how much less accurate the variant is than `behind_of`, the most accurate network that is no
+    slower under this engine and link. `worth` tells that it is level with that one, and that no faster
+    network is as accurate. Both are missing without an accuracy. A network that was measured here is compared
+    with its like, any other one with all.
     """
     if summary.empty:
         return pd.DataFrame(columns=list(SYSTEMS))
@@ -77,18 +89,22 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
         cases["link"].isin(LINKS) & cases["online_median_s"].notna() & (cases["role"] != "extra")
     ].drop_duplicates(["variant", "engine", "link"])
     lines = (
-        cases.join(_trained(accuracy), on="variant")
-        .assign(behind=math.nan, behind_of=None, worth=None)
-        .astype({"behind_of": object, "worth": object})
+        pd.concat([cases, _placed(cases, machines)], ignore_index=True)
+        .join(_trained(accuracy), on="variant")
+        .reindex(columns=list(SYSTEMS))
+        .astype({"behind": float, "behind_of": object, "worth": object})
     )
+    lines[["behind_of", "worth"]] = None
     for _, group in lines.groupby(["engine", "link"]):
         known = group.dropna(subset=["accuracy"])
+        measured = known[known["speedup_elsewhere"].isna()]
         for index, line in known.iterrows():
-            rivals = known[known["online_median_s"] <= NO_SLOWER * line["online_median_s"]]
+            others = measured if pd.isna(line["speedup_elsewhere"]) else known
+            rivals = others[others["online_median_s"] <= NO_SLOWER * line["online_median_s"]]
             best = rivals.loc[rivals["accuracy"].idxmax()]
             behind = best["accuracy"] - line["accuracy"]
-            faster = NO_SLOWER * known["online_median_s"] < line["online_median_s"]
-            beaten = bool((faster & (known["accuracy"] >= line["accuracy"])).any())
+            faster = NO_SLOWER * others["online_median_s"] < line["online_median_s"]
+            beaten = bool((faster & (others["accuracy"] >= line["accuracy"])).any())
             lines.loc[index, "behind"] = behind
             lines.loc[index, "behind_of"] = best["variant"] if behind else None
             lines.loc[index, "worth"] = bool(behind <= LEVEL) and not beaten
@@ -100,7 +116,16 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFr
             list(LINKS).index(lines.loc[at, "link"]),
         ),
     )
-    return lines.loc[order, list(SYSTEMS)].reset_index(drop=True)
+    return lines.loc[order].reset_index(drop=True)
+
+
+def _placed(cases: pd.DataFrame, machines: pd.DataFrame) -> pd.DataFrame:
+    """Returns the cases that only another machine measured, at the seconds that follow from its speed-up."""
+    found = single_images(machines[machines["stands_in"].astype(bool)], FULL_WIDTH)
+    here = cases[cases["variant"] == "baseline"].set_index(["engine", "link"])["online_median_s"]
+    found = found.join(here, on=["engine", "link"], how="inner")
+    seconds = found["online_median_s"] / found["speedup"]
+    return found.assign(online_median_s=seconds, speedup_elsewhere=found["speedup"])
 
 
 def _trained(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -116,11 +141,11 @@ def _trained(accuracy: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame, machines: pd.DataFrame) -> str:
+def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame) -> str:
     """Writes the table of all reductions, and which of them are worth their accuracy where.
 
     A network that `accuracy` has and `systems` has not stands there without latency. What another machine
-    measured (`tabulate_machines`) stands in brackets: the speed-up over the baseline there.
+    measured stands in brackets: the speed-up over the baseline there.
     """
     if systems.empty:
         return ""
@@ -129,7 +154,7 @@ def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame, machines: pd.
         [
             systems_verdict(systems),
             "![Accuracy against online latency of every reduction](plots/systems.svg)",
-            markdown_table(systems_table(systems, engines, accuracy, machines)),
+            markdown_table(systems_table(systems, engines, accuracy)),
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
             "CIFAR-100, test images, mean over seeds; epochs are counted from random weights on. *noisy*: "
@@ -141,18 +166,14 @@ def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame, machines: pd.
     )
 
 
-def systems_table(
-    systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.DataFrame, machines: pd.DataFrame
-) -> pd.DataFrame:
+def systems_table(systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.DataFrame) -> pd.DataFrame:
     """Makes one line for each variant: counts, traffic, offline and online seconds, accuracy.
 
     Counts do not depend on the machine; a speed-up on another one stands in brackets.
     """
     links = [link for link in LINKS if link in set(systems["link"])]
-    trained = _trained(accuracy)
-    systems = pd.concat([systems, _elsewhere(machines, trained)])
     lines = []
-    trained = trained.reset_index()
+    trained = _trained(accuracy).reset_index()
     untimed = trained[~trained["variant"].isin(systems["variant"])].reindex(columns=list(SYSTEMS))
     systems = pd.concat([systems, untimed]) if len(untimed) else systems
     for variant in sorted(systems["variant"].unique(), key=variant_place):
@@ -183,23 +204,14 @@ def systems_table(
     return pd.DataFrame(lines)
 
 
-def _elsewhere(machines: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
-    """Returns lines of the cases that only other machines measured: counts and `speedup`, no seconds."""
-    lines = single_images(machines[machines["stands_in"].astype(bool)], FULL_WIDTH)
-    return lines.join(trained, on="variant").reindex(columns=[*SYSTEMS, "speedup"])
-
-
 def _seconds_or_speedup(case: pd.Series) -> str:
-    return (
-        f"({format_ratio(case['speedup'])})"
-        if pd.isna(case["online_median_s"])
-        else format_seconds(case, "online")
-    )
+    elsewhere = case["speedup_elsewhere"]
+    return format_seconds(case, "online") if pd.isna(elsewhere) else f"({format_ratio(elsewhere)})"
 
 
 def systems_verdict(systems: pd.DataFrame) -> str:
     """Writes which trained reductions are worth their accuracy under each engine and link, and which not."""
-    known = systems.dropna(subset=["accuracy"])
+    known = systems.dropna(subset=["worth"])
     if known["variant"].nunique() < 2:
         return ""
     items, judged = [], []
@@ -211,7 +223,7 @@ def systems_verdict(systems: pd.DataFrame) -> str:
         rest = group[~group["worth"].astype(bool)].sort_values("behind", ascending=False)
         shown = [
             f"`{each['variant']}` ({format_accuracy(each['accuracy'])} %, "
-            f"{format_number(each['online_median_s'])} s)"
+            f"{'' if pd.isna(each['speedup_elsewhere']) else '≈'}{format_number(each['online_median_s'])} s)"
             for _, each in worth.iterrows()
         ]
         text = f"- **{engine_look(engine).label}, {LINKS[link]}** ({len(group)} networks): {listed(shown)}."
@@ -241,5 +253,6 @@ def systems_verdict(systems: pd.DataFrame) -> str:
             f"no slower (up to {100 * (NO_SLOWER - 1):.0f} %) is more accurate (by over {100 * LEVEL:.1f} "
             f"points), and none that is faster is as accurate. {' '.join(names)}",
             "\n".join(items),
+            *([PLACED] if known["speedup_elsewhere"].notna().any() else []),
         ]
     )

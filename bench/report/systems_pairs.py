@@ -23,13 +23,14 @@ COLUMNS = ("senet", "engine", "link", "joint", "seeds", "accuracy_difference", "
 def tabulate_at_senets_latency(systems: pd.DataFrame) -> pd.DataFrame:
     """Makes one line for each trained SENet network, engine and link: the best joint network in its time.
 
-    `systems` is the result of `tabulate_systems`. Of the joint networks, merged or not, whose median online
-    seconds are at most SENet's, `joint` is the most accurate on the held-out images, because no choice uses
-    the test set; it is None if there is none. `accuracy_difference` is joint - SENet on the test set;
-    `seeds` is the smaller number of seeds of the two. `online_ratio` is SENet's median over joint's.
+    `systems` is the result of `tabulate_systems`. What only another machine measured takes no part. Of the
+    joint networks, merged or not, whose median online seconds are at most SENet's, `joint` is the most
+    accurate on the held-out images, because no choice uses the test set; it is None if there is none.
+    `accuracy_difference` is joint - SENet on the test set; `seeds` is the smaller number of seeds of the two.
+    `online_ratio` is SENet's median over joint's.
     """
     lines = []
-    known = systems.dropna(subset=["accuracy"])
+    known = systems[systems["speedup_elsewhere"].isna()].dropna(subset=["accuracy"])
     for _, senet in known.iterrows():
         if family_name(senet["variant"]) not in SENET_FAMILIES:
             continue
