@@ -45,6 +45,16 @@ def test_without_a_headline_links_are_shown_by_quotients_of_medians():
     assert f"{medians['baseline'] / medians['joint-0.052']:.2f}×" in text
 
 
+@pytest.mark.parametrize(
+    ("partner", "link", "shown"), [("baseline", "lan", "3.00×"), ("eca", "loopback", "–")]
+)
+def test_over_links_a_pair_with_the_baseline_gives_the_speedup(partner, link, shown):
+    row = make_row("eca", "lean", link="lan", role="link")
+    slower = {name: [3 * value for value in values] for name, values in row["times"].items()}
+    row["reference"] = {"case": f"lean/{partner}/w64/b1/2p/{link}"} | slower
+    assert shown in short_tables(summarize([row])).splitlines()[2]
+
+
 def test_a_run_over_links_alone_is_compared(summary):
     links = summarize([make_row("baseline", link="wan", role="link", count=1)])
     for reference in (links, summary):

@@ -6,7 +6,7 @@ What a second machine says of it tells how far it depends on the processor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -24,6 +24,7 @@ ELSEWHERE = "elsewhere.json"
 SETTING = ("engine", "link", "width", "batch", "parties")
 COUNTS = ("relus", "macs", "parameters", "rounds", "bytes_sent")
 SPEEDUP = ("speedup", "speedup_low", "speedup_high")
+OFFLINE = "offline_speedup"
 COLUMNS = (
     "machine",
     "own",
@@ -37,6 +38,7 @@ COLUMNS = (
     "gain_low",
     "gain_high",
     "gain_over",
+    OFFLINE,
     "stands_in",
     "commit",
 )
@@ -48,9 +50,10 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
     `own` is true for `rows`, which are of one machine. `median_s` is the median of the phase that the engine
     is judged by: online, or all phases of an engine with one clock. `speedup` is how many times faster the
     case is there than the baseline on the same machine, engine and link: over paired repetitions where there
-    are some, else the quotient of the medians, without an interval. It is missing without a baseline. `gain`
-    is the paired speed-up over the same network on another engine, `gain_over`. `stands_in` is true where
-    the speed-up of another machine, the first that has one, may stand for a case that `rows` lack.
+    are some, else the quotient of the medians, without an interval. It is missing without a baseline.
+    `offline_speedup` is the same of the offline phase, missing for an engine with one clock. `gain` is the
+    paired speed-up over the same network on another engine, `gain_over`. `stands_in` is true where the
+    speed-up of another machine, the first that has one, may stand for a case that `rows` lack.
     """
     by_machine: dict[str, list[Row]] = {}
     for row in others:
@@ -77,31 +80,39 @@ def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
     cases = in_one_place(summarize(rows))
     cases["median_s"] = [case[f"{clocks_of(case['engine'])[-1]}_median_s"] for _, case in cases.iterrows()]
     usual = cases[(cases["variant"] == "baseline") & (cases["role"] != "extra")]
-    baselines = usual.drop_duplicates(list(SETTING)).set_index(list(SETTING))["median_s"].to_dict()
+    baselines = usual.drop_duplicates(list(SETTING)).set_index(list(SETTING))
     return [
         {
             "machine": machine_name(rows[0]),
             "own": False,
             **{name: case[name] for name in ("case", "variant", *SETTING, *COUNTS, "median_s", "commit")},
-            **_speedup(case, baselines),
+            **_speedups(case, baselines),
         }
         for _, case in cases.iterrows()
     ]
 
 
-def _speedup(case: pd.Series, baselines: Mapping[tuple, float]) -> dict[str, Any]:
-    """Returns the speed-up over the baseline, and that over another engine where rounds were paired so."""
+def _speedups(case: pd.Series, baselines: pd.DataFrame) -> dict[str, Any]:
+    """Returns the speed-ups over the baseline, or that over another engine where rounds were paired so."""
     clock = clocks_of(case["engine"])[-1]
-    paired = [case.get(f"{clock}_{name}", np.nan) for name in SPEEDUP]
     reference = case["reference_case"]
     engine, name = reference.split("/")[:2] if isinstance(reference, str) else ("", "")
     if name == case["variant"] and engine != case["engine"]:
-        return dict(zip(("gain", "gain_low", "gain_high"), paired, strict=True)) | {"gain_over": engine}
+        gains = [case.get(f"{clock}_{end}", np.nan) for end in SPEEDUP]
+        return dict(zip(("gain", "gain_low", "gain_high"), gains, strict=True)) | {"gain_over": engine}
     if case["variant"] == "baseline":
         return {}
-    if name != "baseline" or engine != case["engine"] or pd.isna(paired[0]):
-        paired = [baselines.get(tuple(case[list(SETTING)]), np.nan) / case["median_s"], np.nan, np.nan]
-    return dict(zip(SPEEDUP, paired, strict=True))
+    paired = name == "baseline" and engine == case["engine"]
+    setting = tuple(case[list(SETTING)])
+
+    def found(clock: str) -> list[float]:
+        values = [case.get(f"{clock}_{end}", np.nan) if paired else np.nan for end in SPEEDUP]
+        if pd.isna(values[0]) and setting in baselines.index:
+            seconds = f"{clock}_median_s"
+            values[0] = baselines.loc[setting].get(seconds, np.nan) / case.get(seconds, np.nan)
+        return values
+
+    return dict(zip(SPEEDUP, found(clock), strict=True)) | {OFFLINE: found("offline")[0]}
 
 
 def machines_section(machines: pd.DataFrame) -> str:

@@ -41,7 +41,8 @@ WITH_OFFLINE = "loopback"
 """The link whose offline seconds are shown; on the others the dealer waits as well."""
 PLACED = (
     "≈: placed by its speed-up over the baseline on another machine, and compared with all networks; one "
-    "that was measured on this machine is compared with its like."
+    "that was measured on this machine is compared with its like. Over a link a machine that computes more "
+    "slowly gives rounds less weight."
 )
 CLOCKS = ("offline_median_s", "online_median_s", "online_low_s", "online_high_s", "online_noisy")
 SYSTEMS = (
@@ -59,6 +60,7 @@ SYSTEMS = (
     "bytes_sent",
     *CLOCKS,
     "speedup_elsewhere",
+    "offline_speedup_elsewhere",
     "behind",
     "behind_of",
     "worth",
@@ -75,7 +77,8 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
     `seeds` of them were trained, for `epochs` each (the most, from random weights on).
 
     `speedup_elsewhere` is that over the baseline on another machine, where this one has not measured the
-    case, but the baseline under this engine and link; its seconds are then the baseline's divided by it.
+    case, but the baseline under this engine and link; its online seconds are then the baseline's divided by
+    it. `offline_speedup_elsewhere` is the same of the offline phase.
 
     `behind` is how much less accurate the variant is than `behind_of`, the most accurate network that is no
     slower under this engine and link. `worth` tells that it is level with that one, and that no faster
@@ -124,8 +127,8 @@ def _placed(cases: pd.DataFrame, machines: pd.DataFrame) -> pd.DataFrame:
     found = single_images(machines[machines["stands_in"].astype(bool)], FULL_WIDTH)
     here = cases[cases["variant"] == "baseline"].set_index(["engine", "link"])["online_median_s"]
     found = found.join(here, on=["engine", "link"], how="inner")
-    seconds = found["online_median_s"] / found["speedup"]
-    return found.assign(online_median_s=seconds, speedup_elsewhere=found["speedup"])
+    found["online_median_s"] /= found["speedup"]
+    return found.rename(columns={name: f"{name}_elsewhere" for name in ("speedup", "offline_speedup")})
 
 
 def _trained(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -195,18 +198,25 @@ def systems_table(systems: pd.DataFrame, engines: Sequence[str], accuracy: pd.Da
             "Parameters, M": format_number(first["parameters"], 1e6),
             "Rounds": join_cells(any_link, lambda each: format_count(each["rounds"])),
             "MB sent": join_cells(any_link, lambda each: format_number(each["bytes_sent"], 1e6)),
-            "Offline, s": join_cells(near, lambda each: format_number(each["offline_median_s"])),
+            "Offline, s": join_cells(near, _offline),
         }
         for link in links:
             cases = [case.get((engine, link)) for engine in engines]
-            line[f"Online, s, {link}"] = join_cells(cases, _seconds_or_speedup)
+            line[f"Online, s, {link}"] = join_cells(cases, _online)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def _seconds_or_speedup(case: pd.Series) -> str:
-    elsewhere = case["speedup_elsewhere"]
-    return format_seconds(case, "online") if pd.isna(elsewhere) else f"({format_ratio(elsewhere)})"
+def _offline(case: pd.Series) -> str:
+    return _elsewhere(case["offline_speedup_elsewhere"]) or format_number(case["offline_median_s"])
+
+
+def _online(case: pd.Series) -> str:
+    return _elsewhere(case["speedup_elsewhere"]) or format_seconds(case, "online")
+
+
+def _elsewhere(speedup: float) -> str | None:
+    return None if pd.isna(speedup) else f"({format_ratio(speedup)})"
 
 
 def systems_verdict(systems: pd.DataFrame) -> str:
