@@ -14,6 +14,7 @@ from pibench.models.transforms import (
     linearize_relus,
     merge_convs,
     merge_linear_stretches,
+    shallow_blocks,
 )
 from pibench.models.transforms.factorize_convs import (
     FORMS,
@@ -160,6 +161,19 @@ def test_low_rank_and_merging_are_refused_on_one_pair(form):
     names = {name for name, _ in factorize_convs(merged, form, 0.5).named_modules()}
     assert "layer1.0.conv2" in names
     assert "layer1.1.conv2_1" in names
+
+
+def test_low_rank_and_a_shallow_block_are_refused_on_one_branch():
+    """Depth is merged into a 3x3 convolution there, whose kernel low rank would take apart again."""
+    low = factorize_convs(small("resnet18"), "channel", {"layer1.0.conv2": 0.5})
+    reason = r"layer1\.0 cannot become shallow: layer1\.0\.conv2 is of low rank, .*: choose one of the two"
+    with pytest.raises(ValueError, match=reason):
+        shallow_blocks(low, ["layer1.0"])
+    shallow = shallow_blocks(low, ["layer1.1"])
+    with pytest.raises(ValueError, match=r"cannot factor layer1\.1\.shallow: it was merged of several"):
+        factorize_convs(shallow, "channel", {"layer1.1.shallow": 0.5})
+    names = {name for name, _ in factorize_convs(shallow, "channel", 0.5).named_modules()}
+    assert {"layer1.1.shallow", "layer1.0.conv2_1", "layer2.0.conv2_1"} <= names
 
 
 def test_a_recipe_factors_some_layers_and_merges_others():

@@ -45,7 +45,7 @@ def links_section(summary: pd.DataFrame) -> str:
         parts.append(_model_verdict(group))
         parts.append(markdown_table(_links_speedups(first, loopback)))
         if len(first) < len(group):
-            parts.append("<details><summary>All variants</summary>")
+            parts.append("<details><summary>All variants that were measured here over a link</summary>")
             parts.append(markdown_table(_links_table(group, loopback)))
             parts.append(markdown_table(_links_speedups(group, loopback)))
             parts.append("</details>")

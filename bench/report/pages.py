@@ -42,7 +42,9 @@ PAGES = {
     "latency": Page(
         "Latency",
         "What each variant costs on both engines: ReLUs, MACs, rounds, bytes, seconds, and how much faster "
-        "it is than the baseline. How this is measured: [docs/method.md](docs/method.md).",
+        "it is than the baseline. These are the networks of the headline; "
+        "[every reduction](docs/results/systems.md) has a page of its own. How this is measured: "
+        "[docs/method.md](docs/method.md).",
         lambda report: headline_section(report.rows, report.summary),
         {
             "latency_vs_relus": "Online latency against the number of ReLUs, on both engines",
@@ -70,7 +72,8 @@ PAGES = {
     ),
     "engines": Page(
         "The engines side by side",
-        "The same networks on each engine, and in plaintext. What the engines are: "
+        "The networks of the headline on each engine, and in plaintext; the others are on the page of "
+        "[every reduction](docs/results/systems.md). What the engines are: "
         "[docs/engines.md](docs/engines.md).",
         lambda report: _together(engines_section(report.summary), plaintext_section(report.summary)),
         {

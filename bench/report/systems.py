@@ -2,7 +2,7 @@
 
 Accuracy is that of networks trained at width 16, latency that of networks of the same structure at width 64
 (seeded weights). A reduction is worth its accuracy under an engine and a link if no other network that is no
-slower is more accurate.
+slower is more accurate, and no faster one is level with it.
 
 A network that only another machine measured is placed by its speed-up over the baseline there. It is judged
 too, but no verdict on a network that was measured here rests on it.
@@ -81,9 +81,9 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
     it. `offline_speedup_elsewhere` is the same of the offline phase.
 
     `behind` is how much less accurate the variant is than `behind_of`, the most accurate network that is no
-    slower under this engine and link. `worth` tells that it is level with that one, and that no faster
-    network is as accurate. Both are missing without an accuracy. A network that was measured here is compared
-    with its like, any other one with all.
+    slower under this engine and link. `worth` tells that it is level with that one (`LEVEL`), and more than
+    level above each faster network that is worth its accuracy. Both are missing without an accuracy. A
+    network that was measured here is compared with its like, any other one with all.
     """
     if summary.empty:
         return pd.DataFrame(columns=list(SYSTEMS))
@@ -101,16 +101,19 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
     for _, group in lines.groupby(["engine", "link"]):
         known = group.dropna(subset=["accuracy"])
         measured = known[known["speedup_elsewhere"].isna()]
-        for index, line in known.iterrows():
+        worth: set[int] = set()
+        for index, line in known.sort_values("online_median_s", kind="stable").iterrows():
             others = measured if pd.isna(line["speedup_elsewhere"]) else known
             rivals = others[others["online_median_s"] <= NO_SLOWER * line["online_median_s"]]
             best = rivals.loc[rivals["accuracy"].idxmax()]
             behind = best["accuracy"] - line["accuracy"]
-            faster = NO_SLOWER * others["online_median_s"] < line["online_median_s"]
-            beaten = bool((faster & (others["accuracy"] >= line["accuracy"])).any())
+            faster = others[others.index.isin(worth)]
+            faster = faster[NO_SLOWER * faster["online_median_s"] < line["online_median_s"]]
+            if behind <= LEVEL and (line["accuracy"] - faster["accuracy"] > LEVEL).all():
+                worth.add(index)
             lines.loc[index, "behind"] = behind
             lines.loc[index, "behind_of"] = best["variant"] if behind else None
-            lines.loc[index, "worth"] = bool(behind <= LEVEL) and not beaten
+            lines.loc[index, "worth"] = index in worth
     order = sorted(
         lines.index,
         key=lambda at: (
@@ -161,7 +164,8 @@ def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame) -> str:
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
             "CIFAR-100, test images, mean over seeds; epochs are counted from random weights on. *noisy*: "
-            "the interquartile range exceeds 10 % of the median. A dash: not measured. In brackets: not "
+            "the interquartile range exceeds 10 % of the median. A dash: not measured, or refused by the "
+            "engine ([reductions](docs/reductions.md)). In brackets: not "
             "measured on this machine, but so many times faster than the baseline on another one "
             "([machines](docs/results/machines.md)). "
             f"Rows are of {systems['commit'].nunique()} commits, which `systems.csv` names.",
@@ -260,8 +264,9 @@ def systems_verdict(systems: pd.DataFrame) -> str:
     return "\n\n".join(
         [
             "**Which reductions are worth their accuracy?** Those that no other network beats: none that is "
-            f"no slower (up to {100 * (NO_SLOWER - 1):.0f} %) is more accurate (by over {100 * LEVEL:.1f} "
-            f"points), and none that is faster is as accurate. {' '.join(names)}",
+            f"no slower (up to {100 * (NO_SLOWER - 1):.0f} %) is more accurate by over {100 * LEVEL:.1f} "
+            "points, and each faster one that is worth its accuracy is less accurate by as much. "
+            f"{' '.join(names)}",
             "\n".join(items),
             *([PLACED] if known["speedup_elsewhere"].notna().any() else []),
         ]

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from pibench.models.training.run import Run, Trained
 
 _PAPER = "Controlled sparsity, NeurIPS 2022 (arXiv 2208.04425)"
-_COLOURS = {"relus": "#3182BD", "macs": "#6BAED6", "seconds": "#08519C"}
+_LOOKS = {"relus": ("ReLUs", "#3182BD"), "macs": ("MACs", "#6BAED6"), "seconds": ("seconds", "#08519C")}
 FAMILIES = (
     *(
         Family(
             name=f"constrained-{what}",
-            label=f"channels for {what if what == 'seconds' else what[:-1].upper() + 's'}",
+            label=f"channels for {named}",
             paper=_PAPER,
-            summary=f"Gates remove channels inside the blocks until the network has its budget of {what}.",
+            summary=f"Gates remove channels inside the blocks until the network has its budget of {named}.",
             colour=colour,
             marker="H",
             place=90 + place,
         )
-        for place, (what, colour) in enumerate(_COLOURS.items())
+        for place, (what, (named, colour)) in enumerate(_LOOKS.items())
     ),
     Family(
         name="constrained-masks",

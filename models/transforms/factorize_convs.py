@@ -15,7 +15,8 @@ singular vectors of the unfoldings along O and C, refined by alternating least s
 Approximate unless the rank is full. Under MPC a layer becomes two or three, each with its own round, with
 fewer weights and operations. Sources: TRP (arXiv 1812.02402, 2004.14566) for channel and spatial, Kim et al.
 (arXiv 1511.06530) for Tucker-2. Refuses grouped and dilated convolutions, paddings other than zeros, ranks
-outside 1 to the largest, and a convolution that `merge_convs` has made, whose inverse this is.
+outside 1 to the largest, and a convolution that `merge_convs` or `shallow_blocks` has made, whose inverse
+this is.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -79,7 +79,8 @@ def merge_convs(model: nn.Module, names: Collection[str] | None = None) -> fx.Gr
     """Merges convolutions with the convolution before them.
 
     `names` lists the module names of the second convolutions. If one of them is not possible, ValueError
-    gives the reason. None merges all that are possible. The merged convolution has the second one's name.
+    gives the reason. None merges all that are possible; factors of low rank stay. The merged convolution has
+    the second one's name.
     """
     graph = trace(model)
     factors = {

@@ -12,9 +12,9 @@ The block's last ReLU and its skip stay; absorb_skips folds the skip in. Exact m
 kernel and more operations.
 
 Approximate: this transform makes only the structure. The weights are random and learnt elsewhere (after arXiv
-2304.13274; it does not publish kernel size and gate, so the 3x3 is our choice). Refuses a module that is not
-a residual block. A residual block is the sum of its input, or of a shortcut of it, and a chain of at least
-two convolutions with "same" padding.
+2304.13274; it does not publish kernel size and gate, so the 3x3 is our choice). Refuses a branch of low rank
+(factorize_convs), whose inverse this is, and a module that is not a residual block. A residual block is the
+sum of its input, or of a shortcut of it, and a chain of at least two convolutions with "same" padding.
 """
 
 from collections.abc import Collection
@@ -24,7 +24,7 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from pibench.models.graph.convolution import padding_obstacle, padding_of
+from pibench.models.graph.convolution import FACTOR_OF, MERGED, padding_obstacle, padding_of
 from pibench.models.graph.moves import addends, finish, insert_module, module_of, source, trace
 
 
@@ -78,6 +78,11 @@ def obstacle(graph: fx.GraphModule, block: str) -> str | None:
         deep, _, _ = deep_branch(graph, block)
     except ValueError as error:
         return str(error)
+    if low := next((node.meta[FACTOR_OF] for node in deep if FACTOR_OF in node.meta), None):
+        return (
+            f"{block} cannot become shallow: {low} is of low rank, and the shallow convolution would take "
+            "the place of its factors: choose one of the two"
+        )
     for conv in _convolutions(graph, deep):
         if conv.groups != 1:
             return f"{block} cannot become shallow: its convolutions are grouped"
@@ -119,6 +124,7 @@ def _replace(graph: fx.GraphModule, block: str) -> None:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     new = insert_module(graph, f"{block}.shallow", conv, start, deep[0])
+    new.meta[MERGED] = True
     if norm is not None:
         fresh = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, **like)
         new = insert_module(graph, f"{block}.shallow_bn", fresh, new, deep[0])
