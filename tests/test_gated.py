@@ -204,11 +204,10 @@ def test_ten_fractional_bits_hold_it():
     assert 0 < (answer - exact).abs().max() < 0.01 * exact.abs().max()
 
 
-@pytest.mark.parametrize("source", ["picture", "default"])
-def test_at_full_width_with_random_weights_ten_fractional_bits_barely_hold_it(source):
+def test_at_full_width_with_random_weights_ten_fractional_bits_barely_hold_it():
     """The answer to the image of a measurement is off by about the limit: the sweep leaves this case out."""
-    assert {("lean32", "gated")} == REFUSED
-    images = normalised(picture_crops(4, 32)) if source == "picture" else default_images(4)[0]
+    assert ("lean32", "gated") in REFUSED
+    images = default_images(4)[0]
     model = variant("gated").build(64, None)
     truth, lowered = truth_of(model, images), lower(model, images).calibrated()
     errors = {}

@@ -91,6 +91,21 @@ def test_one_other_machine_stands_in_for_a_case_that_this_one_has_not_measured(m
         ]
 
 
+def test_a_pair_on_another_link_is_no_speed_up_and_an_extra_case_stands_for_none():
+    """The reference of the LAN case is the baseline on loopback: the medians on the LAN are compared."""
+    lan = [elsewhere(timed(name, seconds, link="lan")) for name, seconds in (("baseline", 3.0), ("eca", 6.0))]
+    lan[1]["reference"] = elsewhere(timed("baseline", 2.0, reference=40.0))["reference"] | {
+        "case": "lean/baseline/w64/b1/2p/loopback",
+        "online_s": [2.0] * 6,
+    }
+    lan[1]["times"]["online_s"] = [6.0] * 6
+    found = report.tabulate_machines(OWN, lan).set_index("variant")
+    assert found.loc["eca", "speedup"] == pytest.approx(0.5)
+    assert found.loc["eca", "stands_in"]
+    lan[1]["role"] = "extra"
+    assert not report.tabulate_machines(OWN, lan).set_index("variant").loc["eca", "stands_in"]
+
+
 def test_the_section_shows_machines_beside_each_other(machines):
     text = machines_section(machines)
     assert text.startswith("5 cases were measured on Xeon, ")

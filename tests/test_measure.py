@@ -330,10 +330,8 @@ def test_a_sweep_adds_every_variant_on_every_link_and_at_the_trained_width():
     assert {link for _, _, _, link in measured} == {"loopback", *LINKS}
     for case in sweep:
         if case.link == "lan":
-            partner = case.variant, "loopback"
-            if case.variant in OTHERS:
-                partner = "baseline", "lan"
-            assert (case.reference.variant, case.reference.link) == partner, case.id
+            other = {"variant": "baseline"} if case.variant in OTHERS else {"link": "loopback"}
+            assert case.reference.id == replace(case, **other).id
     headline = {case.id for case in default if case.role == "headline"}
     assert not headline & {case.id for case in sweep}
     assert {case.reference.id for case in sweep if case.reference} <= headline | {case.id for case in sweep}

@@ -98,12 +98,28 @@ def test_a_chain_of_level_networks_does_not_hide_a_lead(content, rows):
     found = report.tabulate_systems(report.summarize(rows), table(rest), ALONE)
     near = found[found["link"] == "loopback"].set_index("variant")
     assert near.loc[list(chain), "worth"].tolist() == [True, False, True]
+    assert "Furthest behind" not in systems_verdict(found), "senet-0.09 is behind nobody"
+
+
+def test_half_a_point_is_level_whatever_its_last_bit(content, rows):
+    """0.68 - 0.675 is above 0.005 in binary."""
+    level = {"joint-0.052": 0.675, "senet-0.09": 0.6, "baseline": 0.68}
+    rest = [make_accuracy_row(name, accuracy_test=value) for name, value in level.items()]
+    found = report.tabulate_systems(report.summarize(rows), table(rest), ALONE)
+    near = found[found["link"] == "loopback"].set_index("variant")
+    assert near.loc[list(level), "worth"].tolist() == [True, False, False]
+
+
+def test_without_another_machine_columns_keep_their_types(systems):
+    kinds = {name: systems[name].dtype.kind for name in ("online_median_s", "relus", "macs", "bytes_sent")}
+    assert kinds == {"online_median_s": "f", "relus": "i", "macs": "i", "bytes_sent": "i"}
+    assert {systems[f"{name}_elsewhere"].dtype.kind for name in ("speedup", "offline_speedup")} == {"f"}
 
 
 def test_the_verdict_names_who_is_worth_it_where(systems):
     text = systems_verdict(systems)
     assert (
-        "Wherever they were measured: `baseline` and `joint-0.052`. Nowhere: `senet-0.09` and `deepreduce`."
+        "Wherever they were judged: `baseline` and `joint-0.052`. Nowhere: `senet-0.09` and `deepreduce`."
         in text
     )
     assert (

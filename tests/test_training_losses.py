@@ -6,7 +6,6 @@ import torch
 from pibench.models.training.losses import (
     attention,
     cross_entropy,
-    distance,
     distillation,
     lasso,
     pram,
@@ -54,13 +53,6 @@ def test_standardized_distillation_by_hand():
     assert standardized_distillation(LOGITS, TEACHER).item() == pytest.approx(expected, rel=1e-5)
     other = torch.tensor([[3.0], [0.2]]) * LOGITS + torch.tensor([[5.0], [-1.0]])
     assert standardized_distillation(other, TEACHER).item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_distances_are_relative_to_the_teacher():
-    teacher = torch.randn(2, 3, 4, 4)
-    assert distance(teacher, teacher).item() == 0
-    assert distance(torch.zeros_like(teacher), teacher).item() == pytest.approx(1)
-    assert distance(3 * teacher, teacher).item() == pytest.approx(4)
 
 
 def stage(seed):

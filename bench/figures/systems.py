@@ -62,13 +62,14 @@ def systems(tables: Tables) -> Figure:
     figure.legend(
         handles=handles, loc="outside upper center", ncols=2 if is_narrow() else 5, handletextpad=0.3
     )
-    hollow = " Hollow: placed by its speed-up over the baseline on another machine."
+    placed = shown["speedup_elsewhere"].notna().any()
+    hollow = " Hollow: placed by its speed-up over the baseline on another machine." if placed else ""
     add_small_print(
         figure,
         f"Accuracy of networks trained at width {TRAINED_WIDTH} on CIFAR-100; latency of the same structures "
         f"at width {WIDTH}, batch 1, two parties, medians. Horizontal bars: 95 % intervals. The line joins "
-        "the networks that no other one beats in both, however little. At the points, where there is room: "
-        f"the end of the variant's name.{hollow if shown['speedup_elsewhere'].notna().any() else ''}",
+        "those of the networks measured here that none of them beats in both, however little. At the points, "
+        f"where there is room: the end of the variant's name.{hollow}",
     )
     for axes, points in labelled:
         _label(axes, points)

@@ -71,7 +71,8 @@ def default_cases() -> tuple[Case, ...]:
 def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
     """Returns a case over a link.
 
-    On the LAN compute is a large part. The same case on loopback is therefore measured alternately with it.
+    On the LAN compute is a large part. The same case on loopback is therefore measured alternately with it,
+    unless the caller names another one.
     The prediction of the link model then comes from the same time and state of the machine. On other links
     the first inference waits as long as any other, so there is no warm-up.
     """
@@ -88,7 +89,7 @@ def sweep_cases() -> tuple[Case, ...]:
     What the default cases measure on loopback is not measured again. The slow WAN has the headline alone: it
     has the WAN's rounds and bytes at another price. On the LAN the headline is measured in turn with itself
     on loopback, which the link model asks for, any other network in turn with the baseline on the LAN: many
-    differ from it by less than a machine drifts. A network that an engine must refuse is left out.
+    differ from it by less than a machine drifts. A network that an engine may refuse is left out.
     """
     everything = (*HEADLINE, *OTHERS)
     sweep = replace(LEAN, role="sweep", rounds=12, profiles=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from pibench.report.cells import format_count, format_number, format_ratio, is_true
-from pibench.report.tables import summarize
+from pibench.report.tables import paired_with_baseline, summarize
 from pibench.store.engines import clocks_of, has_one_clock, steady_traffic, trust_of
 from pibench.store.results import Row, read_rows
 
@@ -66,7 +66,7 @@ def short_tables(summary: pd.DataFrame) -> str:
     parts.append(
         "Seconds are medians; ~: noisy, the interquartile range exceeds 10 % of the median. A speed-up is\n"
         "over the same engine's baseline: the median of paired repetitions, with a bootstrap 95 % interval\n"
-        "where they are six or more."
+        "where they are six or more, else the quotient of two medians."
     )
     others = len(summary) - len(shown)
     if others:
@@ -89,8 +89,8 @@ def _table(group: pd.DataFrame, beside: bool) -> str:
     lines = []
     for _, case in group.iterrows():
         seconds = [_seconds(case, f"{prefix}{clock}") for clock in clocks]
-        # The headline's cases of a link are paired with themselves on loopback, as the link model asks for.
-        alone = prefix and "/baseline/" not in str(case["reference_case"])
+        # On the LAN the headline is paired with itself on loopback, on the WAN a case runs alone.
+        alone = prefix and not paired_with_baseline(case)
         faster = "–" if alone else _speedup(case, f"{prefix}{judged}")
         if case["variant"] == "baseline":
             faster = "1"
@@ -187,7 +187,10 @@ def _compare_speedups(both: pd.DataFrame) -> list[str]:
     judged, apart = 0, []
     for _, case in both.iterrows():
         clock = clocks_of(case["engine"])[-1]
-        # A run over links alone has no speed-up at all, and so no such column.
+        if case["timing"] != "measured":
+            if not paired_with_baseline(case):
+                continue
+            clock = f"{case['timing']}_{clock}"
         value, there = case.get(f"{clock}_speedup"), case.get(f"{clock}_speedup_low_reference")
         if pd.isna(value) or pd.isna(there) or case["reference_case"] != case["reference_case_reference"]:
             continue

@@ -19,6 +19,7 @@ from pibench.report.cells import (
 )
 from pibench.report.order import variant_place
 from pibench.report.provenance import provenance_lines
+from pibench.report.tables import paired_with_baseline
 from pibench.store.engines import engine_place
 from pibench.store.results import ResultsError
 from pibench.store.settings import GOAL, LINKED
@@ -97,7 +98,7 @@ def _links_speedups(emulated: pd.DataFrame, loopback: pd.DataFrame) -> pd.DataFr
         case, first = (_cell_of(emulated, engine, name, link) for name in (variant, "baseline"))
         if case is None or first is None:
             return math.nan
-        if case["reference_case"] == first["case"]:
+        if paired_with_baseline(case):
             return case["emulated_online_speedup"]
         return first["emulated_online_median_s"] / case["emulated_online_median_s"]
 
@@ -119,7 +120,12 @@ def _gain(value: float, variant: str) -> str:
 
 
 def _model_verdict(emulated: pd.DataFrame) -> str:
-    """Writes the model's largest error against the goal, and names the cases without a prediction."""
+    """Writes the model's largest error against the goal, and names the cases without a prediction.
+
+    It is not judged by a case that was measured in turn with the baseline: its own seconds on loopback are of
+    another time.
+    """
+    emulated = emulated[~emulated.apply(paired_with_baseline, axis=1)]
     predicted = emulated.dropna(subset=["model_error"])
     lost = emulated[emulated["model_error"].isna()]
     text = "The model predicts none of these: their cases on loopback are missing."

@@ -15,7 +15,7 @@ import pandas as pd
 
 from pibench.report.cells import format_count, format_number, format_ratio, listed, markdown_table
 from pibench.report.order import place_of
-from pibench.report.tables import in_one_place, summarize
+from pibench.report.tables import in_one_place, paired_with_baseline, summarize
 from pibench.store.engines import clocks_of, engine_look, steady_traffic
 from pibench.store.results import Row, machine_name
 
@@ -65,9 +65,10 @@ def tabulate_machines(rows: Sequence[Row], others: Sequence[Row]) -> pd.DataFram
     places = {row["case"]: place_of(row)[1:] for row in others}  # whatever their roles
     lines.sort(key=lambda line: (places[line["case"]], not line["own"]))
     setting = itemgetter("variant", *SETTING)
-    known = {setting(row) for row in rows}
+    known = {setting(row) for row in rows if row["role"] != "extra"}
     for line in lines:
-        line["stands_in"] = bool(np.isfinite(line.get("speedup", np.nan))) and setting(line) not in known
+        usable = line["role"] != "extra" and np.isfinite(line.get("speedup", np.nan))
+        line["stands_in"] = bool(usable) and setting(line) not in known
         if line["stands_in"]:
             known.add(setting(line))
     return pd.DataFrame(lines, columns=list(COLUMNS))
@@ -85,7 +86,10 @@ def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "machine": machine_name(rows[0]),
             "own": False,
-            **{name: case[name] for name in ("case", "variant", *SETTING, *COUNTS, "median_s", "commit")},
+            **{
+                name: case[name]
+                for name in ("case", "role", "variant", *SETTING, *COUNTS, "median_s", "commit")
+            },
             **_speedups(case, baselines),
         }
         for _, case in cases.iterrows()
@@ -102,7 +106,7 @@ def _speedups(case: pd.Series, baselines: pd.DataFrame) -> dict[str, Any]:
         return dict(zip(("gain", "gain_low", "gain_high"), gains, strict=True)) | {"gain_over": engine}
     if case["variant"] == "baseline":
         return {}
-    paired = name == "baseline" and engine == case["engine"]
+    paired = paired_with_baseline(case)
     setting = tuple(case[list(SETTING)])
 
     def found(clock: str) -> list[float]:

@@ -142,6 +142,7 @@ def make_pages(report: Report, folder: Path, results: Path, plots: Path, docs: P
         figures = [f"![{caption}](plots/{figure}.svg)" for figure, caption in page.figures.items()]
         parts = [f"# {page.title}", page.introduction, page.tables(report), *figures]
         text = "\n\n".join(parts) + "\n"
+        text = text.replace("](docs/results/", "](")  # the pages of one report stand beside each other
         for place, target in (("plots", plots), ("docs", docs)):
             text = text.replace(f"]({place}/", f"]({Path(os.path.relpath(target, folder)).as_posix()}/")
         made[folder / f"{name}.md"] = text.replace("`results/", f"`{results.as_posix()}/")

@@ -2,7 +2,7 @@
 
 Accuracy is that of networks trained at width 16, latency that of networks of the same structure at width 64
 (seeded weights). A reduction is worth its accuracy under an engine and a link if no other network that is no
-slower is more accurate, and no faster one is level with it.
+slower is more accurate by over half a point, and no faster one that is itself worth its accuracy is level.
 
 A network that only another machine measured is placed by its speed-up over the baseline there. It is judged
 too, but no verdict on a network that was measured here rests on it.
@@ -25,6 +25,7 @@ from pibench.report.cells import (
     listed,
     markdown_table,
 )
+from pibench.report.machines import OFFLINE
 from pibench.report.order import variant_place
 from pibench.report.tables import in_one_place
 from pibench.store.cases import single_images
@@ -36,6 +37,8 @@ NO_SLOWER = 1.05
 """Two medians are level up to this factor."""
 LEVEL = 0.005
 """Two accuracies are level up to this difference: about the standard error of one, on 10,000 images."""
+DIGITS = 9
+"""Differences of accuracies are rounded to so many digits, as half a point is no exact binary fraction."""
 LINKS = {"loopback": "loopback", "lan": "emulated LAN", "wan": "emulated WAN"}
 WITH_OFFLINE = "loopback"
 """The link whose offline seconds are shown; on the others the dealer waits as well."""
@@ -45,6 +48,8 @@ PLACED = (
     "slowly gives rounds less weight."
 )
 CLOCKS = ("offline_median_s", "online_median_s", "online_low_s", "online_high_s", "online_noisy")
+SPEEDUPS = ("speedup", OFFLINE)
+NUMBERS = ("behind", *(f"{name}_elsewhere" for name in SPEEDUPS))
 SYSTEMS = (
     "variant",
     "engine",
@@ -59,8 +64,7 @@ SYSTEMS = (
     "rounds",
     "bytes_sent",
     *CLOCKS,
-    "speedup_elsewhere",
-    "offline_speedup_elsewhere",
+    *(f"{name}_elsewhere" for name in SPEEDUPS),
     "behind",
     "behind_of",
     "worth",
@@ -92,10 +96,10 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
         cases["link"].isin(LINKS) & cases["online_median_s"].notna() & (cases["role"] != "extra")
     ].drop_duplicates(["variant", "engine", "link"])
     lines = (
-        pd.concat([cases, _placed(cases, machines)], ignore_index=True)
+        pd.concat([cases, *_placed(cases, machines)], ignore_index=True)
         .join(_trained(accuracy), on="variant")
         .reindex(columns=list(SYSTEMS))
-        .astype({"behind": float, "behind_of": object, "worth": object})
+        .astype({name: float for name in NUMBERS} | {"behind_of": object, "worth": object})
     )
     lines[["behind_of", "worth"]] = None
     for _, group in lines.groupby(["engine", "link"]):
@@ -106,10 +110,11 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
             others = measured if pd.isna(line["speedup_elsewhere"]) else known
             rivals = others[others["online_median_s"] <= NO_SLOWER * line["online_median_s"]]
             best = rivals.loc[rivals["accuracy"].idxmax()]
-            behind = best["accuracy"] - line["accuracy"]
+            behind = round(best["accuracy"] - line["accuracy"], DIGITS)
             faster = others[others.index.isin(worth)]
             faster = faster[NO_SLOWER * faster["online_median_s"] < line["online_median_s"]]
-            if behind <= LEVEL and (line["accuracy"] - faster["accuracy"] > LEVEL).all():
+            ahead = (line["accuracy"] - faster["accuracy"]).round(DIGITS)
+            if behind <= LEVEL and (ahead > LEVEL).all():
                 worth.add(index)
             lines.loc[index, "behind"] = behind
             lines.loc[index, "behind_of"] = best["variant"] if behind else None
@@ -125,13 +130,16 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
     return lines.loc[order].reset_index(drop=True)
 
 
-def _placed(cases: pd.DataFrame, machines: pd.DataFrame) -> pd.DataFrame:
-    """Returns the cases that only another machine measured, at the seconds that follow from its speed-up."""
+def _placed(cases: pd.DataFrame, machines: pd.DataFrame) -> list[pd.DataFrame]:
+    """Returns the cases that only another machine measured, at the seconds that follow from its speed-up.
+
+    The list has one table, or none: an empty one would change the types of the others' columns.
+    """
     found = single_images(machines[machines["stands_in"].astype(bool)], FULL_WIDTH)
     here = cases[cases["variant"] == "baseline"].set_index(["engine", "link"])["online_median_s"]
     found = found.join(here, on=["engine", "link"], how="inner")
     found["online_median_s"] /= found["speedup"]
-    return found.rename(columns={name: f"{name}_elsewhere" for name in ("speedup", "offline_speedup")})
+    return [found.rename(columns={name: f"{name}_elsewhere" for name in SPEEDUPS})] if len(found) else []
 
 
 def _trained(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -164,8 +172,8 @@ def systems_section(systems: pd.DataFrame, accuracy: pd.DataFrame) -> str:
             f"Latency, counts and traffic at width {FULL_WIDTH}, batch 1, two parties; {' / '.join(engines)} "
             f"beside each other, medians. Accuracy of the same reduction trained at width {TRAINED_WIDTH} on "
             "CIFAR-100, test images, mean over seeds; epochs are counted from random weights on. *noisy*: "
-            "the interquartile range exceeds 10 % of the median. A dash: not measured, or refused by the "
-            "engine ([reductions](docs/reductions.md)). In brackets: not "
+            "the interquartile range exceeds 10 % of the median. A dash: not measured, or without the "
+            "baseline here, or refused by the engine ([reductions](docs/reductions.md)). In brackets: not "
             "measured on this machine, but so many times faster than the baseline on another one "
             "([machines](docs/results/machines.md)). "
             f"Rows are of {systems['commit'].nunique()} commits, which `systems.csv` names.",
@@ -223,6 +231,10 @@ def _elsewhere(speedup: float) -> str | None:
     return None if pd.isna(speedup) else f"({format_ratio(speedup)})"
 
 
+def _about(case: pd.Series) -> str:
+    return "" if pd.isna(case["speedup_elsewhere"]) else "≈"
+
+
 def systems_verdict(systems: pd.DataFrame) -> str:
     """Writes which trained reductions are worth their accuracy under each engine and link, and which not."""
     known = systems.dropna(subset=["worth"])
@@ -234,16 +246,17 @@ def systems_verdict(systems: pd.DataFrame) -> str:
             continue
         judged.append(group)
         worth = group[group["worth"].astype(bool)].sort_values("online_median_s")
-        rest = group[~group["worth"].astype(bool)].sort_values("behind", ascending=False)
+        rest = group[group["behind"] > LEVEL].sort_values("behind", ascending=False)
         shown = [
             f"`{each['variant']}` ({format_accuracy(each['accuracy'])} %, "
-            f"{'' if pd.isna(each['speedup_elsewhere']) else '≈'}{format_number(each['online_median_s'])} s)"
+            f"{_about(each)}{format_number(each['online_median_s'])} s)"
             for _, each in worth.iterrows()
         ]
         text = f"- **{engine_look(engine).label}, {LINKS[link]}** ({len(group)} networks): {listed(shown)}."
         if len(rest):
             far = [
-                f"`{each['variant']}` ({100 * each['behind']:.1f} points to `{each['behind_of']}`)"
+                f"`{each['variant']}` ({_about(each)}{100 * each['behind']:.1f} points to "
+                f"`{each['behind_of']}`)"
                 for _, each in rest.head(3).iterrows()
             ]
             text += f" Furthest behind: {listed(far)}."
@@ -258,16 +271,16 @@ def systems_verdict(systems: pd.DataFrame) -> str:
         nowhere -= set(group.loc[yes, "variant"])
     names = [
         f"{text}: {listed(f'`{name}`' for name in sorted(found, key=variant_place))}."
-        for text, found in (("Wherever they were measured", everywhere), ("Nowhere", nowhere))
+        for text, found in (("Wherever they were judged", everywhere), ("Nowhere", nowhere))
         if found
     ]
     return "\n\n".join(
         [
             "**Which reductions are worth their accuracy?** Those that no other network beats: none that is "
             f"no slower (up to {100 * (NO_SLOWER - 1):.0f} %) is more accurate by over {100 * LEVEL:.1f} "
-            "points, and each faster one that is worth its accuracy is less accurate by as much. "
+            "points, and each faster one that is worth its accuracy is less accurate by more than that. "
             f"{' '.join(names)}",
             "\n".join(items),
-            *([PLACED] if known["speedup_elsewhere"].notna().any() else []),
+            *([PLACED] if any("≈" in item for item in items) else []),
         ]
     )

@@ -30,6 +30,12 @@ LAYER = (
 )
 
 
+def paired_with_baseline(case: pd.Series) -> bool:
+    """Tells whether a case's rounds alternated with those of the baseline in the same setting."""
+    engine, _, *setting = case["case"].split("/")
+    return case["reference_case"] == "/".join([engine, "baseline", *setting])
+
+
 def summarize(rows: Iterable[Row], accuracy: pd.DataFrame | None = None) -> pd.DataFrame:
     """Makes one line a case, in the order of reports; `accuracy` is what `read_accuracy` returns.
 

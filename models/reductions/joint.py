@@ -96,9 +96,7 @@ def gated_task(
 
 def without_gates(run: Run, structured: nn.Module, learnt: Task) -> nn.Module:
     """Returns the shallow network `structured` with the weights of a training whose gates have fallen."""
-    from pibench.models.training.expanded import multiplied_out
-
-    state = multiplied_out(learnt.model.state_dict())
+    state = learnt.model.state_dict()
     structured.load_state_dict({key: state[key] for key in structured.state_dict()})
     return run.placed(structured)
 

@@ -1,4 +1,4 @@
-"""The losses: cross-entropy, distillation, PRAM, distances, SNL's lasso. Each returns a scalar in float32."""
+"""The losses: cross-entropy, distillation, PRAM, SNL's lasso. Each returns a scalar in float32."""
 
 from collections.abc import Iterable, Sequence
 
@@ -60,12 +60,6 @@ def pram(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
         F.mse_loss(attention(student), attention(teacher))
         for student, teacher in zip(students, teachers, strict=True)
     )
-
-
-def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Returns |s - t|^2 / |t|^2 of two tensors of one shape: 0 if they are equal, 1 for s = 0."""
-    student, teacher = student.float(), teacher.float()
-    return (student - teacher).square().sum() / teacher.square().sum()
 
 
 def lasso(alphas: Iterable[Tensor]) -> Tensor:

@@ -50,15 +50,12 @@ class GateSchedule(Schedule):
 
     If `bounded`, the last layer of the fading branch keeps its weights, so that the branch cannot grow
     against the gate. The last layer is its last BatchNorm, or the convolution of a block that activates
-    first. A kernel is a product of three while it learns if `expanded`, the factor of its channels, is above
-    1. `matched` times the gate is the weight of the blocks' distance from the teacher's.
+    first.
     """
 
     fading: float = 0.5
     images: int = 2000
     bounded: bool = False
-    expanded: int = 1
-    matched: float = 0.0
 
 
 @dataclass(frozen=True)

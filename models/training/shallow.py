@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pibench.models.training.expanded import set_kernel
 from pibench.models.training.statistics import set_batchnorm
 from pibench.models.training.taps import run_tapped
 
@@ -113,7 +112,7 @@ def fit_shallow(reference: nn.Module, blocks: Mapping[str, GatedBlock], batches:
             squares.add(inputs[firsts[name]], outputs[ends[name]])
     for name, block in blocks.items():
         kernel, bias = sums[name].solve()
-        set_kernel(block.shallow, kernel)
+        block.shallow.weight.copy_(kernel)
         norm = block.shallow_bn
         if norm is None:
             block.shallow.bias.copy_(bias)

@@ -1,14 +1,13 @@
 """Learning from a teacher."""
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from pibench.models.training.losses import (
     cross_entropy,
-    distance,
     distillation,
     pram,
     standardized_distillation,
@@ -26,12 +25,8 @@ STANDARDIZED = (0.1, 9.0, 1000.0)
 class Distilled(Supervised):
     """Cross-entropy, distillation and PRAM from a frozen teacher in eval mode, as in SENet's fine-tuning.
 
-    `stages` are the modules whose outputs PRAM compares. The loss also has the distance of the outputs of
-    the modules `matched`, times `matching`, which is 0 unless a subclass sets it.
+    `stages` are the modules whose outputs PRAM compares.
     """
-
-    matched: Collection[str] = ()
-    matching = 0.0
 
     def __init__(
         self,
@@ -45,10 +40,9 @@ class Distilled(Supervised):
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Returns the weighted sum; with a teacher the labels are not smoothed."""
-        tapped = {*self.stages, *self.matched} if self.matching else self.stages
         with torch.no_grad():
-            wanted, theirs, _ = run_tapped(self.teacher, x, tapped)
-        logits, ours, _ = run_tapped(self.model, x, tapped)
+            wanted, theirs, _ = run_tapped(self.teacher, x, self.stages)
+        logits, ours, _ = run_tapped(self.model, x, self.stages)
         standardized = self.schedule.standardized
         parts = (
             cross_entropy(logits, labels),
@@ -56,10 +50,7 @@ class Distilled(Supervised):
             pram([ours[name] for name in self.stages], [theirs[name] for name in self.stages]),
         )
         weights = STANDARDIZED if standardized else TUNING
-        loss = sum(weight * part for weight, part in zip(weights, parts, strict=True))
-        if self.matching:
-            loss = loss + self.matching * sum(distance(ours[name], theirs[name]) for name in self.matched)
-        return loss
+        return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from pibench.models.training.expanded import expand
 from pibench.models.training.loop import Setting
 from pibench.models.training.schedules import GateSchedule
 from pibench.models.training.shallow import GatedBlock, fit_shallow
@@ -31,12 +30,9 @@ class Gated(Distilled):
         self.blocks = {
             name: module for name, module in model.named_modules() if isinstance(module, GatedBlock)
         }
-        self.matched = tuple(self.blocks)
         for block in self.blocks.values():
             if schedule.bounded:
                 block.get_submodule(block.end).requires_grad_(False)
-            if schedule.expanded > 1:
-                expand(block.shallow, schedule.expanded)
 
     def gate(self, done: float) -> float:
         """Returns the gate after the fraction `done` of all steps."""
@@ -47,9 +43,8 @@ class Gated(Distilled):
         fit_shallow(self.reference, self.blocks, setting.images.sample(self.schedule.images, 100))
 
     def before_step(self, done: float) -> None:
-        """Sets the gate and the weight of the blocks' distance."""
+        """Sets the gate."""
         gate = self.gate(done)
-        self.matching = self.schedule.matched * gate
         for block in self.blocks.values():
             block.gate = gate
 
