@@ -21,7 +21,7 @@ def alive(pids: Iterable[int]) -> list[int]:
     def is_alive(pid: int) -> bool:
         try:
             return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # gone before the file is opened, or read
             return False
 
     return [pid for pid in pids if is_alive(pid)]

@@ -22,7 +22,7 @@ from pibench.models.training.schedules import HysteresisSchedule, Schedule
 from pibench.models.training.tasks.distilled import Distilled
 from pibench.models.training.tasks.hysteresis import ESCAPED, Hysteresis, QuadraticTuning
 from pibench.models.transforms import fold_batchnorm, linearize_relus, polynomial_relus
-from pibench.models.variants import variant
+from pibench.models.variants import buildable, variant
 from pibench.models.weights import file_name, load, read_weights
 from pibench.program.lower import lower
 
@@ -189,7 +189,12 @@ def test_it_is_trained_deployed_saved_and_loaded(tmp_path):
     assert list(row["phases"]) == ["baseline", "poly-0.09-scores", "poly-0.09"]
     path = tmp_path / "weights" / file_name("poly-0.09", 2)
     model = load(path)
-    assert (model(x) - expected).abs().max() < 0.03 * expected.std()
+    deployed, _ = run.deployed(buildable(variant("poly-0.09")), trained)
+    with torch.no_grad():
+        assert (deployed(x) - expected).abs().max() < 1e-3 * expected.std()
+        for weight in deployed.parameters():
+            weight.copy_(weight.half())  # as it is stored: a quadratic magnifies what that changes
+        torch.testing.assert_close(model(x), deployed(x), rtol=1e-4, atol=1e-4)
     fitted_relus = [m for m in trained.model.modules() if isinstance(m, FittedReLU)]
     quadratics = [m for m in model.modules() if isinstance(m, PolynomialReLU)]
     assert len(fitted_relus) == len(quadratics) == 17
