@@ -79,34 +79,34 @@ def test_level_networks_are_not_beaten(content, rows):
     assert near.loc["joint-0.052", "worth"], "as 0.4 points are within the error"
 
 
+def judged(accuracies, rows):
+    """Judges networks of these test accuracies: the table, and its lines of loopback by variant."""
+    trained = [make_accuracy_row(name, accuracy_test=value) for name, value in accuracies.items()]
+    found = report.tabulate_systems(report.summarize(rows), table(trained), ALONE)
+    return found, found[found["link"] == "loopback"].set_index("variant")
+
+
 @pytest.mark.parametrize(("accuracy", "worth"), [(0.628, False), (0.634, False), (0.636, True)])
-def test_a_network_with_which_a_faster_one_is_level_is_not_worth_its_time(content, rows, accuracy, worth):
+def test_a_network_with_which_a_faster_one_is_level_is_not_worth_its_time(rows, accuracy, worth):
     """`deepreduce` is slower than `joint-0.052`, which has 63 %: half a point more is none."""
-    slow = [make_accuracy_row("deepreduce", accuracy_test=accuracy, seed=seed) for seed in (0, 1)]
-    others = [each for each in content if each["variant"] != "deepreduce"]
-    found = report.tabulate_systems(report.summarize(rows), table([*others, *slow]), ALONE)
-    near = found[found["link"] == "loopback"].set_index("variant")
+    _, near = judged(ACCURACY | {"deepreduce": accuracy}, rows)
     assert near.loc["deepreduce", "behind"] == pytest.approx(max(0, 0.63 - accuracy))
     assert near.loc["deepreduce", "worth"] == worth
     assert near.loc["baseline", "worth"], "no chain of level ones leads up to it"
 
 
-def test_a_chain_of_level_networks_does_not_hide_a_lead(content, rows):
+def test_a_chain_of_level_networks_does_not_hide_a_lead(rows):
     """Each is level with the one before it, but the last is not with the first, the only one that counts."""
     chain = {"joint-0.052": 0.672, "senet-0.09": 0.676, "baseline": 0.68}
-    rest = [make_accuracy_row(name, accuracy_test=value) for name, value in chain.items()]
-    found = report.tabulate_systems(report.summarize(rows), table(rest), ALONE)
-    near = found[found["link"] == "loopback"].set_index("variant")
+    found, near = judged(chain, rows)
     assert near.loc[list(chain), "worth"].tolist() == [True, False, True]
     assert "Furthest behind" not in systems_verdict(found), "senet-0.09 is behind nobody"
 
 
-def test_half_a_point_is_level_whatever_its_last_bit(content, rows):
+def test_half_a_point_is_level_whatever_its_last_bit(rows):
     """0.68 - 0.675 is above 0.005 in binary."""
     level = {"joint-0.052": 0.675, "senet-0.09": 0.6, "baseline": 0.68}
-    rest = [make_accuracy_row(name, accuracy_test=value) for name, value in level.items()]
-    found = report.tabulate_systems(report.summarize(rows), table(rest), ALONE)
-    near = found[found["link"] == "loopback"].set_index("variant")
+    _, near = judged(level, rows)
     assert near.loc[list(level), "worth"].tolist() == [True, False, False]
 
 

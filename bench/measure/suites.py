@@ -71,25 +71,23 @@ def default_cases() -> tuple[Case, ...]:
 def _linked(engine: Case, variant: str, link: str, rounds: int) -> Case:
     """Returns a case over a link.
 
-    On the LAN compute is a large part. The same case on loopback is therefore measured alternately with it,
-    unless the caller names another one.
-    The prediction of the link model then comes from the same time and state of the machine. On other links
-    the first inference waits as long as any other, so there is no warm-up.
+    On the LAN compute is a large part. A network of the headline is therefore measured in turn with itself on
+    loopback, so that the prediction of the link model comes from the same time and state of the machine. Any
+    other one is measured in turn with the baseline on the LAN, from which many differ by less than a machine
+    drifts. On other links the first inference waits as long as any other, so there is no warm-up.
     """
     loopback = replace(engine, variant=variant, reference=None, profiles=0)
-    near = link == "lan"
-    return replace(
-        loopback, link=link, role="link", rounds=rounds, warm_up=near, reference=loopback if near else None
-    )
+    near, reference = link == "lan", None
+    if near:
+        reference = loopback if variant in HEADLINE else _linked(engine, "baseline", link, rounds)
+    return replace(loopback, link=link, role="link", rounds=rounds, warm_up=near, reference=reference)
 
 
 def sweep_cases() -> tuple[Case, ...]:
     """Returns all variants on LAN and WAN, and at the width of the trained networks: `make sweep`.
 
     What the default cases measure on loopback is not measured again. The slow WAN has the headline alone: it
-    has the WAN's rounds and bytes at another price. On the LAN the headline is measured in turn with itself
-    on loopback, which the link model asks for, any other network in turn with the baseline on the LAN: many
-    differ from it by less than a machine drifts. A network that an engine may refuse is left out.
+    has the WAN's rounds and bytes at another price. A network that an engine may refuse is left out.
     """
     everything = (*HEADLINE, *OTHERS)
     sweep = replace(LEAN, role="sweep", rounds=12, profiles=1)
@@ -105,12 +103,6 @@ def sweep_cases() -> tuple[Case, ...]:
             for link, rounds in (("lan", 9), ("wan", 2))
         },
     }
-
-    def linked(case: Case, variant: str, link: str) -> Case:
-        made = _linked(case, variant, link, shaped.get((case.engine, link), 1))
-        paired = link == "lan" and variant in OTHERS
-        return replace(made, reference=linked(case, "baseline", link)) if paired else made
-
     cases = (
         *(
             replace(sweep, engine=case.engine, variant=variant, rounds=rounds, reference=case)
@@ -123,7 +115,7 @@ def sweep_cases() -> tuple[Case, ...]:
             for variant in everything
         ),
         *(
-            linked(case, variant, link)
+            _linked(case, variant, link, shaped.get((case.engine, link), 1))
             for link in SLOW
             for case in (LEAN, LEAN32, STOCK)
             for variant in (HEADLINE if link == "wan-slow" else everything)

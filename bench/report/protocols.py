@@ -15,6 +15,7 @@ import pandas as pd
 from pibench.costs.literature import CHANNELS, LABEL, Channel, modelled, network_from_dict
 from pibench.report.order import place_of
 from pibench.report.statistics import quotient_of_medians
+from pibench.report.tables import paired_with_baseline
 from pibench.store.engines import clocks_of, has_one_clock, trust_of
 from pibench.store.results import Row
 from pibench.store.schema import whole_clock
@@ -127,7 +128,7 @@ def _speedup(
     if same.empty:
         return math.nan, math.nan, math.nan
     baseline = same.iloc[0]
-    if case["reference_case"] == baseline["case"]:
+    if paired_with_baseline(case):
         return tuple(case[f"{prefix}{whole}_speedup{end}"] for end in ("", "_low", "_high"))
     return quotient_of_medians(seconds[baseline["case"]], seconds[case["case"]])
 

@@ -99,9 +99,9 @@ def tabulate_systems(summary: pd.DataFrame, accuracy: pd.DataFrame, machines: pd
         pd.concat([cases, *_placed(cases, machines)], ignore_index=True)
         .join(_trained(accuracy), on="variant")
         .reindex(columns=list(SYSTEMS))
+        .assign(behind_of=None, worth=None)
         .astype({name: float for name in NUMBERS} | {"behind_of": object, "worth": object})
     )
-    lines[["behind_of", "worth"]] = None
     for _, group in lines.groupby(["engine", "link"]):
         known = group.dropna(subset=["accuracy"])
         measured = known[known["speedup_elsewhere"].isna()]
