@@ -121,9 +121,7 @@ def _variant(name: str, fraction: float | None = None, count: int = COUNT, **cha
 
 VARIANTS = (
     _variant("joint", plan="extended"),
-    *(
-        _variant(f"joint-{fraction}", fraction)
-        for fraction in (0.416, 0.312, 0.208, 0.104, 0.09, 0.052, 0.026)
-    ),
+    *(_variant(f"joint-{fraction}", fraction, plan="scored") for fraction in (0.416, 0.312)),
+    *(_variant(f"joint-{fraction}", fraction) for fraction in (0.208, 0.104, 0.09, 0.052, 0.026)),
     _variant("joint3-0.052", 0.052, count=3),
 )

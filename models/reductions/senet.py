@@ -43,6 +43,7 @@ SCHEDULES: Schedules = {
         "quick": MaskSchedule(6, 0.05),
         "standard": MaskSchedule(14, 0.05),
         "long": MaskSchedule(40, 0.05),
+        "scored": MaskSchedule(40, 0.05, standardized=True),
         "extended": MaskSchedule(32, 0.05, descending=True),
         "paper": MaskSchedule(240, 0.05),
     },
@@ -143,6 +144,7 @@ def trained(variant: Variant, plan: Plan) -> Phase:
 
 
 VARIANTS = tuple(
-    Variant(f"senet-{fraction}", trained, fraction=fraction, masks=masks)
-    for fraction in (0.72, 0.54, 0.36, 0.18, 0.09, 0.045)
+    Variant(f"senet-{fraction}", trained, fraction=fraction, masks=masks, plan=plan)
+    for plan, fractions in (("scored", (0.72, 0.54)), ("long", (0.36, 0.18, 0.09, 0.045)))
+    for fraction in fractions
 )
