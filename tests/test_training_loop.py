@@ -448,7 +448,9 @@ def test_a_plan_is_assembled_from_what_reductions_declare():
     assert assembled([declared], "extended") == Plan({"a": one, "b": one})
     with pytest.raises(ValueError, match="two reductions declare the phase 'a'"):
         assembled([declared, {"a": {"long": one}}], "long")
-    with pytest.raises(ValueError, match="unknown plan 'short': known are quick, standard, long, extended"):
+    with pytest.raises(
+        ValueError, match="unknown plan 'short': known are quick, standard, long, scored, extended"
+    ):
         assembled([declared], "short")
 
 
