@@ -245,7 +245,7 @@ def test_a_run_of_another_machine_stands_beside_the_reference(tmp_path, capsys):
     cases = len(json.loads(before)["rows"])
     assert said == (
         f"1 cases of {machine_name(theirs)}, which stand beside the reference's "
-        f"({machine_name(OWN[0])}) until they are all of its {cases}"
+        f"({machine_name(OWN[0])}): together with earlier ones 1 of its {cases}"
     )
     assert (reference / "bench.json").read_bytes() == before
     assert [row["case"] for row in read_rows(reference / ELSEWHERE)] == [theirs["case"]]
@@ -264,6 +264,25 @@ def test_a_run_of_another_machine_that_has_every_case_becomes_the_reference(tmp_
     take_over(Project(project))
     assert {row["machine"]["cpu"] for row in read_rows(reference / "bench.json")} == {"Xeon"}
     assert not (reference / ELSEWHERE).exists()
+
+
+def test_a_machine_may_cover_the_reference_in_several_runs(tmp_path):
+    project = filled(tmp_path)
+    own, reference = project / "results", project / "results" / "reference"
+    former = read_rows(reference / "bench.json")
+    third = another_machine(timed("senet-0.09", 3.0), "Third")
+    Store(reference / ELSEWHERE).add(third)
+    more = timed("pixels-0.5", 1.6)
+    for run_of in ((more, *former[:3]), former[2:]):
+        (own / "bench.json").unlink(missing_ok=True)
+        for row in run_of:
+            Store(own / "bench.json").add(elsewhere(row))
+        assert {row["machine"]["cpu"] for row in read_rows(reference / "bench.json")} == {MACHINES[0]}
+        take_over(Project(project))
+    found = read_rows(reference / "bench.json")
+    assert {row["machine"]["cpu"] for row in found} == {"Xeon"}
+    assert {row["case"] for row in found} == {row["case"] for row in (*former, more)}
+    assert read_rows(reference / ELSEWHERE) == [third]
 
 
 def test_an_unreadable_file_of_other_machines_changes_nothing(tmp_path, capsys):

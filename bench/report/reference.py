@@ -4,7 +4,8 @@ The run's rows replace the reference's rows of the same cases, networks, tries a
 of the reference stay. Tables, pages in docs/results/ and the README's sections follow from them.
 
 Seconds of two machines share no table. Cases of another machine than the reference's therefore stand beside
-it, in elsewhere.json, until a run of that machine covers all cases of the reference and takes its place.
+it, in elsewhere.json, until those of that machine, of one run or of several, are all cases of the reference.
+Then they take its place.
 """
 
 from __future__ import annotations
@@ -174,15 +175,20 @@ def _take_cases(reference: Path, old: Sequence[Row], measured: Sequence[Row]) ->
         by_machine.setdefault(machine_name(row), []).append(row)
     cases, said = {row["case"] for row in old}, []
     known = {machine_name(row) for row in old}
+    bench, beside = Store(reference / "bench.json"), Store(reference / ELSEWHERE)
     for machine, rows in by_machine.items():
-        if machine in known or cases <= {row["case"] for row in rows}:
-            Store(reference / "bench.json").renew(rows)
-            said.append(f"{len(rows)} cases of {machine}")
+        earlier = [row for row in beside.rows() if machine_name(row) == machine]
+        every = {row["case"]: row for row in (*earlier, *rows)}
+        if machine in known or cases <= set(every):
+            bench.renew(every.values())
+            beside.drop(machine)
+            said.append(f"{len(every)} cases of {machine}")
         else:
-            Store(reference / ELSEWHERE).merge(rows)
+            beside.merge(rows)
             said.append(
                 f"{len(rows)} cases of {machine}, which stand beside the reference's "
-                f"({', '.join(sorted(known))}) until they are all of its {len(cases)}"
+                f"({', '.join(sorted(known))}): together with earlier ones {len(cases & set(every))} of its "
+                f"{len(cases)}"
             )
     return said
 

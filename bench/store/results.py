@@ -72,6 +72,11 @@ class Store:
         fresh = list(rows)
         self._change(lambda own: _put(own, fresh, lambda row: row["case"]))
 
+    def drop(self, machine: str) -> None:
+        """Removes the rows of one machine; a file that has none of it stays untouched."""
+        if any(machine_name(row) == machine for row in self.rows()):
+            self._change(lambda rows: [row for row in rows if machine_name(row) != machine])
+
     def _change(self, change: Callable[[list[Row]], list[Row]]) -> None:
         """Replaces the rows by what `change` makes of them, while no other process does so."""
         with self._writing(), changing(self.path):
