@@ -11,7 +11,7 @@ from pibench.models.decisions import Step
 from pibench.models.layout import Layout
 from pibench.models.reductions import baseline, senet
 from pibench.models.training.phases import Phase
-from pibench.models.training.schedules import GateSchedule, Plan, Schedules
+from pibench.models.training.schedules import GateSchedule, Plan, Schedule, Schedules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +47,10 @@ SCHEDULES: Schedules = {
         "long": GateSchedule(24, 0.1),
         "extended": GateSchedule(40, 0.1, bounded=True),
         "paper": GateSchedule(120, 0.1, bounded=True),
+    },
+    "whole": {
+        "long": None,  # None leaves the shallow structure as the gate has left it
+        "scored": Schedule(40, 0.05, standardized=True),
     },
 }
 
@@ -102,9 +106,17 @@ def without_gates(run: Run, structured: nn.Module, learnt: Task) -> nn.Module:
 
 
 def trained(variant: Variant, plan: Plan, count: int) -> Phase:
-    """Learns the shallow structure, then SENet's masks on the rest, if there is a budget."""
+    """Learns the shallow structure, then SENet's masks on the rest; without a budget it tunes all ReLUs."""
+
+    def whole(run: Run, teacher: Trained, before: Trained) -> nn.Module:
+        import copy
+
+        return copy.deepcopy(before.model)
+
     start = gated(variant, plan, count)
-    return start if variant.fraction is None else senet.masked(variant, plan, start)
+    if variant.fraction is not None:
+        return senet.masked(variant, plan, start)
+    return start if plan["whole"] is None else baseline.tuned(variant, plan, whole, (start,), "whole")
 
 
 def _variant(name: str, fraction: float | None = None, count: int = COUNT, **changes: Any) -> Variant:
@@ -120,7 +132,7 @@ def _variant(name: str, fraction: float | None = None, count: int = COUNT, **cha
 
 
 VARIANTS = (
-    _variant("joint", plan="extended"),
+    _variant("joint", plan="scored"),
     *(_variant(f"joint-{fraction}", fraction, plan="scored") for fraction in (0.416, 0.312)),
     *(_variant(f"joint-{fraction}", fraction) for fraction in (0.208, 0.104, 0.09, 0.052, 0.026)),
     _variant("joint3-0.052", 0.052, count=3),
