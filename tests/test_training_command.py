@@ -79,7 +79,7 @@ def cifar(tmp_path, monkeypatch):
         (folder / split).write_bytes(pickle.dumps(entries, protocol=4))
     monkeypatch.setattr(Images, "cifar100", partial(Images.cifar100, heldout=20, checksums=None))
     monkeypatch.setattr(command, "load_cifar100", partial(load_cifar100, checksums=None))
-    plans = {"long": TINY, "extended": TINY}
+    plans = {"long": TINY, "scored": TINY}
     monkeypatch.setattr(command, "plan_named", plans.__getitem__)
     options = ["--width", "2", "--device", "cpu", "--precision", "bfloat16", "--data", str(tmp_path / "data")]
     for name in ("results", "checkpoints", "weights"):
@@ -154,22 +154,22 @@ def test_a_stored_network_is_trained_on_without_the_training_of_its_row(cifar, m
 
 def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, monkeypatch, capsys):
     folder, options, plans = cifar
-    monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
+    monkeypatch.setitem(plans, "scored", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
     monkeypatch.setattr(manifest, "FOLDER", folder / "weights")
     read, decoded = Images.cifar100, []
     monkeypatch.setattr(Images, "cifar100", lambda *args: decoded.append(args) or read(*args))
     assert main([*options, "--rows", "joint", "baseline"]) == 0
     assert len(decoded) == 1  # for both plans
     rows = {row["variant"]: row for row in read_rows(folder / "results" / "accuracy.json")}
-    assert {name: row["plan"] for name, row in rows.items()} == {"baseline": "long", "joint": "extended"}
-    assert rows["joint"]["phases"] == {"baseline": 2, "gated-5": 3}
+    assert {name: row["plan"] for name, row in rows.items()} == {"baseline": "long", "joint": "scored"}
+    assert rows["joint"]["phases"] == {"baseline": 2, "gated-5": 3, "joint": 1}
     assert capsys.readouterr().err.count("baseline  epoch") == 2
     assert VARIANTS["joint"].build(width=2).meta["trained"]
     assert main([*options, "--rows", "joint", "baseline", "--list"]) == 0
     assert capsys.readouterr().out.count("finished") == 2
     assert main([*options, "--rows", "joint", "--plan", "long", "--list"]) == 0
     assert "to be trained" in capsys.readouterr().out
-    assert main([*options, "--rows", "joint", "--plan", "extended", "--try"]) == 1
+    assert main([*options, "--rows", "joint", "--plan", "scored", "--try"]) == 1
     assert "no try: nothing differs from what joint is trained with" in capsys.readouterr().err
     assert main([*options, "--rows", "joint", "--plan", "long", "--try"]) == 0
     assert main([*options, "--rows", "joint", "--set", "gated.fading=0.9"]) == 0
@@ -181,11 +181,11 @@ def test_every_row_has_its_plan_and_takes_what_the_usual_one_has_trained(cifar, 
 def test_a_try_of_a_plan_takes_what_that_plan_has_taken(cifar, monkeypatch, capsys):
     """The baseline belongs to the usual plan: the other plan takes it from there, and so must its tries."""
     folder, options, plans = cifar
-    monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
+    monkeypatch.setitem(plans, "scored", TINY.changed({"gated.bounded": True, "gated.epochs": 3}))
     assert main([*options, "--rows", "joint", "baseline"]) == 0
-    assert not (folder / "checkpoints" / "w2-s0-extended" / "baseline.pt").exists()
+    assert not (folder / "checkpoints" / "w2-s0-scored" / "baseline.pt").exists()
     capsys.readouterr()
-    tried = [*options, "--rows", "joint", "--plan", "extended", "--set", "gated.fading=0.9"]
+    tried = [*options, "--rows", "joint", "--plan", "scored", "--set", "gated.fading=0.9"]
     assert main(tried) == 0
     said = capsys.readouterr().err
     assert "gated-5  epoch" in said
@@ -194,10 +194,10 @@ def test_a_try_of_a_plan_takes_what_that_plan_has_taken(cifar, monkeypatch, caps
 
 def test_a_row_is_finished_by_whatever_plan_has_the_same_phases(cifar, monkeypatch, capsys):
     folder, options, plans = cifar
-    monkeypatch.setitem(plans, "extended", TINY.changed({"gated.bounded": True}))
+    monkeypatch.setitem(plans, "scored", TINY.changed({"gated.bounded": True}))
     assert main([*options, "--rows", "baseline", "joint", "--plan", "long"]) == 0
     capsys.readouterr()
-    for plan, state in (("long", "finished"), ("extended", "to be trained")):
+    for plan, state in (("long", "finished"), ("scored", "to be trained")):
         assert main([*options, "--rows", "baseline", "joint", "--plan", plan, "--list"]) == 0
         lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
         assert lines == {"baseline": "finished", "joint": state}

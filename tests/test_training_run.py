@@ -102,6 +102,12 @@ def test_what_was_trained_is_what_is_deployed_and_what_is_loaded(name, run, tmp_
     assert json.loads(json.dumps(row)) == row
 
 
+def test_joint_alone_is_tuned_where_the_plan_says_so():
+    long, scored = (planned(variant("joint"), plan_named(name)) for name in ("long", "scored"))
+    assert long == {"baseline": 40, "gated-5": 24}
+    assert scored == long | {"joint": 40}
+
+
 def test_shared_phases_are_trained_once(run):
     for name in ("joint-0.09", "joint-0.052", "joint3-0.052", "senet-0.09"):
         run.trained(name)

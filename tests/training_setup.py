@@ -43,6 +43,7 @@ TINY = Plan(
         "bilinear": Schedule(2, 0.05, batch=BATCH),
         "factored": Schedule(1, 0.02, batch=BATCH),
         "tune": Schedule(1, 0.02, batch=BATCH),
+        "whole": Schedule(1, 0.02, batch=BATCH),
         "merged": Schedule(1, 0.002, batch=BATCH),
     }
 )
