@@ -18,12 +18,10 @@ from pibench.models.training.rows import find_row
 from pibench.models.variants import VARIANTS
 from pibench.models.weights import file_name, load, read_weights
 
-UNTRAINED = (
-    *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
-    *("snl-0.18", "snl-0.052", "joint-snl-0.18", "joint-snl-0.09", "joint-snl-0.052"),
-)
+UNTRAINED = ("snl-0.18", "snl-0.052", "joint-snl-0.18", "joint-snl-0.09", "joint-snl-0.052")
 """Variants whose rows and weights are still to be made."""
 NARROW = (
+    *("senet-0.72", "senet-0.54", "joint-0.416", "joint-0.312"),
     *("joint", "senet-merged-0.36", "senet-merged-0.18", "senet-merged-0.09", "senet-merged-0.045"),
     *("joint-merged-0.208", "joint-merged-0.104", "joint-merged-0.09", "joint-merged-0.052"),
     *(
