@@ -42,7 +42,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
     points = trained_points(tables.accuracy)
     if "baseline" not in points.index:
         raise Missing(f"it needs the baseline, trained at width {TRAINED_WIDTH}")
-    figure, panels = panels_beside(2, 3.5)
+    figure, panels = panels_beside(2, 3.5 + _beyond(points["family"], 3, 4))
     originals = (points.loc["baseline", "relus"], FULL_WIDTH_RELUS)
     for axes, scales in zip(panels, ((1e3, 1e3), [whole / 100 for whole in originals]), strict=True):
         _draw_published(axes, scales[1])
@@ -66,8 +66,7 @@ def accuracy_vs_relus(tables: Tables) -> Figure:
 def accuracy_full_width(tables: Tables) -> Figure:
     """Draws accuracy against ReLUs of the networks trained at full width, with published points."""
     points = trained_points(tables.accuracy, FULL_WIDTH)
-    rows = -(-points["family"].nunique() // 2)  # of the legend
-    figure, axes = one_panel(0.72, 4.3 + 0.16 * max(0, rows - 10))
+    figure, axes = one_panel(0.72, 4.3 + _beyond(points["family"], 2, 10))
     _draw_published(axes, 1e3)
     _draw_families(axes, points, points["relus"] / 1e3)
     axes.set(xscale="log", xlabel="ReLUs per image, thousands", ylabel="test accuracy, %")
@@ -86,7 +85,7 @@ def accuracy_full_width(tables: Tables) -> Figure:
 def accuracy_vs_macs(tables: Tables) -> Figure:
     """Draws test accuracy against multiply-accumulates per image."""
     points = trained_points(tables.accuracy)
-    figure, axes = one_panel(0.8, 3.7)
+    figure, axes = one_panel(0.8, 3.7 + _beyond(points["family"], 4, 4))
     millions = points["macs"] / 1e6
     _draw_families(axes, points, millions, joined=False)
     axes.set_xlabel("MACs per image, millions")
@@ -255,6 +254,11 @@ def _published_handles() -> list[Line2D]:
     look = {"color": GREY, "linestyle": ":", "linewidth": 0.8, "markerfacecolor": "white", "markersize": 4}
     methods = dict.fromkeys(each.method for each in PUBLISHED)
     return [Line2D([], [], marker=_published_marker(name), label=name, **look) for name in methods]
+
+
+def _beyond(families: pd.Series, columns: int, rows: int) -> float:
+    """Returns the height, in inches, of what a legend of families has beyond so many rows."""
+    return 0.16 * max(0, -(-families.nunique() // columns) - rows)
 
 
 def _legend(figure: Figure, handles: list[Line2D], columns: int, side: str, title: str | None = None) -> None:
