@@ -54,6 +54,13 @@ def trained(variant: Variant, plan: Plan) -> Phase:
     return Phase("baseline", plan["baseline"], task)
 
 
+def left(run: Run, teacher: Trained, before: Trained) -> nn.Module:
+    """Returns a copy of the network that the phase before has left: a `network` of `tuned`."""
+    import copy
+
+    return copy.deepcopy(before.model).requires_grad_(True)
+
+
 def tuned(
     variant: Variant,
     plan: Plan,

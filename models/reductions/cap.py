@@ -130,13 +130,7 @@ def untuned(
 
 def tuned(variant: Variant, plan: Plan, name: str, drop: float) -> Phase:
     """Tunes what `untuned` leaves, with the baseline as teacher."""
-
-    def network(run: Run, teacher: Trained, start: Trained) -> nn.Module:
-        import copy
-
-        return copy.deepcopy(start.model)
-
-    return baseline.tuned(variant, plan, network, (untuned(variant, plan, name, drop),))
+    return baseline.tuned(variant, plan, baseline.left, (untuned(variant, plan, name, drop),))
 
 
 VARIANTS = tuple(

@@ -171,13 +171,7 @@ def gated(variant: Variant, plan: Plan, what: str, target: float) -> Phase:
 
 def trained(variant: Variant, plan: Plan, what: str, target: float) -> Phase:
     """Removes channels down to a budget and tunes the network, with the baseline as teacher."""
-
-    def network(run: Run, teacher: Trained, start: Trained) -> nn.Module:
-        import copy
-
-        return copy.deepcopy(start.model).requires_grad_(True)
-
-    return baseline.tuned(variant, plan, network, (gated(variant, plan, what, target),))
+    return baseline.tuned(variant, plan, baseline.left, (gated(variant, plan, what, target),))
 
 
 def positions(variant: Variant, plan: Plan) -> Phase:

@@ -107,16 +107,10 @@ def without_gates(run: Run, structured: nn.Module, learnt: Task) -> nn.Module:
 
 def trained(variant: Variant, plan: Plan, count: int) -> Phase:
     """Learns the shallow structure, then SENet's masks on the rest; without a budget it tunes all ReLUs."""
-
-    def whole(run: Run, teacher: Trained, before: Trained) -> nn.Module:
-        import copy
-
-        return copy.deepcopy(before.model)
-
     start = gated(variant, plan, count)
     if variant.fraction is not None:
         return senet.masked(variant, plan, start)
-    return start if plan["whole"] is None else baseline.tuned(variant, plan, whole, (start,), "whole")
+    return start if plan["whole"] is None else baseline.tuned(variant, plan, baseline.left, (start,), "whole")
 
 
 def _variant(name: str, fraction: float | None = None, count: int = COUNT, **changes: Any) -> Variant:

@@ -240,13 +240,7 @@ def pruned(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> 
 
 def trained(variant: Variant, plan: Plan, forms: Forms, energy: float | None) -> Phase:
     """Prunes ranks and tunes the factored network, with the baseline as teacher."""
-
-    def network(run: Run, teacher: Trained, start: Trained) -> nn.Module:
-        import copy
-
-        return copy.deepcopy(start.model)
-
-    return baseline.tuned(variant, plan, network, (pruned(variant, plan, forms, energy),), "factored")
+    return baseline.tuned(variant, plan, baseline.left, (pruned(variant, plan, forms, energy),), "factored")
 
 
 _FORMS: Mapping[str, str] = {"trp-channel": "channel", "trp-spatial": "spatial", "tucker": "tucker"}
