@@ -164,7 +164,7 @@ PLANS = {
     "quick": "a first look on two cores at width 16",
     "standard": "three hours for all rows there",
     "long": "most committed rows: a quarter of an hour for all of one width on an H200",
-    "scored": "as `long`; with masks, a teacher's logits count by their standard scores",
+    "scored": "as `long`; with masks a teacher's logits count by their standard scores; joint is tuned",
     "extended": "a gate that cannot grow, learnt longer; budgets that descend",
     "paper": "as many epochs as the papers of SENet and SNL have, 500 to 700 a row; for a CUDA device",
 }
