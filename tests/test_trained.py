@@ -108,6 +108,14 @@ def test_the_stored_network_is_the_one_of_its_row(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_the_committed_log_of_a_row_reaches_its_last_epoch(name):
+    row, where = row_of(name), REFERENCE / "training"
+    logs = where.glob(f"w16-s0-{row['plan']}*/{list(row['phases'])[-1]}.jsonl")
+    epochs = {len(path.read_text().splitlines()) for path in logs}
+    assert not epochs or list(row["phases"].values())[-1] in epochs
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_a_seeded_network_has_the_counts_of_the_trained_one(name):
     """Latency is that of seeded networks; the same row has the accuracy of a trained one."""
     trained, seeded = (
