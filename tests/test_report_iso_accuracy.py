@@ -137,7 +137,7 @@ def test_seconds_are_shares_of_the_interleaved_baseline_where_both_methods_are_t
 
 
 def test_plans_and_widths_form_curves_of_their_own():
-    joint = [row | {"plan": "extended"} for row in make_accuracy() if row["variant"].startswith("joint")]
+    joint = [row | {"plan": "scored"} for row in make_accuracy() if row["variant"].startswith("joint")]
     senet = [row for row in make_accuracy() if not row["variant"].startswith("joint")]
     none = report.tabulate_iso_accuracy(table([*senet, *joint]), [])
     assert none.empty

@@ -31,7 +31,7 @@ def test_pairs_are_senets_budgets_and_those_over_1_73():
 def test_pairs_are_of_one_plan():
     content = [make_accuracy_row("senet-0.09", seed=seed, accuracy_test=0.6) for seed in (0, 1)]
     content += [make_accuracy_row("joint-0.052", seed=0, accuracy_test=0.59)]
-    content += [make_accuracy_row("joint-0.052", seed=1, accuracy_test=0.5, plan="extended", epochs=150)]
+    content += [make_accuracy_row("joint-0.052", seed=1, accuracy_test=0.5, plan="scored", epochs=150)]
     made = report.tabulate_pairs(table(content), []).set_index(["joint", "width"]).loc[("joint-0.052", 16)]
     assert (made["seeds"], made["accuracy_difference"]) == (1, pytest.approx(-0.01))
     assert (made["epochs_senet"], made["epochs_joint"]) == (44, 44)
@@ -135,9 +135,9 @@ def test_merging_alone_is_held_against_the_baseline_seed_by_seed(rows):
         "Merging alone, all other ReLUs kept (`joint`): **-0.30** points to the baseline at width 16 (n = 1"
     )
     assert f"{said}), with 1.67× fewer ReLUs and 1.52× fewer MACs." in section([*content, joint], rows)
-    text = section([*content, joint | {"plan": "extended"}], rows)
+    text = section([*content, joint | {"plan": "scored"}], rows)
     assert f"{said}; of another plan), with 1.67× fewer ReLUs" in text
-    assert "Trained by plan `long` in bfloat16; `joint` by `extended` in bfloat16, seeds 0, 1" in text
+    assert "Trained by plan `long` in bfloat16; `joint` by `scored` in bfloat16, seeds 0, 1" in text
 
 
 def test_at_equal_latency_stands_the_best_that_is_no_slower(rows):

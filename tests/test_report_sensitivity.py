@@ -18,16 +18,16 @@ def test_sensitivity_stands_beside_the_published_one(tmp_path):
         ("w16-s0-standard", 0.0),
         ("w16-s1-standard", 0.02),
         ("w16-s0-standard-masks.search=0", 9),
-        ("w16-s0-extended", 0.04),
+        ("w16-s0-long", 0.04),
     ):
         (tmp_path / run).mkdir()
         (tmp_path / run / "sensitivity.json").write_text(json.dumps(make_sensitivity(shift)))
     untrained = report.tabulate_accuracy(None)
     made = report.read_sensitivity(tmp_path, untrained)
     assert list(made["seed"].unique()) == [0, 1]
-    assert list(made["run"].unique()) == ["w16-s0-extended", "w16-s1-standard"]
+    assert list(made["run"].unique()) == ["w16-s0-long", "w16-s1-standard"]
     phases = {"plan": "standard", "phases": {"baseline": 1, "sensitivity": 1, "senet-0.09": 1}}
-    rows = [make_accuracy_row("baseline", plan="extended"), make_accuracy_row("senet-0.09", **phases)]
+    rows = [make_accuracy_row("baseline", plan="long"), make_accuracy_row("senet-0.09", **phases)]
     of_rows = report.read_sensitivity(tmp_path, table(rows))  # what the rows got their ReLUs by
     assert list(of_rows["run"].unique()) == ["w16-s0-standard", "w16-s1-standard"]
     assert set(made["width"]) == {16}

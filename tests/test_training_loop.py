@@ -433,7 +433,7 @@ def test_plans_are_changed_by_name():
         ({"mask.images": 0}, r"no 'mask.images': known are baseline, tune, sensitivity"),
         ({"masks": 0}, r"no 'masks': known are masks.epochs"),
         ({"masks.epochs": 1.5}, r"masks.epochs is 14 in the plan and cannot be 1.5"),
-        ({"masks.descending": "yes"}, r"masks.descending is False in the plan and cannot be 'yes'"),
+        ({"masks.standardized": "yes"}, r"masks.standardized is False in the plan and cannot be 'yes'"),
         ({"masks.epochs": 0}, r"no schedule"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -445,11 +445,11 @@ def test_a_plan_is_assembled_from_what_reductions_declare():
     declared = {"a": {"long": one}, "b": {"long": one, "quick": two, "standard": None}}
     assert assembled([declared], "quick") == Plan({"a": one, "b": two})
     assert assembled([declared], "standard") == Plan({"a": one, "b": None})
-    assert assembled([declared], "extended") == Plan({"a": one, "b": one})
+    assert assembled([declared], "paper") == Plan({"a": one, "b": one})
     with pytest.raises(ValueError, match="two reductions declare the phase 'a'"):
         assembled([declared, {"a": {"long": one}}], "long")
     with pytest.raises(
-        ValueError, match="unknown plan 'short': known are quick, standard, long, scored, extended"
+        ValueError, match="unknown plan 'short': known are quick, standard, long, scored, paper"
     ):
         assembled([declared], "short")
 

@@ -1,5 +1,4 @@
 import copy
-import io
 import json
 import re
 from dataclasses import replace
@@ -17,14 +16,12 @@ from pibench.models.cost import relu_shapes
 from pibench.models.published import SENET_SENSITIVITY
 from pibench.models.reductions.joint import gated
 from pibench.models.reductions.merged import blocks, hoist_in_training
-from pibench.models.reductions.senet import next_larger
 from pibench.models.training import loop, rows
 from pibench.models.training.command import remaining
 from pibench.models.training.files import TrainingError, digest
 from pibench.models.training.phases import phases, plan_named, planned
 from pibench.models.training.relus import masks_of
 from pibench.models.training.rows import finish_row
-from pibench.models.training.run import Run
 from pibench.models.variants import VARIANTS, variant
 from pibench.models.weights import file_name, load, save_weights
 from pibench.models.zoo import layout_of
@@ -186,41 +183,6 @@ def test_merging_is_exact_for_the_network_that_is_trained():
     torch.testing.assert_close(final(x), expected, rtol=1e-9, atol=1e-9)
     assert final.get_submodule("layer3.0.conv2").kernel_size == (7, 7)
     assert (plain(x) - expected).abs().max() > 1e-3  # without hoisting the border would differ
-
-
-def test_a_budget_may_descend_from_the_larger_ones(run, tmp_path):
-    def larger(name):
-        found = next_larger(variant(name))
-        return found and found.name
-
-    descents = {
-        "senet-0.045": "senet-0.09",
-        "senet-0.18": "senet-0.36",
-        "senet-0.36": "senet-0.72",
-        "senet-0.54": None,
-        "senet-0.72": None,
-        "joint-0.052": "joint-0.104",
-        "joint-0.09": "joint-0.208",
-        "joint-0.208": "joint-0.416",
-        "joint-0.312": None,
-        "joint-0.416": None,
-        "joint3-0.052": None,
-    }
-    assert {name: larger(name) for name in descents} == descents
-    plan = run.plan.changed({"masks.descending": True})
-    other = Run(run.setting, plan, 2, tmp_path, tmp_path, io.StringIO(), shared=[run.checkpoints])
-    trained = other.trained("joint-0.104")
-    phases = {phase.name: len(phase.history) for phase in trained.phases}
-    assert phases == planned(variant("joint-0.104"), plan)
-    assert phases.keys() == {
-        *("baseline", "gated-5", "sensitivity"),
-        *("joint-0.416", "joint-0.208", "joint-0.104"),
-    }
-    kept, before = masks_of(trained.model), masks_of(other.trained("joint-0.208").model)
-    assert sum(int(mask.sum()) for mask in kept.values()) == variant("joint-0.104").budget(2)
-    assert sum(int(mask.sum()) for mask in before.values()) == variant("joint-0.208").budget(2)
-    assert not any((mask & ~before[name]).any() for name, mask in kept.items())
-    assert trained.epochs == run.trained("joint-0.104").epochs + 2 * plan["masks"].epochs
 
 
 OTHERS = [

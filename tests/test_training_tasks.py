@@ -83,13 +83,12 @@ def evenly(budget):
     )
 
 
-def tuning(before=None):
+def tuning():
     """Returns the task of 25 ReLUs a layer for a network that is its own reference."""
-    model = network().eval() if before is None else before
+    model = network().eval()
     sizes = shapes(model)
     student = copy.deepcopy(model)
-    if before is None:
-        mask_relus(student, all_kept(sizes))
+    mask_relus(student, all_kept(sizes))
     return MaskTuning(student, TINY["masks"], network(1), STAGE_OUTPUTS, model, evenly(25 * len(sizes)))
 
 
@@ -103,18 +102,6 @@ def test_masks_are_where_the_reference_cuts_most_and_stay():
         assert error[name][mask].min() >= error[name][~mask].max()
     assert task.after_epoch(SETTING, 0) == {}
     assert all(torch.equal(mask, masks[name]) for name, mask in masks_of(task.model).items())
-
-
-def test_masks_of_a_reference_that_has_masks_are_thinned():
-    first = tuning()
-    first.start(SETTING)
-    before = masks_of(first.model)
-    task = tuning(first.model.eval())
-    task.share = dict.fromkeys(before, 10)
-    task.start(SETTING)
-    for name, mask in masks_of(task.model).items():
-        assert int(mask.sum()) == 10
-        assert not (mask & ~before[name]).any()
 
 
 def test_the_linearisation_error_is_what_is_cut_off():

@@ -45,7 +45,6 @@ SCHEDULES: Schedules = {
         "quick": GateSchedule(8, 0.1),
         "standard": GateSchedule(14, 0.1),
         "long": GateSchedule(24, 0.1),
-        "extended": GateSchedule(40, 0.1, bounded=True),
         "paper": GateSchedule(120, 0.1, bounded=True),
     },
     "whole": {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pibench.models.allocation import allocate_layers, least_sensitive_blocks, published_sensitivity
 from pibench.models.base import Family, Variant
 from pibench.models.layout import Layout
 from pibench.models.reductions import baseline
-from pibench.models.training.phases import Phase, last_phase
+from pibench.models.training.phases import Phase
 from pibench.models.training.schedules import MaskSchedule, Plan, Schedules, SparseSchedule
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ SCHEDULES: Schedules = {
         "standard": MaskSchedule(14, 0.05),
         "long": MaskSchedule(40, 0.05),
         "scored": MaskSchedule(40, 0.05, standardized=True),
-        "extended": MaskSchedule(32, 0.05, descending=True),
         "paper": MaskSchedule(240, 0.05),
     },
 }
@@ -89,53 +87,35 @@ def sensitivity(plan: Plan) -> Phase:
     return Phase("sensitivity", plan["sensitivity"], task, settle=settle)
 
 
-def next_larger(variant: Variant) -> Variant | None:
-    """Returns the smallest variant of the same family with at least about twice the ReLUs.
-
-    Returns None if there is none. "About" means 1.9 times, because budgets are rounded.
-    """
-    from pibench.models.catalogue import variants
-
-    least = 1.9 * (variant.fraction or 1)
-    family = {other.fraction: other for other in variants().values() if other.family == variant.family}
-    larger = [fraction for fraction in family if fraction is not None and fraction >= least]
-    return replace(family[min(larger)], network=variant.network) if larger else None
-
-
 def masked(variant: Variant, plan: Plan, start: Phase) -> Phase:
     """Chooses masks on the network of `start`, which has the variant's structure, and tunes it.
 
-    The teacher is the baseline. Where budgets descend, a larger variant replaces `start`.
+    The teacher is the baseline.
     """
-    schedule = plan["masks"]
-    larger = next_larger(variant) if schedule.descending else None
-    before = start if larger is None else last_phase(larger, plan)
     proxy = () if plan["sensitivity"] is None else (sensitivity(plan),)
 
     def task(run: Run, teacher: Trained, before: Trained, *proxy: Trained) -> Task:
         import copy
 
         from pibench.models.masks import all_kept
-        from pibench.models.training.relus import mask_relus, masks_of
+        from pibench.models.training.relus import mask_relus
         from pibench.models.training.tasks.mask_tuning import MaskTuning
 
-        model = copy.deepcopy(before.model)
-        if larger is None:
-            mask_relus(model, all_kept(run.shapes(before.model)))
-        shapes = {relu: tuple(mask.shape) for relu, mask in masks_of(model).items()}
+        model, shapes = copy.deepcopy(before.model), run.shapes(before.model)
+        mask_relus(model, all_kept(shapes))
         known = (
             measured(run.layout, proxy[0].phases[-1].extra) if proxy else published_sensitivity(run.layout)
         )
         return MaskTuning(
             model,
-            schedule,
+            plan["masks"],
             run.teacher(teacher),
             run.layout.stages,
             run.frozen(before.model),
             allocate_layers(shapes, known, run.budget(variant)),
         )
 
-    return Phase(variant.name, schedule, task, (baseline.trained(variant, plan), before, *proxy))
+    return Phase(variant.name, plan["masks"], task, (baseline.trained(variant, plan), start, *proxy))
 
 
 def trained(variant: Variant, plan: Plan) -> Phase:

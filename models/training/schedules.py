@@ -60,15 +60,9 @@ class GateSchedule(Schedule):
 
 @dataclass(frozen=True)
 class MaskSchedule(Schedule):
-    """Masks are chosen once, scored on `images` images, and stay.
-
-    With `descending` a variant starts from the trained one of its family with about twice its ReLUs, if there
-    is one, and keeps some of those. Every budget then goes through the larger ones. This costs nothing where
-    these are rows too. Ours.
-    """
+    """Masks are chosen once, scored on `images` images, and stay."""
 
     images: int = 5000
-    descending: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,6 @@ PLANS = {
     "standard": "three hours for all rows there",
     "long": "most committed rows: a quarter of an hour for all of one width on an H200",
     "scored": "as `long`; with masks a teacher's logits count by their standard scores; joint is tuned",
-    "extended": "a gate that cannot grow, learnt longer; budgets that descend",
     "paper": "as many epochs as the papers of SENet and SNL have, 500 to 700 a row; for a CUDA device",
 }
 """Plans by name. A phase that does not name its schedule under a plan takes the one of `USUAL`'s."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pibench.models.masks import largest_masks
 from pibench.models.training.loop import Setting
-from pibench.models.training.relus import TrainingReLU, masks_of, named_relus
+from pibench.models.training.relus import named_relus
 from pibench.models.training.schedules import MaskSchedule
 from pibench.models.training.taps import run_tapped
 from pibench.models.training.tasks.distilled import Distilled
@@ -22,8 +22,7 @@ def linearisation_error(model: nn.Module, batches: Iterable[Tensor]) -> dict[str
     ReLUs (arXiv 2301.09254). That change is almost 0 at every position with a ReLU, so a mask chosen by it
     would drop exactly these positions.
     """
-    kinds = (nn.ReLU, TrainingReLU)
-    names = [name for name, relu in named_relus(model).items() if isinstance(relu, kinds)]
+    names = [name for name, relu in named_relus(model).items() if isinstance(relu, nn.ReLU)]
     error: dict[str, Tensor] = {}
     for x in batches:
         _, _, before = run_tapped(model, x, (), names)
@@ -37,8 +36,7 @@ class MaskTuning(Distilled):
     """SENet's fine-tuning with fixed masks, chosen at the start instead of by its search.
 
     `share` is the number of positions that each layer keeps. `reference` is the same structure with all
-    ReLUs, or with those of a larger budget. In each layer the positions with the largest
-    `linearisation_error` there are kept.
+    ReLUs. In each layer the positions with the largest `linearisation_error` there are kept.
     """
 
     schedule: MaskSchedule
@@ -56,11 +54,9 @@ class MaskTuning(Distilled):
         self.reference, self.share = reference, share
 
     def start(self, setting: Setting) -> None:
-        """Chooses the masks; they keep only positions that the reference's masks keep."""
+        """Chooses the masks."""
         with setting.autocast():
             error = linearisation_error(self.reference, setting.images.sample(self.schedule.images))
         error = {name: value.cpu() for name, value in error.items()}
-        for name, mask in masks_of(self.reference).items():
-            error[name] = error[name].masked_fill(~mask.cpu(), -1.0)
         for name, mask in largest_masks(error, self.share).items():
             self.model.get_submodule(name).set_mask(mask)
