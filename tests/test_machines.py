@@ -285,6 +285,24 @@ def test_a_machine_may_cover_the_reference_in_several_runs(tmp_path):
     assert read_rows(reference / ELSEWHERE) == [third]
 
 
+def test_cases_of_another_machine_leave_when_their_network_has_other_counts_now(tmp_path):
+    project = filled(tmp_path)
+    own, reference = project / "results", project / "results" / "reference"
+    same, old = elsewhere(timed("joint-0.052", 0.5)), elsewhere(timed("senet-0.09", 1.6))
+    Store(reference / ELSEWHERE).merge([same, old])
+    for row in read_rows(reference / "bench.json"):
+        if row["case"] in (same["case"], old["case"]):
+            changed = row["cost"] | {"relu_layers": row["cost"]["relu_layers"] - 5}
+            Store(own / "bench.json").add(row | ({"cost": changed} if row["case"] == old["case"] else {}))
+    measured = read_rows(own / "bench.json")
+    assert take_over(Project(project)) == [
+        f"{len(measured)} cases of {machine_name(measured[0])}",
+        "1 cases of other machines leave: their networks had other counts",
+    ]
+    assert read_rows(reference / ELSEWHERE) == [same]
+    assert {row["case"] for row in measured} == {same["case"], old["case"]}
+
+
 def test_an_unreadable_file_of_other_machines_changes_nothing(tmp_path, capsys):
     project = filled(tmp_path)
     reference = project / "results" / "reference"

@@ -5,7 +5,8 @@ of the reference stay. Tables, pages in docs/results/ and the README's sections 
 
 Seconds of two machines share no table. Cases of another machine than the reference's therefore stand beside
 it, in elsewhere.json, until those of that machine, of one run or of several, are all cases of the reference.
-Then they take its place.
+Then they take its place. A case of another machine leaves when the reference has the same case anew and its
+network then has other counts.
 """
 
 from __future__ import annotations
@@ -181,8 +182,12 @@ def _take_cases(reference: Path, old: Sequence[Row], measured: Sequence[Row]) ->
         every = {row["case"]: row for row in (*earlier, *rows)}
         if machine in known or cases <= set(every):
             bench.renew(every.values())
-            beside.drop(machine)
+            beside.drop(lambda row, gone=machine: machine_name(row) == gone)
             said.append(f"{len(every)} cases of {machine}")
+            now = {row["case"]: row["cost"] for row in every.values()}
+            former = beside.drop(lambda row, now=now: row["cost"] != now.get(row["case"], row["cost"]))
+            if former:
+                said.append(f"{former} cases of other machines leave: their networks had other counts")
         else:
             beside.merge(rows)
             said.append(

@@ -72,10 +72,15 @@ class Store:
         fresh = list(rows)
         self._change(lambda own: _put(own, fresh, lambda row: row["case"]))
 
-    def drop(self, machine: str) -> None:
-        """Removes the rows of one machine; a file that has none of it stays untouched."""
-        if any(machine_name(row) == machine for row in self.rows()):
-            self._change(lambda rows: [row for row in rows if machine_name(row) != machine])
+    def drop(self, gone: Callable[[Row], bool]) -> int:
+        """Removes the rows of which `gone` is true; returns their number.
+
+        A file that has none of them stays untouched.
+        """
+        found = sum(map(gone, self.rows()))
+        if found:
+            self._change(lambda rows: [row for row in rows if not gone(row)])
+        return found
 
     def _change(self, change: Callable[[list[Row]], list[Row]]) -> None:
         """Replaces the rows by what `change` makes of them, while no other process does so."""
